@@ -1,0 +1,1 @@
+"""From two snapshots to what changed and whether it can be carried."""

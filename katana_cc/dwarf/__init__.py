@@ -1,0 +1,1 @@
+"""DWARF: call frames, types, lines."""

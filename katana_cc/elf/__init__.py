@@ -1,0 +1,1 @@
+"""ELF: reading objects and outputs, and the numbers of the format."""

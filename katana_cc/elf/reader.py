@@ -1,0 +1,296 @@
+"""A reader for 64-bit little-endian ELF: headers, sections, symbols, relocations, segments, notes.
+
+Hand-written, since recording reads every object of a link while the user waits: `struct.iter_unpack` reads the
+headers, symbols and relocations of 200 objects in a seventh of a second, where pyelftools takes six seconds.  It reads
+lazily, keeps no state but caches, and works on any bytes-like object (a file, a blob of the store, target memory).
+
+Source: System V gABI, chapters 4 and 5; elf(5).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from katana_cc.elf import constants as c
+from katana_cc.errors import FormatError
+
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+_PHDR = struct.Struct("<IIQQQQQQ")
+_SYM = struct.Struct("<IBBHQQ")
+_RELA = struct.Struct("<QQq")
+_NHDR = struct.Struct("<III")
+_DYN = struct.Struct("<qQ")
+
+
+class Section(NamedTuple):
+    """One section header, its name resolved.  `index` is its section header index."""
+
+    index: int
+    name: str
+    type: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    alignment: int
+    entry_size: int
+
+
+class Segment(NamedTuple):
+    """One program header."""
+
+    type: int
+    flags: int
+    offset: int
+    vaddr: int
+    paddr: int
+    file_size: int
+    memory_size: int
+    alignment: int
+
+
+class Symbol(NamedTuple):
+    """One symbol, its name and section index resolved (SHN_XINDEX followed)."""
+
+    name: str
+    binding: int
+    type: int
+    visibility: int
+    section: int
+    value: int
+    size: int
+
+
+class Relocation(NamedTuple):
+    """One RELA entry; `symbol` is an index into the symbol table."""
+
+    offset: int
+    type: int
+    symbol: int
+    addend: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One note of a note section or segment."""
+
+    name: str
+    type: int
+    description: bytes
+
+
+def notes_of(data: bytes, alignment: int = 4) -> Iterator[Note]:
+    """The notes in `data`, a whole note section or PT_NOTE segment.  Stops at the first malformed one."""
+    align = 8 if alignment == 8 else 4
+    position = 0
+    while position + 12 <= len(data):
+        name_size, desc_size, kind = _NHDR.unpack_from(data, position)
+        name_at = position + 12
+        desc_at = (name_at + name_size + align - 1) & -align
+        if desc_at + desc_size > len(data):
+            return
+        name = data[name_at : name_at + name_size].rstrip(b"\0").decode("latin-1")
+        yield Note(name, kind, bytes(data[desc_at : desc_at + desc_size]))
+        position = (desc_at + desc_size + align - 1) & -align
+
+
+def build_id_of(notes: Iterator[Note]) -> str | None:
+    """The GNU build-id among `notes`, in hex."""
+    for note in notes:
+        if note.name == "GNU" and note.type == c.NT_GNU_BUILD_ID:
+            return note.description.hex()
+    return None
+
+
+class ElfFile:
+    """An ELF file in memory.
+
+    Args:
+        data: the whole file.
+        where: what to call it in errors.
+
+    Raises:
+        FormatError: not ELF, not 64-bit little-endian, or a table that lies outside the file.
+    """
+
+    def __init__(self, data: bytes | memoryview, where: str = "ELF file") -> None:
+        self.data = data
+        self.where = where
+        if len(data) < _EHDR.size or bytes(data[:4]) != b"\x7fELF":
+            raise FormatError("not an ELF file", where=where)
+        if data[4] != 2 or data[5] != 1:
+            raise FormatError("not a 64-bit little-endian ELF file", where=where)
+        (
+            _ident, self.type, self.machine, _version, self.entry, self._phoff, self._shoff, self.flags,
+            _ehsize, self._phentsize, self._phnum, self._shentsize, self._shnum, self._shstrndx,
+        ) = _EHDR.unpack_from(data, 0)  # fmt: skip
+        self._relocations: dict[int, tuple[Relocation, ...]] = {}
+
+    def _slice(self, offset: int, size: int, what: str) -> bytes:
+        if offset < 0 or size < 0 or offset + size > len(self.data):
+            raise FormatError(f"{what} lies outside the file (truncated?)", where=self.where)
+        return bytes(self.data[offset : offset + size])
+
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """All sections, index 0 included."""
+        if not self._shoff:
+            return ()
+        if self._shentsize != _SHDR.size:
+            raise FormatError(f"section headers of {self._shentsize} bytes", where=self.where)
+        first = _SHDR.unpack(self._slice(self._shoff, _SHDR.size, "section header table"))
+        count = self._shnum or first[5]
+        names_index = first[6] if self._shstrndx == c.SHN_XINDEX else self._shstrndx
+        table = self._slice(self._shoff, count * _SHDR.size, "section header table")
+        raw = list(_SHDR.iter_unpack(table))
+        if names_index >= len(raw):
+            raise FormatError("section name table index out of range", where=self.where)
+        names = self._slice(raw[names_index][4], raw[names_index][5], "section name table")
+        return tuple(
+            Section(i, _string(names, h[0]), h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8], h[9])
+            for i, h in enumerate(raw)
+        )
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """All program headers."""
+        if not self._phnum:
+            return ()
+        table = self._slice(self._phoff, self._phnum * _PHDR.size, "program header table")
+        return tuple(Segment(*h) for h in _PHDR.iter_unpack(table))
+
+    def contents(self, section: Section) -> bytes:
+        """The bytes of a section; empty for SHT_NOBITS.
+
+        Raises:
+            FormatError: it lies outside the file.
+        """
+        if section.type in (c.SHT_NOBITS, c.SHT_NULL):
+            return b""
+        return self._slice(section.offset, section.size, f"section {section.name}")
+
+    def section(self, name: str) -> Section | None:
+        """The first section of that name."""
+        return next((s for s in self.sections if s.name == name), None)
+
+    @cached_property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The symbols of .symtab, index 0 included; empty when stripped."""
+        return self._symbols_of(c.SHT_SYMTAB)
+
+    @cached_property
+    def dynamic_symbols(self) -> tuple[Symbol, ...]:
+        """The symbols of .dynsym."""
+        return self._symbols_of(c.SHT_DYNSYM)
+
+    def _symbols_of(self, kind: int) -> tuple[Symbol, ...]:
+        table = next((s for s in self.sections if s.type == kind), None)
+        if table is None:
+            return ()
+        if table.link >= len(self.sections):
+            raise FormatError("symbol table without its string table", where=self.where)
+        names = self.contents(self.sections[table.link])
+        raw = self.contents(table)
+        if len(raw) % _SYM.size:
+            raise FormatError("symbol table is cut off", where=self.where)
+        extended: tuple[int, ...] = ()
+        for s in self.sections:
+            if s.type == c.SHT_SYMTAB_SHNDX and s.link == table.index:
+                extended = tuple(v for (v,) in struct.iter_unpack("<I", self.contents(s)))
+        result = []
+        for i, (name, info, other, shndx, value, size) in enumerate(_SYM.iter_unpack(raw)):
+            if shndx == c.SHN_XINDEX and i < len(extended):
+                shndx = extended[i]
+            result.append(Symbol(_string(names, name), info >> 4, info & 15, other & 3, shndx, value, size))
+        return tuple(result)
+
+    @cached_property
+    def relocation_sections(self) -> dict[int, Section]:
+        """Section index → its SHT_RELA section.
+
+        Raises:
+            FormatError: SHT_REL, which no supported machine uses.
+        """
+        result = {}
+        for s in self.sections:
+            if s.type == c.SHT_RELA and s.info:
+                result[s.info] = s
+            elif s.type == c.SHT_REL:
+                raise FormatError(f"{s.name}: SHT_REL relocations are not supported", where=self.where)
+        return result
+
+    def relocations(self, section_index: int) -> tuple[Relocation, ...]:
+        """The relocations that apply to a section, in file order."""
+        cached = self._relocations.get(section_index)
+        if cached is None:
+            table = self.relocation_sections.get(section_index)
+            if table is None:
+                cached = ()
+            else:
+                raw = self.contents(table)
+                if len(raw) % _RELA.size:
+                    raise FormatError(f"{table.name} is cut off", where=self.where)
+                cached = tuple(Relocation(o, i & 0xFFFFFFFF, i >> 32, a) for o, i, a in _RELA.iter_unpack(raw))
+            self._relocations[section_index] = cached
+        return cached
+
+    @cached_property
+    def build_id(self) -> str | None:
+        """The GNU build-id in hex, from note sections, else from PT_NOTE segments."""
+        for s in self.sections:
+            if s.type == c.SHT_NOTE and (found := build_id_of(notes_of(self.contents(s), s.alignment))):
+                return found
+        for p in self.segments:
+            if p.type == c.PT_NOTE:
+                data = self._slice(p.offset, p.file_size, "PT_NOTE segment")
+                if found := build_id_of(notes_of(data, p.alignment)):
+                    return found
+        return None
+
+    @cached_property
+    def dynamic(self) -> tuple[tuple[int, int], ...]:
+        """(tag, value) pairs of PT_DYNAMIC up to DT_NULL."""
+        for p in self.segments:
+            if p.type == c.PT_DYNAMIC:
+                pairs = []
+                data = self._slice(p.offset, p.file_size & -16, "PT_DYNAMIC segment")
+                for tag, value in _DYN.iter_unpack(data):
+                    if tag == c.DT_NULL:
+                        break
+                    pairs.append((tag, value))
+                return tuple(pairs)
+        return ()
+
+    def dynamic_strings(self, tag: int) -> tuple[str, ...]:
+        """The strings that the dynamic entries `tag` (DT_NEEDED, DT_SONAME) name."""
+        values = dict(self.dynamic)
+        base = values.get(c.DT_STRTAB)
+        if base is None:
+            return ()
+        table = self.read(base, values.get(c.DT_STRSZ, 0))
+        return tuple(_string(table, v) for t, v in self.dynamic if t == tag)
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes at a link-time address, zero-filled past the file's part of a segment (.bss).
+
+        Raises:
+            FormatError: no PT_LOAD segment holds the address range.
+        """
+        for p in self.segments:
+            if p.type == c.PT_LOAD and p.vaddr <= address and address + size <= p.vaddr + p.memory_size:
+                start = address - p.vaddr
+                held = max(0, min(size, p.file_size - start))
+                return self._slice(p.offset + start, held, "segment") + bytes(size - held)
+        raise FormatError(f"no segment holds {size} bytes at {address:#x}", where=self.where)
+
+
+def _string(table: bytes, offset: int) -> str:
+    end = table.find(b"\0", offset)
+    return table[offset : end if end >= 0 else len(table)].decode("utf-8", "surrogateescape")

@@ -1,0 +1,78 @@
+"""The one error tree: what is wrong, where, and what to do next; each kind with its own exit status.
+
+Raised anywhere, caught once in `katana_cc.cli`.  The statuses are the command line contract (README, "Exit status").
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of every `katana` command."""
+
+    DONE = 0
+    USAGE = 2
+    REFUSED = 3
+    BUSY = 4
+    UNREACHABLE = 5
+    STORE = 6
+    INVALID_PATCH = 7
+
+
+class KatanaError(Exception):
+    """Base of all errors a user can meet.  `remedy` says what to do next."""
+
+    status: ExitStatus = ExitStatus.USAGE
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\n  {self.remedy}" if self.remedy else head
+
+
+class UsageError(KatanaError):
+    """The command line makes no sense."""
+
+    status = ExitStatus.USAGE
+
+
+class RefusedError(KatanaError):
+    """It could be done, but it would not be right; nothing was touched."""
+
+    status = ExitStatus.REFUSED
+
+
+class BusyError(KatanaError):
+    """No safe point in time was found; nothing was touched."""
+
+    status = ExitStatus.BUSY
+
+
+class TargetError(KatanaError):
+    """The target cannot be reached, or died."""
+
+    status = ExitStatus.UNREACHABLE
+
+
+class StoreError(KatanaError):
+    """The store is missing, unreadable, of a later version, or has a gap where data is needed."""
+
+    status = ExitStatus.STORE
+
+
+class FormatError(KatanaError):
+    """A file is not what it claims to be (ELF, link map, DWARF)."""
+
+    status = ExitStatus.STORE
+
+
+class InvalidPatchError(KatanaError):
+    """A patch object is damaged, of a later format version, or no patch object at all."""
+
+    status = ExitStatus.INVALID_PATCH

@@ -1,0 +1,1 @@
+"""The patch object: model, codec, checks."""

@@ -1,0 +1,132 @@
+"""What a patch object holds, as frozen values.  The file format is in `docs/patch-object.md`, the codec in `codec.py`.
+
+A patch object is self-contained: a host that applies it needs no store, no compiler and no debug information.
+All addresses are link-time addresses of the output it patches; the load bias is added when it is applied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+FORMAT_VERSION = 1
+
+
+class Verdict(StrEnum):
+    """What can be said of a change before it is applied."""
+
+    SAFE = "safe"
+    NEEDS = "needs"  # something named in the reasons: a transformer, a confirmation
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRelocation:
+    """A RELA entry; `symbol` indexes `PatchObject.symbols`, `type` is the machine's R_* number."""
+
+    offset: int
+    type: int
+    symbol: int
+    addend: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSection:
+    """One section carried: a function, a datum, literals, .eh_frame, or (without SHF_ALLOC) debug information and the
+    old and new contents of data edits.  `size` exceeds len(data) only for SHT_NOBITS (then `data` is empty)."""
+
+    name: str
+    type: int
+    flags: int
+    alignment: int
+    data: bytes
+    size: int
+    entry_size: int = 0
+    relocations: tuple[PatchRelocation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSymbol:
+    """A symbol of the patch object.
+
+    `section` is an index into `PatchObject.sections`, or None for SHN_UNDEF.  Of the undefined ones:
+    `value` != 0 (or STT_TLS): it exists in the target, at that link-time address (STT_TLS: offset in the output's TLS
+    segment); `value` == 0: an import, to be found in the target's loaded modules by name (a weak one may be absent: 0).
+    Names of file-local existing symbols are told apart as `file.c:name`.  Defined symbols are STB_LOCAL; undefined ones
+    STB_GLOBAL or STB_WEAK.
+    """
+
+    name: str
+    binding: int
+    type: int
+    section: int | None
+    value: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A function replaced: at `address` a jump to `symbol` is written over the first bytes.
+
+    `size` bytes at `address` must have the SHA-256 `digest`, or nothing is written.  No thread may be inside
+    [address, address + size) nor inside one of `parts` ((address, size, digest): the .cold half and the like, which are
+    compared as well but not jumped from) when it is replaced.
+    """
+
+    name: str
+    address: int
+    size: int
+    digest: bytes
+    symbol: int
+    parts: tuple[tuple[int, int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataEdit:
+    """Read-only data rewritten in place: the relocated contents of section `expected` must be at `address`, and become
+    the relocated contents of section `replacement` (same size; both sections lack SHF_ALLOC: they are never mapped)."""
+
+    name: str
+    address: int
+    expected: int
+    replacement: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing a person should know of the change: an enumerated code, what it is about, where, in words.
+
+    `severity` is "info" (carried, or left out for the reason given), "needs" or "refused".
+    """
+
+    code: str
+    severity: str
+    subject: str
+    file: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which snapshot the patch starts from and which it leads to.  Build-ids in hex."""
+
+    output: str
+    machine: int
+    from_build_id: str
+    to_build_id: str
+    from_release: str
+    to_release: str
+
+
+@dataclass(frozen=True, slots=True)
+class PatchObject:
+    """A whole patch object.  With the verdict `REFUSED` it carries reasons only: no sections, no replacements."""
+
+    identity: Identity
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    sections: tuple[PatchSection, ...] = ()
+    symbols: tuple[PatchSymbol, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
+    data_edits: tuple[DataEdit, ...] = ()

@@ -1,0 +1,1 @@
+"""Targets: reading, stopping, patching, reverting."""

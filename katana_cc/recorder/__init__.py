@@ -1,0 +1,1 @@
+"""Recording at the link: staging, link maps, ingestion."""
