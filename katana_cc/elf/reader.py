@@ -28,9 +28,9 @@ _DYN = struct.Struct("<qQ")
 
 
 class Section(NamedTuple):
-    """One section header, its name resolved.  `index` is its section header index."""
+    """One section header, its name resolved.  `number` is its section header index."""
 
-    index: int
+    number: int
     name: str
     type: int
     flags: int
@@ -202,7 +202,7 @@ class ElfFile:
             raise FormatError("symbol table is cut off", where=self.where)
         extended: tuple[int, ...] = ()
         for s in self.sections:
-            if s.type == c.SHT_SYMTAB_SHNDX and s.link == table.index:
+            if s.type == c.SHT_SYMTAB_SHNDX and s.link == table.number:
                 extended = tuple(v for (v,) in struct.iter_unpack("<I", self.contents(s)))
         result = []
         for i, (name, info, other, shndx, value, size) in enumerate(_SYM.iter_unpack(raw)):

@@ -1,0 +1,77 @@
+"""The `katana` command: picks the subcommand, and is the one place where errors become words and exit statuses.
+
+Each subcommand is a module with `HELP`, `add_arguments(parser)` and `run(arguments) -> ExitStatus`; only the one that
+is asked for is imported, since LIEF, ptrace and the store must stay out of processes that do not need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from katana_cc import __version__
+from katana_cc.errors import ExitStatus, KatanaError
+
+COMMANDS: Final = {
+    "log": "what was recorded: snapshots and releases, newest first",
+    "show": "one snapshot, release or patch object",
+    "diff": "what differs between two snapshots, and the verdict",
+    "patches": "the patch objects made, newest first",
+    "apply": "put a patch object into running processes",
+    "revert": "take a patch out of running processes",
+    "status": "what runs, and what is applied to it",
+    "explain": "what a patch object changes, and whether it is safe",
+    "check": "verify the store, or one patch object",
+    "gc": "drop what no release, patch or present output needs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `katana`; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="katana",
+        description="Patch native programs while they run.",
+        epilog="commands:\n" + "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"katana {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(words)
+    module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
+    sub = argparse.ArgumentParser(prog=f"katana {chosen.command}", description=COMMANDS[chosen.command])
+    module.add_arguments(sub)
+    arguments = sub.parse_args(chosen.rest)
+    return run_reporting_errors(
+        f"katana {chosen.command}", lambda: module.run(arguments), getattr(arguments, "json", False)
+    )
+
+
+def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json: bool = False) -> int:
+    """Run `action`; turn the errors a user can meet into one message and their exit status.
+
+    With `as_json` the error is also printed to stdout as {"error": {...}}, so that a script need not read words.
+    """
+    try:
+        status = action()
+        sys.stdout.flush()
+    except KatanaError as error:
+        if as_json:
+            detail = {"what": error.what, "where": error.where, "remedy": error.remedy, "status": int(error.status)}
+            print(json.dumps({"error": detail}, indent=2))
+        print(f"{program}: {error}", file=sys.stderr)
+        return int(error.status)
+    except BrokenPipeError:
+        # The reader went away (`katana log | head`): not an error; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitStatus.DONE)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    return int(status)
