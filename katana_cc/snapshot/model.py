@@ -1,0 +1,95 @@
+"""What is recorded of one output at one link, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One relocatable object of a link.
+
+    `name` knows it through time: its path under the project's root (with `(member)` for archives), or its STT_FILE
+    symbol when the object was temporary.  `blob` holds the object's bytes.
+    """
+
+    name: str
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One output at one link.
+
+    `placements[(unit, section)]` is the link-time address of an input section: unit index, section header index.
+    `commons` gives address and size of symbols that were SHN_COMMON in their objects.  `folded` names the functions at
+    addresses where identical-code folding (or the linker) left several unrelated ones.  `image` is a blob with the
+    ELF header, program headers and PT_LOAD contents; section headers and debug sections are cut off.
+    """
+
+    output: str
+    path: str
+    build_id: str
+    soname: str
+    time: float
+    linker: str
+    arguments: tuple[str, ...]
+    units: tuple[Unit, ...]
+    placements: Mapping[tuple[int, int], int]
+    commons: Mapping[str, tuple[int, int]]
+    linker_symbols: Mapping[str, int]
+    folded: Mapping[int, tuple[str, ...]]
+    image: str
+    unplaced: tuple[tuple[int, int, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    id: int = field(default=0, compare=False)
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot as JSON values; placements flattened to [unit, section, address, …]."""
+    flat: list[int] = []
+    for (unit, section), address in snapshot.placements.items():
+        flat += (unit, section, address)
+    return {
+        "format": 1,
+        "output": snapshot.output,
+        "path": snapshot.path,
+        "build_id": snapshot.build_id,
+        "soname": snapshot.soname,
+        "time": snapshot.time,
+        "linker": snapshot.linker,
+        "arguments": list(snapshot.arguments),
+        "units": [[u.name, u.blob] for u in snapshot.units],
+        "placements": flat,
+        "commons": {k: list(v) for k, v in snapshot.commons.items()},
+        "linker_symbols": dict(snapshot.linker_symbols),
+        "folded": {str(k): list(v) for k, v in snapshot.folded.items()},
+        "image": snapshot.image,
+        "unplaced": [list(u) for u in snapshot.unplaced],
+        "notes": list(snapshot.notes),
+    }
+
+
+def from_json(raw: Mapping[str, Any], identifier: int = 0) -> Snapshot:
+    """The inverse of `to_json`; `identifier` is the snapshot's row in the store."""
+    numbers = iter(raw["placements"])
+    return Snapshot(
+        output=raw["output"],
+        path=raw["path"],
+        build_id=raw["build_id"],
+        soname=raw["soname"],
+        time=raw["time"],
+        linker=raw["linker"],
+        arguments=tuple(raw["arguments"]),
+        units=tuple(Unit(name, blob) for name, blob in raw["units"]),
+        placements={(u, s): a for u, s, a in zip(numbers, numbers, numbers, strict=True)},
+        commons={k: (v[0], v[1]) for k, v in raw["commons"].items()},
+        linker_symbols=dict(raw["linker_symbols"]),
+        folded={int(k): tuple(v) for k, v in raw["folded"].items()},
+        image=raw["image"],
+        unplaced=tuple((u[0], u[1], u[2]) for u in raw["unplaced"]),
+        notes=tuple(raw["notes"]),
+        id=identifier,
+    )

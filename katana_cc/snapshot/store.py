@@ -1,0 +1,332 @@
+"""The store: blobs plus one SQLite index, in `.katana/`.
+
+The index says which snapshots, releases, patch objects and gaps there are; all bulk data are blobs.  Blobs are written
+first and the index row last, in one transaction: a crash or a full disk in between leaves blobs that nothing names
+(`katana gc` drops them) and never a row that names nothing.  WAL mode and a busy timeout make it safe for several
+links at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from katana_cc.errors import StoreError
+from katana_cc.snapshot import model
+from katana_cc.snapshot.blobs import BlobStore
+from katana_cc.snapshot.model import Snapshot
+
+SCHEMA_VERSION: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE snapshots (
+  id INTEGER PRIMARY KEY, output TEXT NOT NULL, path TEXT NOT NULL, build_id TEXT NOT NULL,
+  manifest TEXT NOT NULL, time REAL NOT NULL);
+CREATE INDEX snapshots_output ON snapshots (output, id);
+CREATE INDEX snapshots_build_id ON snapshots (build_id);
+CREATE TABLE releases (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, deployed INTEGER NOT NULL, time REAL NOT NULL);
+CREATE TABLE release_snapshots (
+  release INTEGER NOT NULL REFERENCES releases (id), snapshot INTEGER NOT NULL REFERENCES snapshots (id),
+  PRIMARY KEY (release, snapshot));
+CREATE TABLE gaps (
+  id INTEGER PRIMARY KEY, output TEXT NOT NULL, path TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL);
+CREATE TABLE patches (
+  id TEXT PRIMARY KEY, output TEXT NOT NULL, from_snapshot INTEGER NOT NULL REFERENCES snapshots (id),
+  to_snapshot INTEGER NOT NULL REFERENCES snapshots (id), from_name TEXT NOT NULL, to_name TEXT NOT NULL,
+  verdict TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, time REAL NOT NULL);
+CREATE TABLE objects (ident TEXT NOT NULL, member TEXT NOT NULL, ordinal INTEGER NOT NULL, blob TEXT NOT NULL,
+  PRIMARY KEY (ident, ordinal));
+CREATE TABLE records (blob TEXT PRIMARY KEY, record TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A named set of snapshots."""
+
+    name: str
+    deployed: bool
+    time: float
+    snapshots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRow:
+    """One patch object that was made."""
+
+    id: str
+    output: str
+    from_snapshot: int
+    to_snapshot: int
+    from_name: str
+    to_name: str
+    verdict: str
+    path: str
+    size: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """What the index knows of a snapshot without reading its manifest."""
+
+    id: int
+    output: str
+    path: str
+    build_id: str
+    manifest: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A link that could not be recorded, and why."""
+
+    output: str
+    path: str
+    reason: str
+    time: float
+
+
+def find_store(start: Path | None = None) -> Path:
+    """The store a command means: the nearest `.katana` from `start` upwards, then `KATANA_DIR`.
+
+    Raises:
+        StoreError: there is none.
+    """
+    here = (start or Path.cwd()).absolute()
+    for folder in (here, *here.parents):
+        if (folder / ".katana").is_dir():
+            return folder / ".katana"
+    if named := os.environ.get("KATANA_DIR"):
+        return Path(named)
+    raise StoreError(
+        "no .katana store here or above",
+        where=str(here),
+        remedy="Build with `CC=katana-cc make` first, change into the project, or set KATANA_DIR.",
+    )
+
+
+class Store:
+    """An open store.
+
+    Args:
+        folder: the `.katana` folder.
+        create: make the index when it is missing.
+
+    Raises:
+        StoreError: not there, not readable, or written by a later version of Katana.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = False) -> None:
+        self.folder = folder
+        self.blobs = BlobStore(folder / "blobs")
+        index = folder / "index.db"
+        if not create and not index.exists():
+            raise StoreError(
+                "nothing is recorded here yet",
+                where=str(folder),
+                remedy="Build with `CC=katana-cc make`, then name what runs with `katana-release NAME`.",
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(index, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA foreign_keys = ON")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and create:
+                self._create()
+                version = SCHEMA_VERSION
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"the index cannot be opened: {error}", where=str(index), remedy="Check permissions and free space."
+            ) from error
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"the store has version {version}, this Katana reads version {SCHEMA_VERSION}",
+                where=str(folder),
+                remedy="Use the Katana that wrote it, or a later one.",
+            )
+
+    def _create(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            # Another link may have created it between our look and the lock.
+            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close the index."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction; rolled back when the body raises.
+
+        Raises:
+            StoreError: the index cannot be written.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the index cannot be written: {error}", where=str(self.folder), remedy="Check permissions and space."
+            ) from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"the index cannot be read: {error}", where=str(self.folder)) from error
+
+    # Snapshots
+
+    def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Keep a snapshot; returns it with its row number."""
+        manifest = self.blobs.put(json.dumps(model.to_json(snapshot), separators=(",", ":")).encode())
+        with self.transaction() as db:
+            cursor = db.execute(
+                "INSERT INTO snapshots (output, path, build_id, manifest, time) VALUES (?, ?, ?, ?, ?)",
+                (snapshot.output, snapshot.path, snapshot.build_id, manifest, snapshot.time),
+            )
+        assert cursor.lastrowid is not None
+        return model.from_json(model.to_json(snapshot), cursor.lastrowid)
+
+    def snapshot_rows(self, output: str | None = None) -> list[SnapshotRow]:
+        """All snapshots (of one output), newest first."""
+        where, values = ("WHERE output = ?", (output,)) if output else ("", ())
+        columns = "id, output, path, build_id, manifest, time"
+        return [
+            SnapshotRow(*r) for r in self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY id DESC", *values)
+        ]
+
+    def snapshot(self, identifier: int) -> Snapshot:
+        """One snapshot, whole."""
+        rows = self._rows("SELECT manifest FROM snapshots WHERE id = ?", identifier)
+        if not rows:
+            raise StoreError(f"there is no snapshot {identifier}", where=str(self.folder), remedy="See `katana log`.")
+        return model.from_json(json.loads(self.blobs.get(rows[0][0])), identifier)
+
+    def latest(self, output: str) -> SnapshotRow | None:
+        """The newest snapshot of an output."""
+        rows = self.snapshot_rows(output)
+        return rows[0] if rows else None
+
+    # Releases
+
+    def add_release(self, name: str, deployed: bool, snapshots: list[int]) -> None:
+        """Name a set of snapshots.
+
+        Raises:
+            StoreError: a release of that name exists and holds other snapshots.
+        """
+        existing = next((r for r in self.releases() if r.name == name), None)
+        if existing is not None:
+            if sorted(existing.snapshots) == sorted(snapshots):
+                with self.transaction() as db:
+                    db.execute("UPDATE releases SET deployed = ? WHERE name = ?", (int(deployed), name))
+                return
+            raise StoreError(
+                f"release {name} exists already and holds other builds",
+                where=str(self.folder),
+                remedy="Choose another name; a release never changes once it is named.",
+            )
+        with self.transaction() as db:
+            cursor = db.execute(
+                "INSERT INTO releases (name, deployed, time) VALUES (?, ?, ?)", (name, int(deployed), time.time())
+            )
+            db.executemany(
+                "INSERT INTO release_snapshots (release, snapshot) VALUES (?, ?)",
+                [(cursor.lastrowid, s) for s in snapshots],
+            )
+
+    def releases(self) -> list[Release]:
+        """All releases, oldest first."""
+        members: dict[int, list[int]] = {}
+        for release, snapshot in self._rows("SELECT release, snapshot FROM release_snapshots ORDER BY snapshot"):
+            members.setdefault(release, []).append(snapshot)
+        rows = self._rows("SELECT id, name, deployed, time FROM releases ORDER BY id")
+        return [Release(name, bool(deployed), when, tuple(members.get(i, ()))) for i, name, deployed, when in rows]
+
+    # Gaps
+
+    def add_gap(self, output: str, path: str, reason: str) -> None:
+        """Remember that a link of `output` was not recorded."""
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO gaps (output, path, reason, time) VALUES (?, ?, ?, ?)", (output, path, reason, time.time())
+            )
+
+    def gaps(self, output: str | None = None) -> list[Gap]:
+        """All gaps (of one output), newest first."""
+        where, values = ("WHERE output = ?", (output,)) if output else ("", ())
+        return [
+            Gap(*r)
+            for r in self._rows(f"SELECT output, path, reason, time FROM gaps {where} ORDER BY id DESC", *values)
+        ]
+
+    # Patch objects
+
+    def add_patch(self, row: PatchRow) -> None:
+        """Remember a patch object; one of the same identity is replaced."""
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO patches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (row.id, row.output, row.from_snapshot, row.to_snapshot, row.from_name, row.to_name,
+                 row.verdict, row.path, row.size, row.time),
+            )  # fmt: skip
+
+    def patches(self) -> list[PatchRow]:
+        """All patch objects, newest first."""
+        return [PatchRow(*r) for r in self._rows("SELECT * FROM patches ORDER BY time DESC, id")]
+
+    # Objects already read
+
+    def known_objects(self, idents: list[str]) -> dict[str, list[tuple[str, str]]]:
+        """Staged file → its (member, blob) pairs in archive order, for those ingested before."""
+        result: dict[str, list[tuple[str, str]]] = {}
+        for at in range(0, len(idents), 500):
+            part = idents[at : at + 500]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT ident, member, blob FROM objects WHERE ident IN ({marks}) ORDER BY ident, ordinal"
+            for ident, member, blob in self._rows(query, *part):
+                result.setdefault(ident, []).append((member, blob))
+        return result
+
+    def known_records(self, blobs: list[str]) -> dict[str, str]:
+        """Object blob → blob of its record, for those read before."""
+        result: dict[str, str] = {}
+        for at in range(0, len(blobs), 500):
+            part = blobs[at : at + 500]
+            marks = ",".join("?" * len(part))
+            result.update(self._rows(f"SELECT blob, record FROM records WHERE blob IN ({marks})", *part))
+        return result
+
+    def remember_objects(self, objects: dict[str, list[tuple[str, str]]], records: dict[str, str]) -> None:
+        """Keep what `known_objects` and `known_records` will answer."""
+        with self.transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO objects (ident, member, ordinal, blob) VALUES (?, ?, ?, ?)",
+                [(ident, m, i, b) for ident, members in objects.items() for i, (m, b) in enumerate(members)],
+            )
+            db.executemany("INSERT OR IGNORE INTO records (blob, record) VALUES (?, ?)", list(records.items()))
