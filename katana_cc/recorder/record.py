@@ -170,7 +170,7 @@ def from_bytes(data: bytes) -> ObjectRecord:
     raw = json.loads(data)
     return ObjectRecord(
         raw["file"],
-        tuple(SectionRecord(*s[:-1], bytes.fromhex(s[-1])) for s in raw["sections"]),
+        tuple(SectionRecord._make((*s[:-1], bytes.fromhex(s[-1]))) for s in raw["sections"]),
         tuple(Symbol(*s) for s in raw["symbols"]),
         raw["problem"],
     )

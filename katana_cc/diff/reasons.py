@@ -1,0 +1,68 @@
+"""The reasons a diff can give: an enumerated code each, with its severity.  Text, JSON and HTML render the same ones.
+
+Codes are part of the patch object's format and of scripts: they are only ever added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from katana_cc.patch.model import Reason, Verdict
+
+INFO, NEEDS, REFUSED = "info", "needs", "refused"
+
+
+class Code(StrEnum):
+    """What can be said of one changed thing."""
+
+    # Carried.
+    FUNCTION_CHANGED = "function-changed"
+    FUNCTION_NEW = "function-new"
+    FUNCTION_MOVED = "function-moved"
+    CALLEE_MOVED = "uses-new-constant"
+    DATA_NEW = "data-new"
+    CONSTANT_CHANGED = "constant-changed"
+    CONSTANT_RECREATED = "constant-recreated"
+    IMPORT_NEW = "import-new"
+    # Left out, and why that is right.
+    FUNCTION_REMOVED = "function-removed"
+    FUNCTION_UNREACHED = "function-unreached"
+    DATA_REMOVED = "data-removed"
+    LINES_ONLY = "line-numbers-only"
+    INITIALISER_KEPT = "initialiser-kept"
+    ENUMERATOR_ADDED = "enumerator-added"
+    LAYOUT_UNCHECKED = "layout-unchecked"
+    MAIN_ACTIVE = "function-always-active"
+    NOT_RECORDED_WHOLE = "object-not-recorded-whole"
+    # Refused.
+    FUNCTION_TOO_SMALL = "function-too-small"
+    FUNCTION_FOLDED = "function-folded"
+    CODE_SHARED_SECTION = "code-in-shared-section"
+    NOT_PLACED = "place-not-confirmed"
+    BYTES_UNEXPECTED = "bytes-unexpected"
+    DATA_RESIZED = "data-resized"
+    DATA_POINTERS_CHANGED = "data-pointers-changed"
+    DATA_AMBIGUOUS = "data-ambiguous"
+    DATA_KIND_CHANGED = "data-kind-changed"
+    CONSTANT_SHARED = "constant-resized-but-shared"
+    THREAD_LOCAL = "thread-local-changed"
+    TYPE_CHANGED = "type-changed"
+    VARIABLE_TYPE_CHANGED = "variable-type-changed"
+    STARTUP_CHANGED = "startup-code-changed"
+    SECTION_CHANGED = "section-changed"
+    EXCEPTIONS = "exception-tables"
+    IMPORT_DIRECT = "import-not-reachable"
+    LIBRARY_NEW = "library-new"
+    RELOCATION = "relocation-not-supported"
+    TEXT_RELOCATIONS = "text-relocations"
+    MACHINE_CHANGED = "machine-or-type-changed"
+    DEBUG_INFORMATION = "debug-information-missing"
+
+
+def verdict_of(reasons: Iterable[Reason]) -> Verdict:
+    """The verdict that follows from all reasons."""
+    severities = {r.severity for r in reasons}
+    if REFUSED in severities:
+        return Verdict.REFUSED
+    return Verdict.NEEDS if NEEDS in severities else Verdict.SAFE

@@ -1,0 +1,202 @@
+"""One object seen by the diff: what kind each section is, and what each relocation refers to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.fields import PC_RELATIVE, is_branch
+from katana_cc.elf.reader import ElfFile, Relocation, Section, Symbol
+from katana_cc.recorder.record import literal_at, stem
+
+
+class Kind(Enum):
+    """What a section holds, as far as patching is concerned."""
+
+    FUNCTION = auto()  # one function (aliases count as one)
+    CODE = auto()  # several functions, or code without symbols
+    DATA = auto()  # writable, .bss included
+    CONST = auto()  # read-only with a name: an object a program can point at
+    ANONYMOUS = auto()  # read-only without a name: jump tables, initialisers of aggregates
+    LITERAL = auto()  # mergeable strings and constants: identity does not count
+    THREAD = auto()  # thread-local
+    FRAMES = auto()  # .eh_frame
+    EXCEPTIONS = auto()  # .gcc_except_table
+    STARTUP = auto()  # .init_array and the like
+    IGNORED = auto()  # notes that only the linker and the loader read
+    OTHER = auto()  # anything else: compared as a whole, refused when it differs
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What one relocation refers to.
+
+    Exactly one of these holds: `literal` is not None (a literal by content), `section` > 0 (a section of the same
+    object; `base` is the symbol's offset in it), or `name` alone (a symbol of another object, or absolute with
+    `section` == -1).
+    """
+
+    relocation: Relocation
+    name: str
+    section: int
+    base: int
+    literal: bytes | None
+    branch: bool
+    weak: bool
+    by_section: bool  # through the section's own symbol: the addend alone tells where
+
+    @property
+    def addend(self) -> int:
+        """r_addend."""
+        return self.relocation.addend
+
+
+_IGNORED_NAMES = (".note.gnu.property", ".note.GNU-stack", ".note.ABI-tag", ".llvm_addrsig")
+
+
+class ObjectView:
+    """An object file as the diff reads it."""
+
+    def __init__(self, elf: ElfFile) -> None:
+        self.elf = elf
+        self._references: dict[int, tuple[Reference, ...]] = {}
+
+    @cached_property
+    def file(self) -> str:
+        """The STT_FILE symbol: the source file's name."""
+        return next((s.name for s in self.elf.symbols if s.type == c.STT_FILE), "")
+
+    @cached_property
+    def symbols_in(self) -> dict[int, list[Symbol]]:
+        """Section → the named symbols defined there, by offset, functions and objects first."""
+        found: dict[int, list[Symbol]] = {}
+        for s in self.elf.symbols:
+            if (
+                s.name
+                and s.section
+                and s.section < len(self.elf.sections)
+                and s.type not in (c.STT_FILE, c.STT_SECTION)
+            ):
+                found.setdefault(s.section, []).append(s)
+        for symbols in found.values():
+            symbols.sort(key=lambda s: (s.value, s.type == c.STT_NOTYPE, s.binding == c.STB_LOCAL, s.name))
+        return found
+
+    @cached_property
+    def allocated(self) -> tuple[Section, ...]:
+        """All allocated sections that hold something."""
+        return tuple(s for s in self.elf.sections if s.flags & c.SHF_ALLOC and s.size)
+
+    @cached_property
+    def kinds(self) -> dict[int, Kind]:
+        """Section → kind, for the allocated ones."""
+        return {s.number: self._kind(s) for s in self.allocated}
+
+    def _kind(self, s: Section) -> Kind:
+        symbols = self.symbols_in.get(s.number, [])
+        if s.name == ".eh_frame" or s.type == c.SHT_X86_64_UNWIND:
+            return Kind.FRAMES
+        if s.name.startswith(".gcc_except_table"):
+            return Kind.EXCEPTIONS
+        if s.type in (c.SHT_INIT_ARRAY, c.SHT_FINI_ARRAY, c.SHT_PREINIT_ARRAY) or s.name.startswith(
+            (".ctors", ".dtors")
+        ):
+            return Kind.STARTUP
+        if s.type == c.SHT_NOTE or s.name in _IGNORED_NAMES:
+            return Kind.IGNORED
+        if s.flags & c.SHF_EXECINSTR:
+            starts = {x.value for x in symbols if x.type in (c.STT_FUNC, c.STT_GNU_IFUNC)}
+            return Kind.FUNCTION if starts == {0} else Kind.CODE
+        if s.flags & c.SHF_TLS:
+            return Kind.THREAD
+        if s.flags & c.SHF_MERGE:
+            return Kind.LITERAL
+        named = any(x.type == c.STT_OBJECT for x in symbols)
+        relro = s.name.startswith(".data.rel.ro")
+        if s.flags & c.SHF_WRITE and not relro:
+            return Kind.DATA if named or s.name.startswith((".data", ".bss", ".ldata", ".lbss")) else Kind.OTHER
+        if s.name.startswith((".rodata", ".lrodata")) or relro:
+            return Kind.CONST if named else Kind.ANONYMOUS
+        return Kind.OTHER
+
+    def label(self, section: int) -> str:
+        """The name of what a section holds: its first symbol, else the section's own name."""
+        symbols = self.symbols_in.get(section)
+        return symbols[0].name if symbols else self.elf.sections[section].name
+
+    def is_global(self, section: int) -> bool:
+        """Whether anything in the section has a global or weak name."""
+        return any(s.binding != c.STB_LOCAL for s in self.symbols_in.get(section, ()))
+
+    def is_part(self, section: int) -> bool:
+        """Whether a function section is the .cold half of another one."""
+        return self.kinds.get(section) is Kind.FUNCTION and self.label(section).endswith(".cold")
+
+    @cached_property
+    def parts(self) -> dict[int, list[int]]:
+        """Function section → its .cold sections."""
+        by_name = {self.label(n): n for n, k in self.kinds.items() if k is Kind.FUNCTION}
+        found: dict[int, list[int]] = {}
+        for name, number in by_name.items():
+            parent = by_name.get(name.removesuffix(".cold"))
+            if name.endswith(".cold") and parent is not None:
+                found.setdefault(parent, []).append(number)
+        return found
+
+    @cached_property
+    def parent(self) -> dict[int, int]:
+        """The .cold section → the function it belongs to."""
+        return {part: whole for whole, parts in self.parts.items() for part in parts}
+
+    def data(self, section: int) -> bytes:
+        """The bytes of a section."""
+        return self.elf.contents(self.elf.sections[section])
+
+    def references(self, section: int) -> tuple[Reference, ...]:
+        """What the relocations of a section refer to, in order."""
+        if section not in self._references:
+            code = self.data(section) if self.elf.sections[section].flags & c.SHF_EXECINSTR else b""
+            self._references[section] = tuple(self._refer(r, code) for r in self.elf.relocations(section))
+        return self._references[section]
+
+    def _refer(self, r: Relocation, code: bytes) -> Reference:
+        symbol = self.elf.symbols[r.symbol]
+        branch = bool(code) and is_branch(code, r.offset)
+        weak = symbol.binding == c.STB_WEAK
+        by_section = symbol.type == c.STT_SECTION
+        target = symbol.section
+        if target == c.SHN_ABS:
+            return Reference(r, symbol.name, -1, symbol.value, None, branch, weak, by_section)
+        if target in (c.SHN_UNDEF, c.SHN_COMMON):
+            return Reference(r, symbol.name, 0, 0, None, branch, weak, by_section)
+        section = self.elf.sections[target]
+        if section.flags & c.SHF_MERGE:
+            at = symbol.value
+            if by_section:
+                at += r.addend + (4 if r.type in PC_RELATIVE else 0)
+            return Reference(
+                r, symbol.name, target, symbol.value, literal_at(self.elf, section, at), branch, weak, by_section
+            )
+        name = symbol.name or self.label(target)
+        return Reference(r, name, target, symbol.value, None, branch, weak, by_section)
+
+    @cached_property
+    def users(self) -> dict[int, frozenset[str]]:
+        """Section → stems of the functions that refer to it directly or through unnamed data."""
+        found: dict[int, set[str]] = {}
+        for number, kind in self.kinds.items():
+            if kind in (Kind.FUNCTION, Kind.CODE):
+                self._collect_users(stem(self.label(number)).removesuffix(".cold"), number, found, set())
+        return {section: frozenset(names) for section, names in found.items()}
+
+    def _collect_users(self, user: str, section: int, found: dict[int, set[str]], seen: set[int]) -> None:
+        for reference in self.references(section):
+            target = reference.section
+            if target <= 0 or target in seen or reference.literal is not None:
+                continue
+            found.setdefault(target, set()).add(user)
+            if self.kinds.get(target) is Kind.ANONYMOUS:
+                seen.add(target)
+                self._collect_users(user, target, found, seen)

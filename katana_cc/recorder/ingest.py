@@ -1,0 +1,299 @@
+"""Ingestion: from a staged link (`docs/staging.md`) to a snapshot in the store.
+
+Run by `stage.py` right after the link of an output that a deployed release knows, and by `katana-release` for all that
+is staged.  Whatever goes wrong leaves a gap with its reason: the build is never harmed, and no patch is made from a
+link that was not recorded whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.reader import ElfFile
+from katana_cc.errors import FormatError, KatanaError, StoreError
+from katana_cc.recorder import archive, linkmap, record
+from katana_cc.recorder.placement import Candidate, place
+from katana_cc.recorder.record import ObjectRecord
+from katana_cc.snapshot.model import Snapshot, Unit
+from katana_cc.snapshot.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class StagedLink:
+    """One staged link: its folder and its `link.json`."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def output(self) -> str:
+        """The output's name through time."""
+        return str(self.info["output_key"])
+
+
+def staged_links(store_folder: Path) -> list[StagedLink]:
+    """All staged links whose output still exists, oldest first."""
+    found = []
+    for folder in sorted((store_folder / "staged" / "links").glob("*/")):
+        try:
+            info = json.loads((folder / "link.json").read_bytes())
+        except (OSError, ValueError):
+            continue  # another link is just being staged there, or was cut off: not a link yet
+        if info.get("format") != 1:
+            raise StoreError(f"staged link of format {info.get('format')}", where=str(folder), remedy="Link it again.")
+        if Path(info["output"]).exists():
+            found.append(StagedLink(folder, info))
+    return sorted(found, key=lambda s: (s.info["time"], s.info["output"]))
+
+
+def read_staged(store_folder: Path, key: str) -> StagedLink:
+    """The staged link `key`.
+
+    Raises:
+        StoreError: it is not there.
+    """
+    folder = store_folder / "staged" / "links" / key
+    try:
+        return StagedLink(folder, json.loads((folder / "link.json").read_bytes()))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"staged link {key} cannot be read: {error}", where=str(folder)) from error
+
+
+def ingest(store: Store, staged: StagedLink) -> Snapshot:
+    """Record a staged link; when its build is the newest snapshot already, that one is returned.
+
+    Raises:
+        KatanaError: it cannot be recorded; a gap is left in the store.
+    """
+    try:
+        return _ingest(store, staged)
+    except (KatanaError, OSError, ValueError, KeyError) as error:
+        reason = error.what if isinstance(error, KatanaError) else f"{type(error).__name__}: {error}"
+        store.add_gap(staged.output, str(staged.info.get("output", "")), reason)
+        if isinstance(error, KatanaError):
+            raise
+        raise FormatError(reason, where=staged.output) from error
+
+
+def _ingest(store: Store, staged: StagedLink) -> Snapshot:
+    info = staged.info
+    if info.get("lto"):
+        raise FormatError("built with -flto kept (KATANA_LTO=keep)", where=staged.output, remedy="Build without -flto.")
+    output = ElfFile((staged.folder / info["image"]).read_bytes(), info["output"])
+    if output.machine != c.EM_X86_64:
+        raise FormatError(f"machine {output.machine} is not supported (x86-64 only)", where=info["output"])
+    if not output.build_id:
+        raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
+    newest = store.latest(staged.output)
+    if newest is not None and newest.build_id == output.build_id:
+        return store.snapshot(newest.id)
+
+    contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
+    objects = _Objects(store, info)
+    units, candidates = objects.candidates({(x.file, x.member): None for x in contributions})
+    objects.remember()
+    placed = place(contributions, candidates, output.read)
+    records = {x.unit: x.record for group in candidates.values() for x in group}
+    notes = [f"{units[i].name}: {r.problem}" for i, r in records.items() if r.problem]
+    used = {unit for unit, _ in placed.addresses} | {unit for unit, _, _ in placed.unplaced}
+    if not used:
+        raise FormatError("the link map places no section of any object", where=info["output"])
+    # From here on nothing is read from the build tree.
+    soname = next(iter(output.dynamic_strings(c.DT_SONAME)), "")
+    return store.add_snapshot(
+        Snapshot(
+            output=staged.output,
+            path=info["output"],
+            build_id=output.build_id,
+            soname=soname,
+            time=info["time"],
+            linker=info["linker"],
+            arguments=tuple(info["argv"]),
+            units=tuple(units),
+            placements=placed.addresses,
+            commons=_commons(output, records.values()),
+            linker_symbols=_linker_symbols(output, records.values()),
+            folded=_folded(output, records, placed.addresses),
+            image=store.blobs.put(_loadable_part(output)),
+            unplaced=tuple(placed.unplaced),
+            notes=(*info.get("notes", ()), *notes),
+        )
+    )
+
+
+class _Objects:
+    """The inputs of one link: reads those not seen before, and answers which objects a map's name may mean."""
+
+    def __init__(self, store: Store, info: dict[str, Any]) -> None:
+        self.store = store
+        self.staged = store.folder / "staged" / "objects"
+        self.inputs = {i["path"]: i for i in info["inputs"]}
+        self.root = store.folder.parent if store.folder.name == ".katana" else None
+        self.known = store.known_objects(
+            [i["file"] for i in info["inputs"]]
+            + [t for i in info["inputs"] for t in i.get("thin_members", {}).values()]
+        )
+        blobs = [blob for pairs in self.known.values() for _, blob in pairs]
+        self.records = store.known_records(blobs)
+        self.new_objects: dict[str, list[tuple[str, str]]] = {}
+        self.new_records: dict[str, str] = {}
+        self.parsed: dict[str, tuple[ObjectRecord, ElfFile | None]] = {}
+
+    def candidates(
+        self, wanted: Iterable[tuple[str, str]]
+    ) -> tuple[list[Unit], dict[tuple[str, str], list[Candidate]]]:
+        """Units, and for each (file, member) of the map the candidates among them.
+
+        Raises:
+            FormatError: the map names an input that was not staged.
+        """
+        units: list[Unit] = []
+        found: dict[tuple[str, str], list[Candidate]] = {}
+        taken: dict[str, int] = {}
+        for file, member in wanted:
+            entry = self.inputs.get(file)
+            if entry is None:
+                raise FormatError(
+                    "the link map names an input that could not be kept",
+                    where=file,
+                    remedy="Is it removed while the link runs (link-time optimisation)? Build without -flto.",
+                )
+            group = []
+            for blob in self._blobs(entry, member):
+                object_record, elf = self._read(blob, file)
+                name = self._unit_name(entry["absolute"], member, object_record)
+                taken[name] = taken.get(name, 0) + 1
+                if taken[name] > 1:
+                    name += f"#{taken[name]}"
+                group.append(Candidate(len(units), object_record, elf))
+                units.append(Unit(name, blob))
+            found[file, member] = group
+        return units, found
+
+    def _blobs(self, entry: dict[str, Any], member: str) -> list[str]:
+        thin = entry.get("thin_members") or {}
+        if member and member in thin:
+            return [blob for _, blob in self._members(thin[member], entry["absolute"])]
+        pairs = self._members(entry["file"], entry["absolute"])
+        return [blob for name, blob in pairs if name == member] if member else [pairs[0][1]]
+
+    def _members(self, ident: str, where: str) -> list[tuple[str, str]]:
+        pairs = self.known.get(ident)
+        if pairs is None:
+            data = (self.staged / ident).read_bytes()
+            if archive.is_archive(data):
+                pairs = [(n, self.store.blobs.put(b)) for n, b in archive.members(data, where) if b is not None]
+            else:
+                pairs = [("", self.store.blobs.put(data))]
+                self.parsed[pairs[0][1]] = self._parse(data, pairs[0][1], where)
+            self.known[ident] = self.new_objects[ident] = pairs
+        return pairs
+
+    def _read(self, blob: str, where: str) -> tuple[ObjectRecord, ElfFile | None]:
+        if blob not in self.parsed:
+            if blob in self.records or (held := self.store.known_records([blob])):
+                digest = self.records.get(blob) or held[blob]
+                self.parsed[blob] = record.from_bytes(self.store.blobs.get(digest)), None
+            else:
+                self.parsed[blob] = self._parse(self.store.blobs.get(blob), blob, where)
+        return self.parsed[blob]
+
+    def _parse(self, data: bytes, blob: str, where: str) -> tuple[ObjectRecord, ElfFile]:
+        elf = ElfFile(data, where)
+        made = record.make_record(elf)
+        self.new_records[blob] = self.store.blobs.put(record.to_bytes(made))
+        return made, elf
+
+    def _unit_name(self, absolute: str, member: str, made: ObjectRecord) -> str:
+        path = Path(absolute)
+        temporary = path.name.startswith("cc") and path.parent == Path(tempfile.gettempdir())
+        name = made.file if temporary and made.file else absolute
+        if self.root is not None and path.is_relative_to(self.root) and not temporary:
+            name = str(path.relative_to(self.root))
+        return f"{name}({member})" if member else name
+
+    def remember(self) -> None:
+        """Keep what was read, so that the next link of the same files reads nothing again."""
+        self.store.remember_objects(self.new_objects, self.new_records)
+
+
+def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tuple[int, int]]:
+    names = {s.name for r in records for s in r.symbols if s.section == c.SHN_COMMON}
+    if not names:
+        return {}
+    return {s.name: (s.value, s.size) for s in output.symbols if s.name in names and s.section != c.SHN_UNDEF}
+
+
+def _linker_symbols(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, int]:
+    """Symbols that no object defines: `_end`, `__start_…`, `_GLOBAL_OFFSET_TABLE_`."""
+    defined = {s.name for r in records for s in r.symbols}
+    return {
+        s.name: s.value
+        for s in output.symbols
+        if s.section != c.SHN_UNDEF
+        and s.name
+        and s.type in (c.STT_NOTYPE, c.STT_OBJECT)
+        and s.name not in defined
+        and "@" not in s.name
+    }
+
+
+def _folded(
+    output: ElfFile, records: dict[int, ObjectRecord], addresses: dict[tuple[int, int], int]
+) -> dict[int, tuple[str, ...]]:
+    """Addresses that several functions of different sections share (identical-code folding)."""
+    at: dict[int, set[str]] = {}
+    for s in output.symbols:
+        if s.type == c.STT_FUNC and s.section != c.SHN_UNDEF:
+            at.setdefault(s.value, set()).add(s.name)
+    crowded = {address: names for address, names in at.items() if len(names) > 1}
+    if not crowded:
+        return {}
+    aliases: dict[int, set[str]] = {}
+    for (unit, section), address in addresses.items():
+        for s in records[unit].symbols:
+            if s.section == section:
+                aliases.setdefault(address + s.value, set()).add(s.name)
+    return {a: tuple(sorted(names)) for a, names in crowded.items() if names - aliases.get(a, set())}
+
+
+def _loadable_part(output: ElfFile) -> bytes:
+    """The file up to the end of its last PT_LOAD, with the section header table unlinked."""
+    end = max((s.offset + s.file_size for s in output.segments if s.type == c.PT_LOAD), default=64)
+    data = bytearray(output.data[:end])
+    data[40:48] = bytes(8)  # e_shoff
+    data[60:64] = bytes(4)  # e_shnum, e_shstrndx
+    return bytes(data)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m katana_cc.recorder.ingest STORE KEY`: record one staged link and make the patches it calls for.
+
+    Prints one line for each patch, one warning line on failure; exits with 1 then, which the linker wrapper ignores
+    unless KATANA_STRICT=1.
+    """
+    folder, key = arguments
+    # Imported late: a link that cannot be recorded should not pay for the diff.
+    from katana_cc.release.emit import emit_patches
+
+    try:
+        store = Store(Path(folder))
+        snapshot = ingest(store, read_staged(Path(folder), key))
+        for line in emit_patches(store, snapshot):
+            print(line, file=sys.stderr)
+    except KatanaError as error:
+        print(f"katana: not recorded: {error}".replace("\n ", ";"), file=sys.stderr)
+        return 1
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""Where every input section of a link lies in the output, confirmed by the output's own bytes.
+
+Theory of operation.  The link map says which section of which input went to which address; it is text for people, and
+cannot tell two archive members of one name apart.  So each contribution is matched with the sections of that name and
+size among its candidate objects, and the candidate whose bytes are in the final file wins: all bytes that no
+relocation touches (and no relaxation may rewrite) for objects read for the first time, a 16-byte witness for objects
+whose record is already known.  A contribution that no candidate confirms is reported, never guessed: the diff refuses
+to patch what lies there.
+
+Sections that linkers merge or edit (strings, .eh_frame) have no address of their own and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.fields import masked
+from katana_cc.elf.reader import ElfFile
+from katana_cc.recorder.linkmap import Contribution
+from katana_cc.recorder.record import ObjectRecord, SectionRecord
+
+ReadImage = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One object that a map's (file, member) may mean; `elf` is there when it was read just now."""
+
+    unit: int
+    record: ObjectRecord
+    elf: ElfFile | None
+
+
+@dataclass(slots=True)
+class Placed:
+    """The result: addresses by (unit, section), and what could not be confirmed."""
+
+    addresses: dict[tuple[int, int], int] = field(default_factory=dict)
+    commons: dict[tuple[int, int], int] = field(default_factory=dict)
+    unplaced: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+def place(
+    contributions: Sequence[Contribution],
+    candidates: Mapping[tuple[str, str], Sequence[Candidate]],
+    read: ReadImage,
+) -> Placed:
+    """Match contributions with sections.
+
+    Args:
+        contributions: the link map's.
+        candidates: (file, member) as in the map → the objects it may mean.
+        read: reads `size` bytes of the final image at a link-time address.
+    """
+    result = Placed()
+    pools: dict[tuple[str, str], dict[str, list[tuple[Candidate, SectionRecord]]]] = {}
+    for key, objects in candidates.items():
+        pool = pools[key] = {}
+        for candidate in objects:
+            for section in candidate.record.sections:
+                pool.setdefault(section.name, []).append((candidate, section))
+    for contribution in contributions:
+        waiting = pools.get((contribution.file, contribution.member), {}).get(contribution.section)
+        if not waiting:
+            continue  # made by the linker (.plt, .got), or COMMON
+        fits = [w for w in waiting if w[1].size == contribution.size]
+        if not fits:
+            continue  # merged strings: the map gives what is left of them
+        chosen = next((w for w in fits if _confirmed(*w, contribution.address, read)), None)
+        if chosen is None:
+            candidate, section = fits[0]
+            if not section.flags & c.SHF_MERGE and section.name != ".eh_frame":
+                result.unplaced.append((candidate.unit, section.number, "the output's bytes differ from the object's"))
+            waiting.remove(fits[0])
+            continue
+        waiting.remove(chosen)
+        candidate, section = chosen
+        if not section.flags & c.SHF_MERGE and section.name != ".eh_frame":
+            result.addresses[candidate.unit, section.number] = contribution.address
+    return result
+
+
+def _confirmed(candidate: Candidate, section: SectionRecord, address: int, read: ReadImage) -> bool:
+    if section.type == c.SHT_NOBITS or section.flags & c.SHF_MERGE or section.name == ".eh_frame":
+        return True
+    if candidate.elf is None:
+        return read(address + section.witness_offset, len(section.witness)) == section.witness
+    relocations = candidate.elf.relocations(section.number)
+    data = candidate.elf.contents(candidate.elf.sections[section.number])
+    final = read(address, section.size)
+    return final == data or masked(final, relocations, relaxed=True) == masked(data, relocations, relaxed=True)
