@@ -58,8 +58,8 @@ _FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated),
 _PART: Final = struct.Struct("<QQII32s")  # address, size, function, 0, SHA-256
 _EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both relocated), name, 0
 _NEW_AT, _EXPECTED_AT, _REPLACEMENT_AT = 16, 8, 16
-MACHINES: Final = {c.EM_X86_64: "x86-64", c.EM_AARCH64: "aarch64"}
-ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64, c.EM_AARCH64: 257}  # machine → "the 64-bit address S + A"
+MACHINES: Final = {c.EM_X86_64: "x86-64"}
+ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
 _OWN_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_REL, c.SHT_GROUP, c.SHT_SYMTAB_SHNDX)
 _REMADE: Final = "make the patch again (`make`, or `katana-release --since`), or copy it again if it was copied"
 
@@ -406,6 +406,8 @@ class _Reader:
         _, raw = self._table("reasons")
         try:
             items = json.loads(raw)
+            if not isinstance(items, list):
+                raise FormatError(f"{PREFIX}reasons is not a list")
             reasons = tuple(Reason(**item) for item in items)
         except (ValueError, TypeError, RecursionError) as error:
             raise FormatError(f"{PREFIX}reasons: {error}") from error

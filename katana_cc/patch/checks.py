@@ -1,0 +1,209 @@
+"""What must hold of a patch object beyond its format: `katana check PO`.
+
+The codec lets through whatever can be represented.  Here are the rules that make it applicable, as a list of plain
+sentences, empty when all is well; and the comparison with an independent second reader (LIEF), which catches a mistake
+that our own writer and reader share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.fields import FIELD_SIZES
+from katana_cc.patch.codec import NOTE_SECTION, PREFIX, encode
+from katana_cc.patch.lief_reader import SecondView, second_view
+from katana_cc.patch.model import PatchObject, PatchSection, Verdict
+
+JUMP_SIZE: Final = 5  # jmp rel32
+SEVERITIES: Final = ("info", "needs", "refused")
+_LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_SYMTAB_SHNDX)
+_HEX: Final = re.compile(r"([0-9a-f]{2})+")
+
+
+def check_file(path: str | Path, data: bytes, po: PatchObject) -> list[str]:
+    """All that is wrong with the patch object at `path`, whose bytes are `data` and which decodes to `po`."""
+    found = problems(po)
+    if encode(po) != data:
+        found.append("the file holds bytes that its contents do not explain (another writer, or altered and re-sealed)")
+    view = second_view(path)
+    if isinstance(view, str):
+        return [*found, f"the second reader cannot confirm the file: {view}"]
+    return found + disagreements(po, view)
+
+
+def problems(po: PatchObject) -> list[str]:
+    """What keeps `po` from being applied as it claims."""
+    return [*_of_identity(po), *_of_sections(po), *_of_symbols(po), *_of_functions(po), *_of_edits(po)]
+
+
+def _of_identity(po: PatchObject) -> Iterator[str]:
+    i = po.identity
+    for side, build_id in (("from", i.from_build_id), ("to", i.to_build_id)):
+        if not _HEX.fullmatch(build_id):
+            yield f"the {side} build-id {build_id!r} is not hexadecimal"
+    if i.from_build_id == i.to_build_id:
+        yield "it leads from a build to itself"
+    severities = {r.severity for r in po.reasons}
+    if unknown := severities - set(SEVERITIES):
+        yield f"reasons of unknown severity: {', '.join(sorted(unknown))}"
+    worst = max((SEVERITIES.index(s) for s in severities if s in SEVERITIES), default=0)
+    stated = (Verdict.SAFE, Verdict.NEEDS, Verdict.REFUSED).index(po.verdict)
+    if worst != stated:
+        yield f'the verdict is "{po.verdict}", but the gravest reason is "{SEVERITIES[worst]}"'
+
+
+def _of_sections(po: PatchObject) -> Iterator[str]:
+    for s in po.sections:
+        if s.alignment & (s.alignment - 1):
+            yield f"section {s.name}: alignment {s.alignment} is no power of two"
+        for r in s.relocations:
+            width = FIELD_SIZES.get(r.type)
+            if width is None:
+                yield f"section {s.name}: relocation of unknown type {r.type} at {r.offset:#x}"
+            elif r.offset + width > s.size:
+                yield f"section {s.name}: the relocation at {r.offset:#x} reaches beyond its end"
+
+
+def _of_symbols(po: PatchObject) -> Iterator[str]:
+    for y in po.symbols:
+        if y.section is not None and y.value + y.size > po.sections[y.section].size:
+            yield f"symbol {y.name} reaches beyond its section {po.sections[y.section].name}"
+
+
+def _of_functions(po: PatchObject) -> Iterator[str]:
+    for r in po.replacements:
+        if r.size < JUMP_SIZE:
+            yield f"function {r.name} has {r.size} bytes, too few for a jump ({JUMP_SIZE})"
+        new = po.symbols[r.symbol]
+        if new.section is None:
+            if not new.value:
+                yield f"function {r.name} is replaced by {new.name}, which is not in the patch nor at a known address"
+        elif not _is_code(po.sections[new.section]):
+            yield f"function {r.name} is replaced by {new.name}, which is not in executable memory"
+    yield from _overlaps(_code_ranges(po))
+
+
+def _of_edits(po: PatchObject) -> Iterator[str]:
+    ranges = list(_code_ranges(po))
+    for e in po.data_edits:
+        old, new = po.sections[e.expected], po.sections[e.replacement]
+        if old.size != new.size or not old.size:
+            yield f"data edit of {e.name}: {old.size} bytes expected, {new.size} to write"
+        for s in (old, new):
+            if s.flags & c.SHF_ALLOC or s.type == c.SHT_NOBITS:
+                yield f"data edit of {e.name}: section {s.name} would be mapped, or has no contents"
+        ranges.append((e.address, e.address + old.size, e.name))
+    known = set(_overlaps(_code_ranges(po)))
+    yield from (text for text in _overlaps(ranges) if text not in known)
+
+
+def _is_code(s: PatchSection) -> bool:
+    wanted = c.SHF_ALLOC | c.SHF_EXECINSTR
+    return s.flags & wanted == wanted
+
+
+def _code_ranges(po: PatchObject) -> Iterator[tuple[int, int, str]]:
+    for r in po.replacements:
+        yield r.address, r.address + r.size, r.name
+        for address, size, _ in r.parts:
+            yield address, address + size, f"{r.name} (part)"
+
+
+def _overlaps(ranges: Iterable[tuple[int, int, str]]) -> Iterator[str]:
+    """One sentence for each range that begins inside of one that began before."""
+    reach, owner = 0, ""
+    for start, end, name in sorted(ranges):
+        if start < reach:
+            yield f"{name} at {start:#x} overlaps {owner}"
+        if end > reach:
+            reach, owner = end, name
+
+
+def disagreements(po: PatchObject, view: SecondView) -> list[str]:
+    """Where the second reader sees something else than `po`: carried sections, symbols, relocations."""
+    return [
+        *_differ("section", _expected_sections(po), _carried_sections(view)),
+        *_differ("symbol", _expected_symbols(po, view), _seen_symbols(po, view)),
+        *_differ("relocation", _expected_relocations(po), _carried_relocations(po, view)),
+    ]
+
+
+def _differ(kind: str, ours: list[tuple[object, ...]], theirs: list[tuple[object, ...]]) -> Iterator[str]:
+    mine, other = Counter(ours), Counter(theirs)
+    for item in mine - other:
+        yield f"the second reader does not see {kind} {item}"
+    for item in other - mine:
+        yield f"only the second reader sees {kind} {item}"
+
+
+def _is_carried(name: str, kind: int) -> bool:
+    return kind not in _LINKER_TYPES and name != NOTE_SECTION and not name.startswith(PREFIX)
+
+
+def _expected_sections(po: PatchObject) -> list[tuple[object, ...]]:
+    return [
+        (i, s.name, s.type, s.flags, s.size, s.alignment, s.entry_size, _digest(s)) for i, s in enumerate(po.sections)
+    ]
+
+
+def _digest(s: PatchSection) -> str:
+    return "" if s.type == c.SHT_NOBITS else hashlib.sha256(s.data).hexdigest()
+
+
+def _carried_sections(view: SecondView) -> list[tuple[object, ...]]:
+    carried = [s for s in view.sections if _is_carried(s[0], s[1])]
+    return [(i, *s) for i, s in enumerate(carried)]
+
+
+def _numbers(view: SecondView) -> list[int]:
+    """The section header index of each carried section, in order."""
+    return [i for i, s in enumerate(view.sections) if _is_carried(s[0], s[1])]
+
+
+def _expected_symbols(po: PatchObject, view: SecondView) -> list[tuple[object, ...]]:
+    numbers = _numbers(view)
+    result: list[tuple[object, ...]] = []
+    for y in po.symbols:
+        number = 0 if y.section is None else numbers[y.section] if y.section < len(numbers) else -1
+        # LIEF does not follow SHN_XINDEX.
+        result.append((y.name, y.binding, y.type, min(number, c.SHN_XINDEX), y.value, y.size))
+    return result
+
+
+def _seen_symbols(po: PatchObject, view: SecondView) -> list[tuple[object, ...]]:
+    """All symbols but number 0 and the section symbols that the codec added for the data edits."""
+    own = Counter(y.section for y in po.symbols if y.type == c.STT_SECTION and not y.name and not y.value)
+    numbers = {number: i for i, number in enumerate(_numbers(view))}
+    result: list[tuple[object, ...]] = []
+    for symbol in view.symbols[1:]:
+        name, _, kind, number, value, _ = symbol
+        if kind == c.STT_SECTION and not name and not value:
+            section = numbers.get(number)
+            if not own[section]:
+                continue
+            own[section] -= 1
+        result.append(symbol)
+    return result
+
+
+def _expected_relocations(po: PatchObject) -> list[tuple[object, ...]]:
+    return [
+        (s.name, r.offset, r.type, po.symbols[r.symbol].name, po.symbols[r.symbol].value, r.addend)
+        for s in po.sections
+        for r in s.relocations
+    ]
+
+
+def _carried_relocations(po: PatchObject, view: SecondView) -> list[tuple[object, ...]]:
+    names = {s.name for s in po.sections}
+    return [
+        (section, offset, kind, view.symbols[symbol][0], view.symbols[symbol][4], addend)
+        for section, offset, kind, symbol, addend in view.relocations
+        if section in names
+    ]
