@@ -1,0 +1,220 @@
+"""What a patch object changes, drawn together for people and scripts.  Text, JSON and HTML are all made from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from katana_cc.elf import constants as c
+from katana_cc.patch.model import Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
+
+SEVERITIES: Final = ("refused", "needs", "info")  # gravest first
+SEVERITY_TITLES: Final = {
+    "refused": "Refused because",
+    "needs": "Needs a decision",
+    "info": "Carried, or left out for a reason",
+}
+VERDICT_TEXTS: Final = {
+    Verdict.SAFE: "can be applied as it is",
+    Verdict.NEEDS: "what needs a decision must be dealt with before it is applied",
+    Verdict.REFUSED: "cannot be applied; it carries its reasons only",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedFunction:
+    """A function that is replaced.  Sizes in bytes; `parts` are (address, size) of its further ranges in the target."""
+
+    name: str
+    address: int
+    old_size: int
+    new_name: str
+    new_size: int
+    parts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewThing:
+    """A function or datum that the patch brings; `kind`: function, variable, zeroed variable, constant, thread-local."""
+
+    name: str
+    kind: str
+    size: int
+    section: str
+
+
+@dataclass(frozen=True, slots=True)
+class RewrittenDatum:
+    """Read-only data rewritten in place."""
+
+    name: str
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Something the new code uses: an import found by name (`address` None; a weak one may be absent), or what exists
+    in the target (its link-time address; for thread-local ones the offset in the output's TLS segment)."""
+
+    name: str
+    address: int | None
+    weak: bool
+    thread_local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All that is said of a patch object, beside its raw sections, symbols and relocations."""
+
+    identity: Identity
+    verdict: Verdict
+    changed: tuple[ChangedFunction, ...]
+    new_functions: tuple[NewThing, ...]
+    new_data: tuple[NewThing, ...]
+    unnamed_bytes: int
+    rewritten: tuple[RewrittenDatum, ...]
+    imports: tuple[Reference, ...]
+    existing: tuple[Reference, ...]
+    reasons: dict[str, tuple[Reason, ...]]
+    mapped_bytes: int
+
+
+def summarise(po: PatchObject) -> Summary:
+    """The summary of a patch object."""
+    replacing = {r.symbol for r in po.replacements}
+    names = {y.name for y in po.symbols}
+    places = {(po.symbols[i].section, po.symbols[i].value) for i in replacing}
+    changed = tuple(
+        ChangedFunction(
+            r.name,
+            r.address,
+            r.size,
+            po.symbols[r.symbol].name,
+            po.symbols[r.symbol].size,
+            tuple((address, size) for address, size, _ in r.parts),
+        )
+        for r in po.replacements
+    )
+    functions, data = [], []
+    named: set[int] = set()
+    for i, y in enumerate(po.symbols):
+        if y.section is None or y.type not in (c.STT_FUNC, c.STT_OBJECT, c.STT_TLS, c.STT_GNU_IFUNC):
+            continue
+        section = po.sections[y.section]
+        if not section.flags & c.SHF_ALLOC:
+            continue
+        named.add(y.section)
+        thing = NewThing(y.name, _kind(section), y.size, section.name)
+        if thing.kind != "function":
+            data.append(thing)
+        elif i not in replacing and (y.section, y.value) not in places and not _is_fragment(y.name, names):
+            functions.append(thing)
+    references = [_reference(y) for y in po.symbols if y.section is None]
+    mapped = {i: s.size for i, s in enumerate(po.sections) if s.flags & c.SHF_ALLOC}
+    return Summary(
+        po.identity,
+        po.verdict,
+        changed,
+        tuple(functions),
+        tuple(data),
+        sum(size for i, size in mapped.items() if i not in named),
+        tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size) for e in po.data_edits),
+        tuple(r for r in references if r.address is None),
+        tuple(r for r in references if r.address is not None),
+        {s: tuple(r for r in po.reasons if r.severity == s) for s in _severities(po)},
+        sum(mapped.values()),
+    )
+
+
+def headline(summary: Summary) -> str:
+    """What changed, in a few words: "2 functions changed, 1 new"."""
+    words = []
+    if summary.changed:
+        words.append(f"{count(len(summary.changed), 'function')} changed")
+    if summary.new_functions:
+        new = len(summary.new_functions)
+        words.append(f"{new} new" if summary.changed else f"{count(new, 'new function')}")
+    variables = sum(d.kind != "constant" for d in summary.new_data)
+    if variables:
+        words.append(count(variables, "new variable"))
+    if summary.rewritten:
+        words.append(f"{count(len(summary.rewritten), 'constant')} rewritten")
+    return ", ".join(words) or "nothing carried"
+
+
+def one_line(po: PatchObject, path: str) -> str:
+    """The line a link prints after it made the patch object at `path`."""
+    summary = summarise(po)
+    start = f"katana: {po.identity.output} ({from_name(po.identity)} → {to_name(po.identity)}): "
+    if po.verdict is Verdict.REFUSED:
+        refusals = summary.reasons.get("refused", ())
+        text = "refused"
+        if refusals:
+            text += f": {reason_line(refusals[0])}"
+        if len(refusals) > 1:
+            text += f" (and {len(refusals) - 1} more)"
+        return clean(f"{start}{text}: {path}")
+    verdict = "needs a decision" if po.verdict is Verdict.NEEDS else str(po.verdict)
+    return clean(f"{start}{headline(summary)}, {verdict}: {path}")
+
+
+def reason_line(reason: Reason) -> str:
+    """A reason in one line: subject, words, place."""
+    place = f" ({location(reason)})" if location(reason) else ""
+    return f"{reason.subject}: {reason.text}{place}" if reason.subject else f"{reason.text}{place}"
+
+
+def location(reason: Reason) -> str:
+    """`file:line`, or as much of it as is known."""
+    return f"{reason.file}:{reason.line}" if reason.file and reason.line else reason.file
+
+
+def from_name(identity: Identity) -> str:
+    """What to call the build it starts from: its release, else the start of its build-id."""
+    return identity.from_release or identity.from_build_id[:8]
+
+
+def to_name(identity: Identity) -> str:
+    """What to call the build it leads to."""
+    return identity.to_release or identity.to_build_id[:8]
+
+
+def count(number: int, noun: str) -> str:
+    """`1 function`, `2 functions`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def clean(text: str) -> str:
+    """`text` fit for a terminal and for UTF-8: control characters and undecodable bytes as escapes.
+
+    Names come from other people's sources; an escape sequence in one must not drive the reader's terminal.
+    """
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
+
+
+def _severities(po: PatchObject) -> list[str]:
+    """The severities that occur, gravest first, those of a later version last."""
+    found = {r.severity for r in po.reasons}
+    return [s for s in SEVERITIES if s in found] + sorted(found - set(SEVERITIES))
+
+
+def _kind(section: PatchSection) -> str:
+    if section.flags & c.SHF_EXECINSTR:
+        return "function"
+    if section.flags & c.SHF_TLS:
+        return "thread-local"
+    if section.type == c.SHT_NOBITS:
+        return "zeroed variable"
+    return "variable" if section.flags & c.SHF_WRITE else "constant"
+
+
+def _is_fragment(name: str, others: set[str]) -> bool:
+    """Whether it is the .cold or .part.N of another function that the patch brings or knows."""
+    base, dot, rest = name.partition(".")
+    return bool(dot) and rest.split(".")[0] in ("cold", "part") and base in others
+
+
+def _reference(y: PatchSymbol) -> Reference:
+    exists = bool(y.value) or y.type == c.STT_TLS
+    return Reference(y.name, y.value if exists else None, y.binding == c.STB_WEAK, y.type == c.STT_TLS)
