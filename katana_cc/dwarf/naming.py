@@ -1,0 +1,374 @@
+"""What types are called: one canonical text for each type, and one name for each aggregate, equal in two builds.
+
+The diff asks "is this the same type as before?", so a text must not depend on what means nothing for live data:
+
+- typedefs are resolved through, qualifiers dropped, base types named by encoding and size: `size_t`, `const unsigned
+  long` and `unsigned long long` are all `unsigned long`;
+- named aggregates stand as their name (`struct request *`), which ends recursion: they have layouts of their own;
+- anonymous ones are called after the typedef that names them, else after the member that holds them (`request.u`), so
+  that a change inside is reported once, where it is; those that neither names are spelled out with offsets.
+
+A type's text is built as (left, right) around the name that C would declare: ("int (*", ")[4]").
+
+Qualified names: namespaces and classes with `::`; types local to a function below `function()`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Final
+
+from katana_cc.dwarf import constants as d
+from katana_cc.dwarf.dies import DebugInfo, Entry
+from katana_cc.dwarf.units import Die
+from katana_cc.errors import FormatError
+
+AGGREGATES: Final = {
+    d.DW_TAG_structure_type: "struct",
+    d.DW_TAG_class_type: "struct",  # the same thing to the machine
+    d.DW_TAG_union_type: "union",
+    d.DW_TAG_enumeration_type: "enum",
+}
+_QUALIFIERS: Final = frozenset(
+    {
+        d.DW_TAG_const_type, d.DW_TAG_volatile_type, d.DW_TAG_restrict_type, d.DW_TAG_atomic_type,
+        d.DW_TAG_immutable_type,
+    }
+)  # fmt: skip
+_POINTERS: Final = {
+    d.DW_TAG_pointer_type: "*",
+    d.DW_TAG_reference_type: "&",
+    d.DW_TAG_rvalue_reference_type: "&&",
+}
+_INTEGERS: Final = {1: "char", 2: "short", 4: "int", 8: "long", 16: "__int128"}
+_FLOATS: Final = {2: "_Float16", 4: "float", 8: "double", 16: "long double"}
+_DEPTH_LIMIT: Final = 200
+
+
+class Naming:
+    """Names and texts of the types of one object.  Made by `naming`."""
+
+    def __init__(self, info: DebugInfo) -> None:
+        self._info = info
+        self._texts: dict[int, tuple[str, str]] = {}
+        self._open: set[int] = set()
+        self._sizes: dict[int, int] = {}
+        self._scopes: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+
+    # -- following references ------------------------------------------------------------------------------------------
+
+    def target(self, die: Die, attribute: int = d.DW_AT_type) -> Die | None:
+        """The DIE that an attribute refers to; a declaration that a type unit completes gives the definition."""
+        offset = die.attributes.get(attribute)
+        if offset is None:
+            return None
+        found = self._info.die(offset)
+        signature = found.attributes.get(d.DW_AT_signature)
+        return self._info.die(signature) if isinstance(signature, int) else found
+
+    def origin(self, die: Die) -> Die | None:
+        """The DIE that this one completes: its abstract instance or its declaration."""
+        offset = die.attributes.get(d.DW_AT_abstract_origin, die.attributes.get(d.DW_AT_specification))
+        return None if offset is None else self._info.die(offset)
+
+    def chain(self, die: Die) -> tuple[Die, ...]:
+        """A DIE and what it completes, the nearest first."""
+        result = [die]
+        while (following := self.origin(result[-1])) is not None:
+            result.append(following)
+            if len(result) > _DEPTH_LIMIT:
+                raise self._endless(die)
+        return tuple(result)
+
+    def peeled(self, die: Die | None, arrays: bool = False, pointers: bool = False) -> Die | None:
+        """The type below typedefs and qualifiers, and where asked below arrays and pointers.  None: void."""
+        for _ in range(_DEPTH_LIMIT):
+            if die is None or not (
+                die.tag == d.DW_TAG_typedef
+                or die.tag in _QUALIFIERS
+                or (arrays and die.tag == d.DW_TAG_array_type)
+                or (pointers and die.tag in _POINTERS)
+            ):
+                return die
+            die = self.target(die)
+        raise self._endless(die)
+
+    def constant(self, die: Die | None) -> bool:
+        """Whether a type is const, itself or the elements of the array that it is."""
+        for _ in range(_DEPTH_LIMIT):
+            if die is None or die.tag == d.DW_TAG_const_type:
+                return die is not None
+            if die.tag not in _QUALIFIERS and die.tag not in (d.DW_TAG_typedef, d.DW_TAG_array_type):
+                return False
+            die = self.target(die)
+        return False
+
+    def _endless(self, die: Die | None) -> FormatError:
+        at = f" at {die.offset:#x}" if die is not None else ""
+        return FormatError(f"damaged debug information: an endless chain of references{at}", where=self._info.where)
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {e.offset: i for i, e in enumerate(self._info.outline)}
+
+    def scope(self, number: int) -> str:
+        """The qualified name of the scope that outline entry `number` opens; "" for a unit."""
+        if number < 0:
+            return ""
+        found = self._scopes.get(number)
+        if found is None:
+            entry = self._info.outline[number]
+            if entry.parent < 0:
+                found = ""
+            elif entry.tag == d.DW_TAG_namespace:
+                name = self._info.die(entry.offset, entry.unit).text(d.DW_AT_name) or "(anonymous namespace)"
+                found = _join(self.scope(entry.parent), name)
+            elif entry.tag == d.DW_TAG_subprogram:
+                found = self.qualified(entry) + "()"
+            else:
+                found = self.aggregate(self._info.die(entry.offset, entry.unit))
+            self._scopes[number] = found
+        return found
+
+    def qualified(self, entry: Entry) -> str:
+        """The qualified name of a function, variable or named type; "" when it has no name."""
+        die = self._info.die(entry.offset, entry.unit)
+        name, place = "", entry
+        for link in self.chain(die):
+            name = name or link.text(d.DW_AT_name)
+            if (number := self._numbers.get(link.offset)) is not None:
+                place = self._info.outline[number]  # the scope is where it was first declared
+        return _join(self.scope(place.parent), name) if name else ""
+
+    def aggregate(self, die: Die) -> str:
+        """The name of a struct, union, class or enum, without the keyword; "" for one that nothing names."""
+        found = self._names.get(die.offset)
+        if found is None:
+            number = self._numbers.get(die.offset)
+            entry = self._info.outline[number] if number is not None else Entry(die.offset, die.tag, -1, die.unit)
+            found = self.qualified(entry) or self._given.get(die.offset, "")
+            self._names[die.offset] = found
+        return found
+
+    @cached_property
+    def _given(self) -> dict[int, str]:
+        """Names for anonymous aggregates: from typedefs, then from the members that hold them."""
+        info = self._info
+        given: dict[int, str] = {}
+        tags: set[str] = set()
+        typedefs: list[tuple[Entry, Die]] = []
+        anonymous: set[int] = set()
+        for entry in info.outline:
+            if entry.tag == d.DW_TAG_typedef:
+                die = info.die(entry.offset, entry.unit)
+                found = self.target(die)
+                if found is not None and found.tag in AGGREGATES and not self._tagged(found):
+                    typedefs.append((entry, found))
+            elif entry.tag in AGGREGATES:
+                die = info.die(entry.offset, entry.unit)
+                (tags.add(die.text(d.DW_AT_name)) if self._tagged(die) else anonymous.add(die.offset))
+        for entry, found in typedefs:
+            name = info.die(entry.offset, entry.unit).text(d.DW_AT_name)
+            # `struct x` and a typedef `x` of something else may live side by side in C.
+            spelled = f"typedef {name}" if name in tags else name
+            given.setdefault(found.offset, _join(self.scope(entry.parent), spelled))
+        stack = [
+            (info.die(e.offset, e.unit), name)
+            for e in info.outline
+            if e.tag in AGGREGATES
+            and e.tag != d.DW_TAG_enumeration_type
+            and (name := given.get(e.offset) or self.qualified(e))
+        ]
+        while stack:
+            die, name = stack.pop()
+            for member, label in self.members(die):
+                inner = self.peeled(self.target(member), arrays=True, pointers=True)
+                if inner is not None and inner.offset in anonymous and inner.offset not in given:
+                    given[inner.offset] = f"{name}.{label}"
+                    stack.append((inner, f"{name}.{label}"))
+        return given
+
+    def _tagged(self, die: Die) -> bool:
+        return any(link.text(d.DW_AT_name) for link in self.chain(die))
+
+    def members(self, die: Die) -> list[tuple[Die, str]]:
+        """The data members of an aggregate with their names; nameless ones are numbered, `(anonymous 1)`.  Static
+        members are no part of an object, and left out."""
+        result = []
+        nameless = 0
+        for child in self._info.children(die):
+            if (
+                child.tag != d.DW_TAG_member
+                or d.DW_AT_external in child.attributes
+                or d.DW_AT_declaration in child.attributes
+            ):
+                continue
+            name = child.text(d.DW_AT_name)
+            if not name:
+                nameless += 1
+                name = f"(anonymous {nameless})"
+            result.append((child, name))
+        return result
+
+    # -- texts ---------------------------------------------------------------------------------------------------------
+
+    def text(self, die: Die | None) -> str:
+        """The canonical text of a type; None is void."""
+        left, right = self._parts(die)
+        return left + right
+
+    def _parts(self, die: Die | None) -> tuple[str, str]:
+        if die is None:
+            return "void", ""
+        found = self._texts.get(die.offset)
+        if found is None:
+            if die.offset in self._open or len(self._open) > _DEPTH_LIMIT:
+                return "...", ""  # only a nameless aggregate inside itself comes here
+            self._open.add(die.offset)
+            try:
+                found = self._texts[die.offset] = self._make(die)
+            finally:
+                self._open.discard(die.offset)
+        return found
+
+    def _make(self, die: Die) -> tuple[str, str]:
+        tag = die.tag
+        if tag == d.DW_TAG_typedef or tag in _QUALIFIERS:
+            return self._parts(self.target(die))
+        if tag in _POINTERS:
+            return self._around(self.target(die), _POINTERS[tag])
+        if tag == d.DW_TAG_base_type:
+            return _base(die), ""
+        if tag in AGGREGATES:
+            name = self.aggregate(die)
+            return (f"{AGGREGATES[tag]} {name}" if name else self._spelled(die)), ""
+        if tag == d.DW_TAG_array_type:
+            left, right = self._parts(self.target(die))
+            bounds = "".join(f"[{'' if n is None else n}]" for n in self.bounds(die))
+            vector = " __vector" if d.DW_AT_GNU_vector in die.attributes else ""
+            return left + vector, bounds + right
+        if tag == d.DW_TAG_subroutine_type:
+            left, right = self._parts(self.target(die))
+            return left, f"({self.parameters(die)}){right}"
+        if tag == d.DW_TAG_ptr_to_member_type:
+            holder = self.target(die, d.DW_AT_containing_type)
+            name = self.aggregate(holder) if holder is not None else "?"
+            return self._around(self.target(die), f"{name}::*")
+        return die.text(d.DW_AT_name) or f"(DWARF tag {tag:#x})", ""
+
+    def _around(self, inner: Die | None, star: str) -> tuple[str, str]:
+        left, right = self._parts(inner)
+        shape = self.peeled(inner)
+        if shape is not None and shape.tag in (d.DW_TAG_array_type, d.DW_TAG_subroutine_type):
+            return f"{left} ({star}", f"){right}"
+        return (left + star if left.endswith(("*", "&")) else f"{left} {star}"), right
+
+    def parameters(self, die: Die) -> str:
+        """The parameter list of a function type or function, as texts."""
+        result = []
+        for child in self._info.children(die):
+            if child.tag == d.DW_TAG_formal_parameter:
+                holder = next((x for x in self.chain(child) if d.DW_AT_type in x.attributes), child)
+                result.append(self.text(self.target(holder)))
+            elif child.tag == d.DW_TAG_unspecified_parameters:
+                result.append("...")
+        return ", ".join(result) or ("void" if d.DW_AT_prototyped in die.attributes else "")
+
+    def _spelled(self, die: Die) -> str:
+        keyword = AGGREGATES[die.tag]
+        if die.tag == d.DW_TAG_enumeration_type:
+            inside = ", ".join(
+                f"{c.text(d.DW_AT_name)} = {c.integer(d.DW_AT_const_value)}" for c in self._info.children(die)
+            )
+            return f"{keyword} {{{inside}}}"
+        fields = []
+        for member, label in self.members(die):
+            bit = self.bit_offset(member)
+            width = member.integer(d.DW_AT_bit_size)
+            where = f"{bit // 8}" if width is None else f"{bit // 8}.{bit % 8}:{width}"
+            left, right = self._parts(self.target(member))
+            fields.append(f"{left} {label}{right} @{where};")
+        return f"{keyword} {{{' '.join(fields)}}}[{self.size(die)} bytes]"
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def bounds(self, die: Die) -> list[int | None]:
+        """The element counts of an array, outermost first; None where it is open or known at run time only."""
+        result: list[int | None] = []
+        for child in self._info.children(die):
+            if child.tag == d.DW_TAG_subrange_type:
+                upper, count = child.integer(d.DW_AT_upper_bound), child.integer(d.DW_AT_count)
+                # `[0]`: gcc gives no bound or -1, in a form as wide as the index.
+                if count is None and upper is not None:
+                    count = 0 if upper in (-1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF) else upper + 1
+                result.append(count)
+        return result
+
+    def size(self, die: Die | None) -> int:
+        """The size of a type in bytes; 0 for void, functions, open arrays and what is only declared."""
+        die = self.peeled(die)
+        if die is None:
+            return 0
+        found = self._sizes.get(die.offset)
+        if found is None:
+            self._sizes[die.offset] = 0  # what contains itself has no size
+            found = die.integer(d.DW_AT_byte_size)
+            if found is None:
+                found = 8 if die.tag in _POINTERS else 0
+                if die.tag == d.DW_TAG_ptr_to_member_type:
+                    member = self.peeled(self.target(die))
+                    # Itanium C++ ABI 2.3: a pointer to member function is a pointer and an adjustment.
+                    found = 16 if member is not None and member.tag == d.DW_TAG_subroutine_type else 8
+                elif die.tag == d.DW_TAG_array_type:
+                    found = self.size(self.target(die))
+                    for count in self.bounds(die):
+                        found *= count or 0
+            self._sizes[die.offset] = found
+        return found
+
+    def bit_offset(self, member: Die) -> int:
+        """Where a member begins, in bits from the start of what holds it (DWARF 5, 5.7.6; 4, 5.5.6)."""
+        bits = member.integer(d.DW_AT_data_bit_offset)
+        if bits is not None:
+            return bits
+        base = (member.integer(d.DW_AT_data_member_location) or 0) * 8
+        from_top, width = member.integer(d.DW_AT_bit_offset), member.integer(d.DW_AT_bit_size)
+        if from_top is None or width is None:
+            return base
+        # Version 2 style: counted from the most significant bit of the storage unit, which is little-endian here.
+        storage = member.integer(d.DW_AT_byte_size) or self.size(self.target(member))
+        return base + storage * 8 - (_signed(from_top) + width)
+
+
+def naming(info: DebugInfo) -> Naming:
+    """The naming of an object's types; one instance an object."""
+    found = info.memo.get("naming")
+    if not isinstance(found, Naming):
+        found = info.memo["naming"] = Naming(info)
+    return found
+
+
+def _join(scope: str, name: str) -> str:
+    return f"{scope}::{name}" if scope else name
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _base(die: Die) -> str:
+    """A base type by encoding and size, so that `long`, `long long` and any typedef of them are one."""
+    encoding, size = die.integer(d.DW_AT_encoding), die.integer(d.DW_AT_byte_size) or 0
+    if encoding in (d.DW_ATE_signed, d.DW_ATE_signed_char) and size in _INTEGERS:
+        return _INTEGERS[size]
+    if encoding in (d.DW_ATE_unsigned, d.DW_ATE_unsigned_char) and size in _INTEGERS:
+        return "unsigned " + _INTEGERS[size]
+    if encoding == d.DW_ATE_boolean:
+        return "bool" if size == 1 else f"bool{size * 8}"
+    name = die.text(d.DW_AT_name)
+    if encoding == d.DW_ATE_float and size in _FLOATS and name not in ("__float128", "_Float128"):
+        return _FLOATS[size]
+    return name or f"(encoding {encoding}, {size} bytes)"

@@ -1,0 +1,176 @@
+"""The layouts of all struct, union, class and enum types that an object defines.
+
+Live data was laid out by the old program.  Where the new one lays the same type out otherwise, its code would misread
+what it finds, so the diff compares layouts (`katana_cc.dwarf.changes`) before it allows a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from katana_cc.dwarf import constants as d
+from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.lines import line_tables
+from katana_cc.dwarf.naming import AGGREGATES, Naming, naming
+from katana_cc.dwarf.units import Block, Die
+
+
+class TypeKind(StrEnum):
+    """What kind of aggregate; a C++ class is a struct to the machine."""
+
+    STRUCT = "struct"
+    UNION = "union"
+    ENUM = "enum"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A data member.  Offsets in bits from the start of the aggregate.
+
+    `bit_size` is that of a bit-field, else None; `size` is that of the declared type in bytes (0: open array).  `type`
+    is canonical (`katana_cc.dwarf.naming`).  `aggregate` is the key in `layouts` of the aggregate it holds by value,
+    itself or as array elements, else "".
+    """
+
+    name: str
+    bit_offset: int
+    bit_size: int | None
+    size: int
+    type: str
+    aggregate: str
+    line: int
+
+    @property
+    def offset(self) -> int:
+        """The offset in whole bytes."""
+        return self.bit_offset // 8
+
+    @property
+    def width(self) -> int:
+        """Bits taken."""
+        return self.size * 8 if self.bit_size is None else self.bit_size
+
+
+@dataclass(frozen=True, slots=True)
+class Enumerator:
+    """A named value of an enum."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base class and its offset in bytes; -1 for a virtual one, whose place is known at run time only."""
+
+    name: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TypeLayout:
+    """How one type is laid out; `size` in bytes.  `file` and `line` say where it is defined."""
+
+    name: str
+    kind: TypeKind
+    size: int
+    members: tuple[Member, ...]
+    enumerators: tuple[Enumerator, ...]
+    bases: tuple[Base, ...]
+    file: str
+    line: int
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What matters for live data: all but where in the source it stands."""
+        members = tuple((m.name, m.bit_offset, m.bit_size, m.size, m.type) for m in self.members)
+        return self.kind, self.size, members, self.enumerators, self.bases
+
+
+def layouts(info: DebugInfo) -> Mapping[str, TypeLayout]:
+    """Every aggregate defined in an object, by its name (see `katana_cc.dwarf.naming`), without the keyword.
+
+    Two definitions of one name in one object (in different blocks of a function, say) get `#2`, `#3` appended, in
+    source order, unless they are alike.  Anonymous aggregates that neither a typedef nor a member names have no entry:
+    they are spelled out in the types of the variables that use them.
+
+    Raises:
+        FormatError: damaged debug information.
+    """
+    found = info.memo.get("layouts")
+    if not isinstance(found, dict):
+        found = info.memo["layouts"] = _layouts(info)
+    return found
+
+
+def _layouts(info: DebugInfo) -> dict[str, TypeLayout]:
+    names = naming(info)
+    result: dict[str, TypeLayout] = {}
+    for entry in info.outline:
+        if entry.tag not in AGGREGATES:
+            continue
+        die = info.die(entry.offset, entry.unit)
+        if d.DW_AT_declaration in die.attributes or not (name := names.aggregate(die)):
+            continue
+        layout = _layout(info, names, die, name)
+        key, copies = name, 1
+        while key in result and result[key].shape != layout.shape:
+            copies += 1
+            key = f"{name}#{copies}"
+        result.setdefault(key, layout)
+    return result
+
+
+def _layout(info: DebugInfo, names: Naming, die: Die, name: str) -> TypeLayout:
+    kind = TypeKind(AGGREGATES[die.tag])
+    enumerators: list[Enumerator] = []
+    bases: list[Base] = []
+    if kind is TypeKind.ENUM:
+        enumerators = [
+            Enumerator(child.text(d.DW_AT_name), child.integer(d.DW_AT_const_value) or 0)
+            for child in info.children(die)
+            if child.tag == d.DW_TAG_enumerator
+        ]
+    elif die.children and info.cpp:
+        bases = [_base(names, child) for child in info.children(die) if child.tag == d.DW_TAG_inheritance]
+    chain = names.chain(die)
+    line = next((n for link in chain if (n := link.integer(d.DW_AT_decl_line)) is not None), 0)
+    number = next((n for link in chain if (n := link.integer(d.DW_AT_decl_file)) is not None), None)
+    return TypeLayout(
+        name=name,
+        kind=kind,
+        size=names.size(die),
+        members=() if kind is TypeKind.ENUM else tuple(_member(names, m, label) for m, label in names.members(die)),
+        enumerators=tuple(enumerators),
+        bases=tuple(bases),
+        file=line_tables(info).file(die.unit, number),
+        line=line,
+    )
+
+
+def _member(names: Naming, member: Die, label: str) -> Member:
+    target = names.target(member)
+    return Member(
+        name=label,
+        bit_offset=names.bit_offset(member),
+        bit_size=member.integer(d.DW_AT_bit_size),
+        size=names.size(target),
+        type=names.text(target),
+        aggregate=held_aggregate(names, target),
+        line=member.integer(d.DW_AT_decl_line) or 0,
+    )
+
+
+def held_aggregate(names: Naming, die: Die | None) -> str:
+    """The name of the aggregate that a variable or member of this type holds by value; "" when it holds none."""
+    inner = names.peeled(die, arrays=True)
+    return names.aggregate(inner) if inner is not None and inner.tag in AGGREGATES else ""
+
+
+def _base(names: Naming, inheritance: Die) -> Base:
+    target = names.target(inheritance)
+    location = inheritance.attributes.get(d.DW_AT_data_member_location, 0)
+    virtual = inheritance.integer(d.DW_AT_virtuality) or isinstance(location, Block)
+    return Base(names.text(target), -1 if virtual else int(location))

@@ -1,0 +1,186 @@
+"""The variables of an object that keep their value between calls: globals, file statics, statics of functions.
+
+A static of a function is named by that function, since the compiler's own name for it (`count.3`) is renumbered by any
+change before it.  In an optimised object it may be described several times (abstract instance, concrete instance,
+clang's inlined ones): what lies at one place is one variable.
+
+Source: DWARF 5, sections 4.1 (data objects) and 2.6 (location descriptions).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from katana_cc.dwarf import constants as d
+from katana_cc.dwarf.abbrev import uleb
+from katana_cc.dwarf.dies import DebugInfo, Entry
+from katana_cc.dwarf.lines import line_tables
+from katana_cc.dwarf.naming import naming
+from katana_cc.dwarf.sections import Place
+from katana_cc.dwarf.types import held_aggregate
+from katana_cc.dwarf.units import Block, Die
+
+_EXPRESSIONS = frozenset({d.DW_FORM_exprloc, d.DW_FORM_block, d.DW_FORM_block1, d.DW_FORM_block2, d.DW_FORM_block4})
+_TLS = frozenset({d.DW_OP_form_tls_address, d.DW_OP_GNU_push_tls_address})
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable.
+
+    `name` is as declared, `scope` what it is in: a namespace, a class, a function (`serve()`), "" for the file.
+    `type` is canonical (`katana_cc.dwarf.naming`), `size` in bytes; `aggregate` is the key in `layouts` of what it
+    holds by value.
+    `place` is None for one that is only declared here, or that the compiler took apart or away (`why` says so).
+    """
+
+    name: str
+    scope: str
+    linkage_name: str
+    type: str
+    size: int
+    aggregate: str
+    place: Place | None
+    external: bool
+    declaration: bool
+    thread_local: bool
+    constant: bool
+    file: str
+    line: int
+    why: str
+
+    @property
+    def qualified(self) -> str:
+        """The name with its scope: `serve()::count`."""
+        return f"{self.scope}::{self.name}" if self.scope else self.name
+
+
+def variables(info: DebugInfo) -> tuple[Variable, ...]:
+    """All variables that are not automatic, in the order of the debug information.
+
+    Raises:
+        FormatError: damaged debug information.
+    """
+    found = info.memo.get("variables")
+    if not isinstance(found, tuple):
+        found = info.memo["variables"] = _variables(info)
+    return found
+
+
+def _variables(info: DebugInfo) -> tuple[Variable, ...]:
+    result: list[Variable] = []
+    seen: dict[tuple[str, Place], int] = {}
+    completed: set[int] = set()
+    for entry in info.outline:
+        if entry.tag != d.DW_TAG_variable:
+            continue
+        local = entry.parent >= 0 and info.outline[entry.parent].tag == d.DW_TAG_subprogram
+        if local and not _may_be_static(info, entry):
+            continue
+        found = _variable(info, entry, local)
+        if found is None:
+            continue
+        variable, chain = found
+        if variable.place is not None:
+            key = (variable.name, variable.place)
+            if key in seen:
+                continue
+            seen[key] = len(result)
+            completed.update(link.offset for link in chain[1:])
+        result.append(variable)
+        if chain[0].offset in completed:
+            result.pop()
+    declared = {(v.qualified, v.type) for v in result if not v.declaration}
+    # A declaration says nothing beside its definition.
+    return tuple(v for v in result if not v.declaration or (v.qualified, v.type) not in declared)
+
+
+def _may_be_static(info: DebugInfo, entry: Entry) -> bool:
+    """Whether an entry inside a function has a location expression; most automatic ones have lists or nothing."""
+    code, _position = uleb(info.sections.space, entry.offset)
+    attributes = entry.unit.abbreviations[code].attributes
+    return any(at == d.DW_AT_location and form in _EXPRESSIONS for at, form, _ in attributes)
+
+
+def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tuple[Die, ...]] | None:
+    names = naming(info)
+    die = info.die(entry.offset, entry.unit)
+    chain = names.chain(die)
+    place, thread_local, why = location(info, die)
+    if local and place is None and not why:
+        return None
+    name = next((t for link in chain if (t := link.text(d.DW_AT_name))), "")
+    if not name:
+        return None
+    holder = next((link for link in chain if d.DW_AT_type in link.attributes), die)
+    target = names.target(holder)
+    line_holder = next((link for link in chain if d.DW_AT_decl_line in link.attributes), die)
+    file_holder = next((link for link in chain if d.DW_AT_decl_file in link.attributes), die)
+    qualified = names.qualified(entry)
+    declaration = place is None and d.DW_AT_declaration in die.attributes
+    if place is None and not declaration and not why:
+        why = "the compiler kept no storage for it"
+    variable = Variable(
+        name=name,
+        scope=qualified[: -len(name)].removesuffix("::"),
+        linkage_name=next(
+            (t for x in chain if (t := x.text(d.DW_AT_linkage_name) or x.text(d.DW_AT_MIPS_linkage_name))), ""
+        ),
+        type=names.text(target),
+        size=names.size(target),
+        aggregate=held_aggregate(names, target),
+        place=place,
+        external=any(d.DW_AT_external in link.attributes for link in chain),
+        declaration=declaration,
+        thread_local=thread_local,
+        constant=names.constant(target),
+        file=line_tables(info).file(file_holder.unit, file_holder.integer(d.DW_AT_decl_file)),
+        line=line_holder.integer(d.DW_AT_decl_line) or 0,
+        why=why,
+    )
+    return variable, chain
+
+
+def location(info: DebugInfo, die: Die) -> tuple[Place | None, bool, str]:
+    """(place, whether thread-local, why there is none) of a variable.  No place, no reason: not in static storage."""
+    block = die.attributes.get(d.DW_AT_location)
+    if not isinstance(block, Block) or not block.size:
+        return None, False, ""
+    data, start, end = info.sections.space, block.start, block.start + block.size
+    first = data[start]
+    if first in (d.DW_OP_addr, d.DW_OP_const8u):
+        place, rest = info.sections.place(start + 1), start + 9
+    elif first == d.DW_OP_const4u:
+        place, rest = info.sections.place(start + 1), start + 5
+    elif first in (d.DW_OP_addrx, d.DW_OP_constx):
+        index, rest = uleb(data, start + 1)
+        place = info.place(info.address_field(die.unit, index))
+    else:
+        return None, False, ""
+    if place is None:
+        return None, False, ""
+    if rest == end:
+        return (place, False, "") if first in (d.DW_OP_addr, d.DW_OP_addrx) else (None, False, "")
+    if rest + 1 == end:
+        if data[rest] in _TLS:
+            return place, True, ""
+        if data[rest] == d.DW_OP_stack_value:
+            return None, False, ""  # an automatic pointer whose value is this address
+    return _unusual(data[start:end], die, place)
+
+
+def _unusual(expression: bytes, die: Die, place: Place) -> tuple[Place | None, bool, str]:
+    # Not needed for one variable in a thousand, and slow to import.
+    from katana_cc.dwarf.elftools_reader import operations
+
+    found = operations(expression, die.unit.version, die.unit.offset_size, die.unit.address_size)
+    if len(found) == 2 and found[1].code == d.DW_OP_plus_uconst and isinstance(added := found[1].operands[0], int):
+        return replace_offset(place, added), False, ""  # clang merges globals: base of the merged one, plus an offset
+    if found[-1].code == d.DW_OP_stack_value and not any(op.name.startswith("DW_OP_deref") for op in found):
+        return None, False, ""  # again a value computed from an address, not something that lies there
+    return None, False, "the compiler changed how it is kept: " + "; ".join(op.name for op in found)
+
+
+def replace_offset(place: Place, added: int) -> Place:
+    """A place `added` bytes further on."""
+    return place._replace(offset=place.offset + added)
