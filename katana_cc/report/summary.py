@@ -35,7 +35,7 @@ class ChangedFunction:
 
 @dataclass(frozen=True, slots=True)
 class NewThing:
-    """A function or datum that the patch brings; `kind`: function, variable, zeroed variable, constant, thread-local."""
+    """A function or datum the patch brings; `kind`: function, variable, zeroed variable, constant or thread-local."""
 
     name: str
     kind: str

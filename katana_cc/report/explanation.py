@@ -1,0 +1,174 @@
+"""Why a patch may be applied: `katana explain`, as data that text, JSON and HTML render alike.
+
+Four questions, in the order a change-approval board asks them: what does it change, whom does it touch, is it safe, why
+do we think so; then how it is applied and undone.  Every sentence follows from what the patch object holds.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from katana_cc.patch.codec import patch_id
+from katana_cc.patch.model import PatchObject, Reason, Verdict
+from katana_cc.report.patch_json import reason_json
+from katana_cc.report.summary import (
+    SEVERITY_TITLES,
+    Summary,
+    clean,
+    count,
+    from_name,
+    headline,
+    location,
+    summarise,
+    to_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One question and its answer: sentences, then points."""
+
+    title: str
+    sentences: tuple[str, ...]
+    points: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The reasons of one severity."""
+
+    severity: str
+    title: str
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A whole explanation.  `facts` are (label, value) rows of the identity."""
+
+    title: str
+    verdict: str
+    conclusion: str
+    facts: tuple[tuple[str, str], ...]
+    topics: tuple[Topic, ...]
+    groups: tuple[Group, ...]
+
+
+def explain(po: PatchObject, data: bytes) -> Explanation:
+    """The explanation of `po`, whose file is `data`."""
+    s = summarise(po)
+    i = po.identity
+    return Explanation(
+        f"{i.output}: {from_name(i)} → {to_name(i)}",
+        str(po.verdict),
+        _conclusion(s),
+        (
+            ("Output", i.output),
+            ("From", f"{i.from_release or 'unnamed build'} (build-id {i.from_build_id})"),
+            ("To", f"{i.to_release or 'unnamed build'} (build-id {i.to_build_id})"),
+            ("Patch", patch_id(data)),
+            ("Size", f"{count(len(data), 'byte')}; {count(s.mapped_bytes, 'byte')} in the process"),
+        ),
+        (_changes(s), _touched(s), _safety(s), _handling(s)),
+        tuple(Group(v, SEVERITY_TITLES.get(v, v), reasons) for v, reasons in s.reasons.items()),
+    )
+
+
+def to_text(e: Explanation) -> str:
+    """The explanation for a terminal."""
+    lines = [e.title, "=" * len(e.title), e.conclusion, ""]
+    lines += [f"{label:8}{value}" for label, value in e.facts]
+    for topic in e.topics:
+        lines += ["", topic.title, *map(_wrap, topic.sentences), *(f"  - {p}" for p in topic.points)]
+    lines += ["", "Why"]
+    for group in e.groups:
+        lines.append(f"  {group.title}:")
+        for r in group.reasons:
+            place = f", {location(r)}" if location(r) else ""
+            lines.append(clean(f"  - {r.subject}: {r.text} [{r.code}{place}]"))
+    if not e.groups:
+        lines.append("  No reason was recorded.")
+    return "\n".join(clean(part) for line in lines for part in line.split("\n")) + "\n"
+
+
+def to_json(e: Explanation) -> dict[str, Any]:
+    """The explanation for `json.dumps`."""
+    topics = [{"title": t.title, "sentences": list(t.sentences), "points": list(t.points)} for t in e.topics]
+    reasons = [reason_json(r) for g in e.groups for r in g.reasons]
+    facts = {label.lower(): value for label, value in e.facts}
+    head = {"title": e.title, "verdict": e.verdict, "conclusion": e.conclusion}
+    return {**head, "facts": facts, "topics": topics, "reasons": reasons}
+
+
+def _wrap(sentence: str) -> str:
+    return textwrap.fill(clean(sentence), 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+
+
+def _conclusion(s: Summary) -> str:
+    if s.verdict is Verdict.REFUSED:
+        reasons = len(s.reasons.get("refused", ()))
+        return f"Refused: this change cannot be made in a running process, for {count(reasons, 'reason')} named below."
+    if s.verdict is Verdict.NEEDS:
+        needs = len(s.reasons.get("needs", ()))
+        return f"Can be applied once {count(needs, 'point')} below {'is' if needs == 1 else 'are'} decided."
+    return "Safe: it can be applied as it is."
+
+
+def _changes(s: Summary) -> Topic:
+    if s.verdict is Verdict.REFUSED:
+        return Topic("What it changes", ("Nothing: a refused patch carries its reasons only.",))
+    points = [
+        f"{f.name} is replaced ({f.old_size} → {count(f.new_size, 'byte')}, at {f.address:#x})" for f in s.changed
+    ]
+    points += [f"{f.name} is new ({count(f.size, 'byte')})" for f in s.new_functions]
+    points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
+    points += [f"{d.name}: {count(d.size, 'byte')} of read-only data at {d.address:#x}, rewritten" for d in s.rewritten]
+    points += [f"{r.name} is used from a library{', when it is there' if r.weak else ''}" for r in s.imports]
+    return Topic("What it changes", (f"{headline(s)}.",), tuple(points))
+
+
+def _touched(s: Summary) -> Topic:
+    i = s.identity
+    release = f" (release {i.from_release})" if i.from_release else ""
+    sentences = [
+        f"Processes that run or map {i.output} of build-id {i.from_build_id}{release}, and no others: a process of any "
+        "other build is left alone."
+    ]
+    if s.changed:
+        sentences.append(
+            "Each is stopped once, for a moment, when none of its threads is inside a function that is replaced:"
+        )
+    return Topic("Whom it touches", tuple(sentences), tuple(f.name for f in s.changed))
+
+
+def _safety(s: Summary) -> Topic:
+    sentences = [_conclusion(s)]
+    if s.verdict is not Verdict.REFUSED:
+        ranges = len(s.changed) + sum(len(f.parts) for f in s.changed)
+        if ranges:
+            what = "that code is" if ranges == 1 else f"those {ranges} ranges of code are"
+            sentences.append(
+                f"Before anything is written, {what} compared by SHA-256 with what the build made; a process whose "
+                "code differs is refused."
+            )
+        if s.rewritten:
+            sentences.append(
+                "The data rewritten in place must hold its old contents exactly, or the process is refused."
+            )
+        sentences.append("Variables that exist keep their values and addresses.")
+    return Topic("Is it safe", tuple(sentences))
+
+
+def _handling(s: Summary) -> Topic:
+    if s.verdict is Verdict.REFUSED:
+        return Topic("What to do", ("Deploy the new build by a restart, or change the source so that the reasons go.",))
+    sentences = [
+        "`katana apply PO --pid PID` applies it, `--dry-run` shows first what would be written.",
+        "`katana revert --pid PID` writes the old bytes back exactly.",
+    ]
+    names = ", ".join(d.name for d in s.new_data if d.kind != "constant")
+    if names:
+        sentences.append(f"Revert takes the new variables out with their values: {names}.")
+    return Topic("How it is applied and undone", tuple(sentences))
