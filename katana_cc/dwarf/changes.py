@@ -35,8 +35,11 @@ _HARMLESS = frozenset({ChangeKind.ENUMERATOR_ADDED, ChangeKind.ENUMERATOR_REMOVE
 
 @dataclass(frozen=True, slots=True)
 class TypeChange:
-    """One difference.  `member` is the field, enumerator or "" for the type as a whole; `file` and `line` are in the new
-    source, in the old one for what is gone.  `possible_rename` marks the two halves of what may be a renamed field."""
+    """One difference.
+
+    `member` is the field, enumerator or "" for the type as a whole; `file` and `line` are in the new source, in the old
+    one for what is gone.  `possible_rename` marks the two halves of what may be a renamed field.
+    """
 
     kind: ChangeKind
     type: str

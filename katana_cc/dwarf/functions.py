@@ -70,21 +70,19 @@ def _functions(info: DebugInfo) -> tuple[Function, ...]:
         if not ranges:
             continue  # a declaration, or an abstract instance
         chain = names.chain(die)
-        name = names.qualified(entry)
         linkage = next((t for link in chain if (t := _linkage_name(link))), "")
+        name = names.qualified(entry) or linkage  # clang's thunks and start-up functions have no other
         at = entries.get(linkage or name)
         main = next((r for r in ranges if (r.section, r.offset) == at), ranges[0])
-        # A definition repeats of its declaration what differs: the nearest wins.
-        line_holder = next((link for link in chain if d.DW_AT_decl_line in link.attributes), die)
-        file_holder = next((link for link in chain if d.DW_AT_decl_file in link.attributes), die)
+        holder, line = names.declared_at(entry)
         result.append(
             Function(
                 name=name,
                 linkage_name=linkage,
                 code=main,
                 parts=tuple(r for r in ranges if r is not main),
-                file=lines.file(file_holder.unit, file_holder.integer(d.DW_AT_decl_file)),
-                line=line_holder.integer(d.DW_AT_decl_line) or 0,
+                file=lines.file(holder.unit, holder.integer(d.DW_AT_decl_file)),
+                line=line,
                 external=any(d.DW_AT_external in link.attributes for link in chain),
                 die=die.offset,
             )

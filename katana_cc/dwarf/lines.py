@@ -70,11 +70,16 @@ class LineTables:
         found = self._headers.get(at)
         if found is None:
             try:
-                found = _header(self._info, at, unit.root.text(d.DW_AT_comp_dir))
+                found = _header(self._info, at, self._root(at))
             except (IndexError, struct.error, ValueError):
                 raise _damaged(self._info, "a header is cut off") from None
             self._headers[at] = found
         return found
+
+    def _root(self, at: int) -> str:
+        """The compilation directory; type units, which share the line program, do not name it."""
+        roots = (u.root for u in self._info.units if u.root.integer(d.DW_AT_stmt_list) == at)
+        return next((name for root in roots if (name := root.text(d.DW_AT_comp_dir))), "")
 
     def file(self, unit: Unit, number: int | None) -> str:
         """The name of file `number` of a unit ("" for none): relative to the compilation directory where it is below it

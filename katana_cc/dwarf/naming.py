@@ -129,7 +129,8 @@ class Naming:
             elif entry.tag == d.DW_TAG_subprogram:
                 found = self.qualified(entry) + "()"
             else:
-                found = self.aggregate(self._info.die(entry.offset, entry.unit))
+                name = self.aggregate(self._info.die(entry.offset, entry.unit))
+                found = name or _join(self.scope(entry.parent), "(anonymous)")
             self._scopes[number] = found
         return found
 
@@ -141,58 +142,97 @@ class Naming:
             name = name or link.text(d.DW_AT_name)
             if (number := self._numbers.get(link.offset)) is not None:
                 place = self._info.outline[number]  # the scope is where it was first declared
+            elif link.tag == d.DW_TAG_member:
+                return _join(self.scope(self._static_members.get(link.offset, -1)), name)
         return _join(self.scope(place.parent), name) if name else ""
+
+    @cached_property
+    def _static_members(self) -> dict[int, int]:
+        """Declarations of static data members (a DW_TAG_member up to DWARF 4) → the outline entry of their class."""
+        info = self._info
+        return {
+            child.offset: number
+            for number, entry in enumerate(info.outline)
+            if entry.tag in AGGREGATES
+            for child in info.children(info.die(entry.offset, entry.unit))
+            if child.tag == d.DW_TAG_member and d.DW_AT_declaration in child.attributes
+        }
+
+    def declared_at(self, entry: Entry) -> tuple[Die, int]:
+        """(DIE whose unit and DW_AT_decl_file hold, line) of where something was declared.
+
+        What has no place of its own (the body of a lambda) is where its scope is.  Line 0: the compiler made it.
+        """
+        while True:
+            chain = self.chain(self._info.die(entry.offset, entry.unit))
+            # A definition repeats of its declaration what differs, so the nearest wins.
+            line = next((n for link in chain if (n := link.integer(d.DW_AT_decl_line)) is not None), 0)
+            holder = next((link for link in chain if d.DW_AT_decl_file in link.attributes), chain[0])
+            if line or entry.parent < 0 or d.DW_AT_decl_file in holder.attributes:
+                return holder, line
+            entry = self._info.outline[entry.parent]
 
     def aggregate(self, die: Die) -> str:
         """The name of a struct, union, class or enum, without the keyword; "" for one that nothing names."""
-        found = self._names.get(die.offset)
+        offset = die.offset
+        found = self._names.get(offset)
         if found is None:
+            self._names[offset] = ""  # what a nameless type that holds itself finds on its way round
+            signature = die.attributes.get(d.DW_AT_signature)
+            if isinstance(signature, int):
+                die = self._info.die(signature)  # clang leaves even the name to the type unit
             number = self._numbers.get(die.offset)
             entry = self._info.outline[number] if number is not None else Entry(die.offset, die.tag, -1, die.unit)
-            found = self.qualified(entry) or self._given.get(die.offset, "")
-            self._names[die.offset] = found
+            found = self.qualified(entry) or self._given_name(die)
+            self._names[entry.offset] = self._names[offset] = found
         return found
 
+    def _given_name(self, die: Die) -> str:
+        """The name of an anonymous aggregate: from a typedef, else from the member that holds it."""
+        typedefs, holders = self._givers
+        if (typedef := typedefs.get(die.offset)) is not None:
+            entry, name = typedef
+            return _join(self.scope(entry.parent), name)
+        if (holder := holders.get(die.offset)) is not None:
+            outer, label = holder
+            name = self.aggregate(outer)
+            return f"{name}.{label}" if name else ""
+        return ""
+
     @cached_property
-    def _given(self) -> dict[int, str]:
-        """Names for anonymous aggregates: from typedefs, then from the members that hold them."""
+    def _givers(self) -> tuple[dict[int, tuple[Entry, str]], dict[int, tuple[Die, str]]]:
+        """What names anonymous aggregates: the first typedef of each, the first member that holds or points at it."""
         info = self._info
-        given: dict[int, str] = {}
+        typedefs: dict[int, tuple[Entry, str]] = {}
+        holders: dict[int, tuple[Die, str]] = {}
         tags: set[str] = set()
-        typedefs: list[tuple[Entry, Die]] = []
         anonymous: set[int] = set()
+        aggregates: list[Die] = []
+        for entry in info.outline:
+            if entry.tag in AGGREGATES:
+                die = info.die(entry.offset, entry.unit)
+                name = next((t for link in self.chain(die) if (t := link.text(d.DW_AT_name))), "")
+                if name:
+                    tags.add(name)
+                else:
+                    anonymous.add(die.offset)
+                if die.tag != d.DW_TAG_enumeration_type:
+                    aggregates.append(die)
         for entry in info.outline:
             if entry.tag == d.DW_TAG_typedef:
                 die = info.die(entry.offset, entry.unit)
-                found = self.target(die)
-                if found is not None and found.tag in AGGREGATES and not self._tagged(found):
-                    typedefs.append((entry, found))
-            elif entry.tag in AGGREGATES:
-                die = info.die(entry.offset, entry.unit)
-                (tags.add(die.text(d.DW_AT_name)) if self._tagged(die) else anonymous.add(die.offset))
-        for entry, found in typedefs:
-            name = info.die(entry.offset, entry.unit).text(d.DW_AT_name)
-            # `struct x` and a typedef `x` of something else may live side by side in C.
-            spelled = f"typedef {name}" if name in tags else name
-            given.setdefault(found.offset, _join(self.scope(entry.parent), spelled))
-        stack = [
-            (info.die(e.offset, e.unit), name)
-            for e in info.outline
-            if e.tag in AGGREGATES
-            and e.tag != d.DW_TAG_enumeration_type
-            and (name := given.get(e.offset) or self.qualified(e))
-        ]
-        while stack:
-            die, name = stack.pop()
-            for member, label in self.members(die):
-                inner = self.peeled(self.target(member), arrays=True, pointers=True)
-                if inner is not None and inner.offset in anonymous and inner.offset not in given:
-                    given[inner.offset] = f"{name}.{label}"
-                    stack.append((inner, f"{name}.{label}"))
-        return given
-
-    def _tagged(self, die: Die) -> bool:
-        return any(link.text(d.DW_AT_name) for link in self.chain(die))
+                target = self.target(die)
+                if target is not None and target.offset in anonymous and target.offset not in typedefs:
+                    name = die.text(d.DW_AT_name)
+                    # `struct x` and a typedef `x` of something else may live side by side in C.
+                    typedefs[target.offset] = entry, f"typedef {name}" if name in tags else name
+        if anonymous - typedefs.keys():
+            for die in aggregates:
+                for member, label in self.members(die):
+                    inner = self.peeled(self.target(member), arrays=True, pointers=True)
+                    if inner is not None and inner.offset in anonymous:
+                        holders.setdefault(inner.offset, (die, label))
+        return typedefs, holders
 
     def members(self, die: Die) -> list[tuple[Die, str]]:
         """The data members of an aggregate with their names; nameless ones are numbered, `(anonymous 1)`.  Static

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.dies import DebugInfo, Entry
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import AGGREGATES, Naming, naming
 from katana_cc.dwarf.units import Block, Die
@@ -112,9 +112,11 @@ def _layouts(info: DebugInfo) -> dict[str, TypeLayout]:
         if entry.tag not in AGGREGATES:
             continue
         die = info.die(entry.offset, entry.unit)
-        if d.DW_AT_declaration in die.attributes or not (name := names.aggregate(die)):
+        # With a signature it only stands for the definition in a type unit.
+        stub = d.DW_AT_declaration in die.attributes or d.DW_AT_signature in die.attributes
+        if stub or not (name := names.aggregate(die)):
             continue
-        layout = _layout(info, names, die, name)
+        layout = _layout(info, names, entry, die, name)
         key, copies = name, 1
         while key in result and result[key].shape != layout.shape:
             copies += 1
@@ -123,7 +125,7 @@ def _layouts(info: DebugInfo) -> dict[str, TypeLayout]:
     return result
 
 
-def _layout(info: DebugInfo, names: Naming, die: Die, name: str) -> TypeLayout:
+def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -> TypeLayout:
     kind = TypeKind(AGGREGATES[die.tag])
     enumerators: list[Enumerator] = []
     bases: list[Base] = []
@@ -135,9 +137,7 @@ def _layout(info: DebugInfo, names: Naming, die: Die, name: str) -> TypeLayout:
         ]
     elif die.children and info.cpp:
         bases = [_base(names, child) for child in info.children(die) if child.tag == d.DW_TAG_inheritance]
-    chain = names.chain(die)
-    line = next((n for link in chain if (n := link.integer(d.DW_AT_decl_line)) is not None), 0)
-    number = next((n for link in chain if (n := link.integer(d.DW_AT_decl_file)) is not None), None)
+    holder, line = names.declared_at(entry)
     return TypeLayout(
         name=name,
         kind=kind,
@@ -145,7 +145,7 @@ def _layout(info: DebugInfo, names: Naming, die: Die, name: str) -> TypeLayout:
         members=() if kind is TypeKind.ENUM else tuple(_member(names, m, label) for m, label in names.members(die)),
         enumerators=tuple(enumerators),
         bases=tuple(bases),
-        file=line_tables(info).file(die.unit, number),
+        file=line_tables(info).file(holder.unit, holder.integer(d.DW_AT_decl_file)),
         line=line,
     )
 

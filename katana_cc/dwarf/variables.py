@@ -114,15 +114,15 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         return None
     holder = next((link for link in chain if d.DW_AT_type in link.attributes), die)
     target = names.target(holder)
-    line_holder = next((link for link in chain if d.DW_AT_decl_line in link.attributes), die)
-    file_holder = next((link for link in chain if d.DW_AT_decl_file in link.attributes), die)
+    at, line = names.declared_at(entry)
     qualified = names.qualified(entry)
+    scope = qualified[: -len(name)].removesuffix("::")
     declaration = place is None and d.DW_AT_declaration in die.attributes
     if place is None and not declaration and not why:
         why = "the compiler kept no storage for it"
     variable = Variable(
         name=name,
-        scope=qualified[: -len(name)].removesuffix("::"),
+        scope=_inlined_scope(info, name, place) if scope == "()" else scope,
         linkage_name=next(
             (t for x in chain if (t := x.text(d.DW_AT_linkage_name) or x.text(d.DW_AT_MIPS_linkage_name))), ""
         ),
@@ -134,11 +134,19 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         declaration=declaration,
         thread_local=thread_local,
         constant=names.constant(target),
-        file=line_tables(info).file(file_holder.unit, file_holder.integer(d.DW_AT_decl_file)),
-        line=line_holder.integer(d.DW_AT_decl_line) or 0,
+        file=line_tables(info).file(at.unit, at.integer(d.DW_AT_decl_file)),
+        line=line,
         why=why,
     )
     return variable, chain
+
+
+def _inlined_scope(info: DebugInfo, name: str, place: Place | None) -> str:
+    """The function of a variable for which clang, having inlined all of it, gives no name: its symbol is `f.name`."""
+    for symbol in info.elf.symbols:
+        if place is not None and (symbol.section, symbol.value) == place[:2] and symbol.name.endswith(f".{name}"):
+            return symbol.name.removesuffix(f".{name}") + "()"
+    return "(inlined function)"
 
 
 def location(info: DebugInfo, die: Die) -> tuple[Place | None, bool, str]:
