@@ -1,0 +1,230 @@
+"""One link: what the wrapper knows of it, staged; and the entry point that never lets a build fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from katana_cc.recorder.staging.arguments import Options, expand_responses, scan
+from katana_cc.recorder.staging.copying import Copies, copy_file, file_kind, remove_file, remove_tree
+from katana_cc.recorder.staging.failure import StagingError
+from katana_cc.recorder.staging.folder import Staged, link_key
+from katana_cc.recorder.staging.mapnames import contributing_files
+from katana_cc.recorder.staging.place import find_store, output_key
+from katana_cc.recorder.staging.plain import text as as_text
+
+FORMAT = 1
+
+
+class Link:
+    """What the wrapper knows of the link just made."""
+
+    __slots__ = ("argv", "build_id_added", "cwd", "environ", "linker", "options", "output")
+
+    def __init__(self, linker: bytes, build_id_added: bool, argv: list[bytes], environ: dict[bytes, bytes]) -> None:
+        self.cwd = os.getcwdb()
+        self.linker = os.path.join(self.cwd, linker)
+        self.build_id_added = build_id_added
+        self.argv = expand_responses(argv)
+        self.options = Options(self.argv)
+        self.output = os.path.normpath(os.path.join(self.cwd, self.options.output))
+        self.environ = environ
+
+    def notes(self) -> list[str]:
+        """What the flags of this link mean for a patch, in words for the report."""
+        notes = []
+        if self.options.build_id in (b"none", b"uuid"):
+            notes.append(f"build-id: the link asks for {self.options.build_id.decode()}")
+        elif not self.options.build_id and not self.build_id_added:
+            notes.append("build-id: none added, since the link has a linker script of its own")
+        flags = self.environ.get(b"KATANA_LINK_NOTES", b"").split()
+        if b"g0" in flags:
+            notes.append("flags: -g0 on the link line, so objects may hold no debug information")
+        if b"no-function-sections" in flags:
+            notes.append("flags: -fno-function-sections on the link line, so functions may share sections")
+        return notes
+
+
+def stage(link: Link, map_path: bytes) -> None:
+    """Stage one link; ingest it at once when its output belongs to a deployed release.
+
+    Raises StagingError or OSError.  Where the store can still be written then, a gap is recorded for the output.
+    """
+    status = _output_status(link.output)
+    if status is None:
+        return
+    if _is_set(link.environ, b"KATANA_READONLY"):
+        raise StagingError("KATANA_READONLY is set")
+    with open(map_path, "rb") as file:
+        text = file.read()
+    store, root = find_store(link.cwd, link.environ.get(b"KATANA_DIR", b""), link.environ.get(b"HOME", b""))
+    _become_owner(store)
+    staged = Staged(store)
+    try:
+        key = output_key(link.output, root, link.options.soname)
+        try:
+            lto = _stage_into(staged, link, text, status, key, root)
+        except (StagingError, OSError) as error:
+            _record_gap(staged, link, key, str(error))
+            raise
+        if link.environ.get(b"KATANA_LTO_OFF") and not lto:
+            _say_once_that_lto_is_off(store)
+        if _is_deployed(store, key):
+            _ingest(store, link_key(link.output))
+        staged.sweep()
+    finally:
+        staged.close()
+
+
+def _stage_into(staged: Staged, link: Link, text: bytes, status: os.stat_result, key: bytes, root: bytes) -> bool:
+    kind, names = contributing_files(text)
+    copies = Copies(staged.objects, link.cwd)
+    copies.add_all(names)
+    # From here on every input is safe; what follows only describes them.
+    folder = staged.link_folder(link.output)
+    version = b"%x-%x" % (time.time_ns(), os.getpid())
+    place = os.path.join(folder, version)
+    os.makedirs(place)
+    try:
+        for name, content in ((b"map", text), (b"objects", "\n".join(sorted(copies.identities)).encode())):
+            with open(os.path.join(place, name), "wb") as file:
+                file.write(content)
+        source = os.open(link.output, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            copy_file(source, os.path.join(place, b"output"))
+        finally:
+            os.close(source)
+        notes = link.notes()
+        notes += [f"missing: {as_text(name)} is named in the map, and no longer there" for name in copies.missing]
+        notes += [f"skipped: {as_text(name)} is neither an object nor an archive" for name in copies.skipped]
+        entry: dict[str, object] = {
+            "format": FORMAT,
+            "output": link.output,
+            "output_key": key,
+            "output_size": status.st_size,
+            "output_mtime_ns": status.st_mtime_ns,
+            "version": version,
+            "root": root,
+            "cwd": link.cwd,
+            "argv": link.argv,
+            "linker": link.linker,
+            "linker_kind": kind,
+            "compiler": link.environ.get(b"KATANA_COMPILER", b""),
+            "compiler_path": link.environ.get(b"COMPILER_PATH", b""),
+            "map": version + b"/map",
+            "image": version + b"/output",
+            "inputs": [copies.inputs[name].as_json() for name in sorted(copies.inputs)],
+            "missing": copies.missing,
+            "skipped": copies.skipped,
+            "build_id_added": link.build_id_added,
+            "lto": copies.lto,
+            "notes": notes,
+            "time": int(time.time()),
+        }
+        staged.commit(folder, link.output, entry)
+    except BaseException:
+        remove_tree(place)
+        raise
+    return copies.lto
+
+
+def _record_gap(staged: Staged, link: Link, key: bytes, reason: str) -> None:
+    """So that no later step takes the previous link of this output for the present one.  The disk may be full."""
+    entry: dict[str, object] = {
+        "format": FORMAT,
+        "output": link.output,
+        "output_key": key,
+        "gap": reason,
+        "time": int(time.time()),
+    }
+    try:
+        staged.commit(staged.link_folder(link.output), link.output, entry)
+    except OSError:
+        # Not even that: then at least nothing stale may stay.  Removing needs no space.
+        remove_file(os.path.join(staged.link_folder(link.output), b"link.json"))
+
+
+def _output_status(output: bytes) -> os.stat_result | None:
+    """None when the link left no ELF executable or shared library there."""
+    try:
+        with open(output, "rb") as file:
+            return os.fstat(file.fileno()) if file_kind(file.read(20)) == "output" else None
+    except FileNotFoundError:
+        return None
+
+
+def _become_owner(store: bytes) -> None:
+    """As root in somebody's project (`sudo make install` relinks), write as him, or his next build could not."""
+    if os.geteuid() != 0:
+        return
+    folder = store if os.path.isdir(store) else os.path.dirname(store)
+    owner = os.stat(folder)
+    if owner.st_uid != 0 and not owner.st_mode & 0o1000:
+        try:
+            os.setegid(owner.st_gid)
+            os.seteuid(owner.st_uid)
+        except OSError:
+            pass  # an owner that does not exist in this user namespace
+
+
+def _say_once_that_lto_is_off(store: bytes) -> None:
+    try:
+        os.close(
+            os.open(os.path.join(store, b"lto-notice"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        )
+    except FileExistsError:
+        return
+    warn(
+        "-flto is turned off in recorded builds, since its objects hold no machine code (KATANA_LTO=keep leaves it on)"
+    )
+
+
+def _is_deployed(store: bytes, key: bytes) -> bool:
+    try:
+        with open(os.path.join(store, b"deployed"), "rb") as file:
+            return key in file.read().split(b"\n")
+    except FileNotFoundError:
+        return False
+
+
+def _ingest(store: bytes, key: str) -> None:
+    """Hand a link of a deployed output to the ingester, in an interpreter that has the libraries; wait for it."""
+    command = [sys.executable, "-I", "-m", "katana_cc.recorder.ingest", os.fsdecode(store), key]
+    sys.stderr.flush()
+    to_stderr = [(os.POSIX_SPAWN_DUP2, 2, 1)]
+    child = os.posix_spawn(sys.executable, command, os.environ, file_actions=to_stderr)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        raise StagingError(f"the ingester ended with status {status}")
+
+
+def _is_set(environ: dict[bytes, bytes], name: bytes) -> bool:
+    return environ.get(name, b"0") not in (b"", b"0")
+
+
+def warn(text: str) -> None:
+    """One line on stderr, whatever the locale can say of it; a closed stderr is no reason to fail a build."""
+    try:
+        os.write(2, f"katana: {text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point.  Returns 0 unless KATANA_STRICT is set: a build never fails because it could not be recorded."""
+    words = [os.fsencode(argument) for argument in arguments]
+    if words[:1] == [b"--scan"]:
+        os.write(1, scan(words[1:]))
+        return 0
+    map_path, linker, added = words[:3]
+    link = Link(linker, added == b"1", words[3:], dict(os.environb))
+    try:
+        stage(link, map_path)
+        return 0
+    except (StagingError, OSError) as error:
+        reason = str(error)
+    except Exception as error:  # the boundary to somebody's build: a bug of ours must not break it either
+        reason = f"{type(error).__name__}: {error}, which is a bug in katana-cc"
+    warn(f"{as_text(link.options.output)} is not recorded: {reason.replace(os.linesep, ' ')}")
+    return 1 if _is_set(link.environ, b"KATANA_STRICT") else 0

@@ -1,0 +1,78 @@
+"""Where the store of a link is, and by what name its output is known through time."""
+
+from __future__ import annotations
+
+import os
+
+from katana_cc.recorder.staging.failure import StagingError
+
+VCS_MARKS = (b".git", b".hg", b".svn", b"_darcs")
+BUILD_MARKS = (
+    b"Makefile",
+    b"makefile",
+    b"GNUmakefile",
+    b"CMakeLists.txt",
+    b"CMakeCache.txt",
+    b"build.ninja",
+    b"configure",
+    b"meson.build",
+)
+
+
+def find_store(cwd: bytes, katana_dir: bytes, home: bytes) -> tuple[bytes, bytes]:
+    """The store's folder and the project's root, for a link made in `cwd`.  Neither need exist as a store yet.
+
+    `katana_dir` (KATANA_DIR) decides when set.  Else the nearest `.katana` upwards; else one in the project's root: the
+    nearest folder under version control, or the topmost one reached through folders that hold build files, or `cwd`.
+    Never in /, in `home` or in a folder like /tmp, unless the link itself is made there.
+    """
+    folders = [cwd]
+    while folders[-1] != os.path.dirname(folders[-1]):
+        folders.append(os.path.dirname(folders[-1]))
+    allowed = [folder for folder in folders if folder == cwd or not _is_nobodys_project(folder, home)]
+    if katana_dir:
+        if not os.path.isabs(katana_dir):
+            raise StagingError("KATANA_DIR must be an absolute path, since links are made in many folders")
+        store = os.path.normpath(katana_dir)
+        parent = os.path.dirname(store)
+        return store, parent if os.path.basename(store) == b".katana" else _project_root(cwd, allowed)
+    for folder in allowed:
+        store = os.path.join(folder, b".katana")
+        if os.path.isdir(store):
+            return store, folder
+    root = _project_root(cwd, allowed)
+    return os.path.join(root, b".katana"), root
+
+
+def _project_root(cwd: bytes, allowed: list[bytes]) -> bytes:
+    for folder in allowed:
+        if _holds_any(folder, VCS_MARKS):
+            return folder
+    root = cwd
+    for folder in allowed:
+        # Contiguous: a folder that is not allowed, or that holds no build file, ends the walk.
+        if folder != cwd and (os.path.dirname(root) != folder or not _holds_any(folder, BUILD_MARKS)):
+            break
+        root = folder
+    return root
+
+
+def _holds_any(folder: bytes, names: tuple[bytes, ...]) -> bool:
+    return any(os.path.lexists(os.path.join(folder, name)) for name in names)
+
+
+def _is_nobodys_project(folder: bytes, home: bytes) -> bool:
+    if folder == os.path.dirname(folder) or (home and folder == os.path.normpath(home)):
+        return True
+    try:
+        mode = os.stat(folder).st_mode
+    except OSError:
+        return True
+    return bool(mode & 0o1000 and mode & 0o002)
+
+
+def output_key(output: bytes, root: bytes, soname: bytes) -> bytes:
+    """What one output is known by through time: its soname, else its path under the root without `.libs/`."""
+    if soname:
+        return soname
+    return b"/".join(part for part in os.path.relpath(output, root).split(b"/") if part != b".libs")
