@@ -85,14 +85,15 @@ class _Header:
     entry_size: int = 0
 
 
-class _Strings:
-    """A string table in the making: each string once, in order of first use."""
+class StringTable:
+    """A string table in the making: each string once, in order of first use; offset 0 is the empty string."""
 
     def __init__(self) -> None:
         self.data = bytearray(1)
         self._offsets = {b"": 0}
 
     def offset(self, text: str) -> int:
+        """Where `text` stands in the table, which it is added to when it is new."""
         raw = text.encode("utf-8", "surrogateescape")
         found = self._offsets.get(raw)
         if found is None:
@@ -146,7 +147,7 @@ def _write(machine: int, sections: Sequence[NewSection], symbols: Sequence[NewSy
         raw = b"".join(_rela(r, numbers) for r in s.relocations)
         place(_Header(".rela" + s.name, c.SHT_RELA, c.SHF_INFO_LINK, 0, 0, 0, symtab, i, 8, _RELA.size), raw)
 
-    strings = _Strings()
+    strings = StringTable()
     entries = {numbers[i]: _symbol(s, strings) for i, s in enumerate(symbols)}
     table = bytes(_SYM.size) + b"".join(entries[n] for n in sorted(entries))
     locals_end = 1 + sum(s.binding == c.STB_LOCAL for s in symbols)
@@ -158,7 +159,7 @@ def _write(machine: int, sections: Sequence[NewSection], symbols: Sequence[NewSy
         place(_Header(".symtab_shndx", c.SHT_SYMTAB_SHNDX, 0, 0, 0, 0, symtab, 0, 4, 4), indices)
     place(_Header(".strtab", c.SHT_STRTAB), bytes(strings.data))
 
-    names = _Strings()
+    names = StringTable()
     offsets = [names.offset(h.name) for h in headers] + [names.offset(".shstrtab")]
     place(_Header(".shstrtab", c.SHT_STRTAB), bytes(names.data))
     image.extend(bytes(-len(image) % 8))
@@ -185,7 +186,7 @@ def _rela(r: NewRelocation, numbers: tuple[int, ...]) -> bytes:
     return _RELA.pack(r.offset, (0 if r.symbol is None else numbers[r.symbol]) << 32 | r.type, r.addend)
 
 
-def _symbol(s: NewSymbol, strings: _Strings) -> bytes:
+def _symbol(s: NewSymbol, strings: StringTable) -> bytes:
     index = s.section if s.section < c.SHN_LORESERVE else c.SHN_XINDEX
     return _SYM.pack(strings.offset(s.name), s.binding << 4 | s.type, 0, index, s.value, s.size)
 

@@ -16,13 +16,13 @@ from typing import Final
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import FIELD_SIZES
-from katana_cc.patch.codec import NOTE_SECTION, PREFIX, encode
+from katana_cc.patch.codec import encode
+from katana_cc.patch.layout import LINKER_TYPES, NOTE_SECTION, PREFIX
 from katana_cc.patch.lief_reader import SecondView, second_view
 from katana_cc.patch.model import PatchObject, PatchSection, Verdict
 
 JUMP_SIZE: Final = 5  # jmp rel32
 SEVERITIES: Final = ("info", "needs", "refused")
-_LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_SYMTAB_SHNDX)
 _HEX: Final = re.compile(r"([0-9a-f]{2})+")
 
 
@@ -53,7 +53,7 @@ def _of_identity(po: PatchObject) -> Iterator[str]:
     if unknown := severities - set(SEVERITIES):
         yield f"reasons of unknown severity: {', '.join(sorted(unknown))}"
     worst = max((SEVERITIES.index(s) for s in severities if s in SEVERITIES), default=0)
-    stated = (Verdict.SAFE, Verdict.NEEDS, Verdict.REFUSED).index(po.verdict)
+    stated = tuple(Verdict).index(po.verdict)
     if worst != stated:
         yield f'the verdict is "{po.verdict}", but the gravest reason is "{SEVERITIES[worst]}"'
 
@@ -143,7 +143,7 @@ def _differ(kind: str, ours: list[tuple[object, ...]], theirs: list[tuple[object
 
 
 def _is_carried(name: str, kind: int) -> bool:
-    return kind not in _LINKER_TYPES and name != NOTE_SECTION and not name.startswith(PREFIX)
+    return kind not in LINKER_TYPES and name != NOTE_SECTION and not name.startswith(PREFIX)
 
 
 def _expected_sections(po: PatchObject) -> list[tuple[object, ...]]:

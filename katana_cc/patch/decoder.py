@@ -1,0 +1,226 @@
+"""File → patch object.  The way in is `katana_cc.patch.codec.decode`."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.reader import ElfFile, Section
+from katana_cc.errors import FormatError, InvalidPatchError
+from katana_cc.patch.layout import (
+    ABSOLUTE_64,
+    DIGEST_AT,
+    DIGEST_SIZE,
+    EDIT,
+    EXPECTED_AT,
+    FUNCTION,
+    LINKER_TYPES,
+    MACHINES,
+    MARK_AT,
+    NEW_AT,
+    NOTE_AT,
+    NOTE_HEAD,
+    NOTE_SECTION,
+    NT_VERSION,
+    PART,
+    PREFIX,
+    REMEDY,
+    REPLACEMENT_AT,
+    TABLES,
+    validate,
+    verified_digest,
+)
+from katana_cc.patch.model import (
+    DataEdit,
+    Identity,
+    PatchObject,
+    PatchRelocation,
+    PatchSection,
+    PatchSymbol,
+    Reason,
+    Replacement,
+    Verdict,
+)
+
+
+def decode(data: bytes, where: str) -> PatchObject:
+    """The patch object in `data`; `where` names it in errors.
+
+    Raises:
+        InvalidPatchError: not a patch object, of a later format version, damaged, or against the rules of the format.
+    """
+    verified_digest(data, where)
+    try:
+        return _Reader(ElfFile(data, where)).patch_object()
+    except (FormatError, struct.error, ValueError) as error:
+        what = error.what if isinstance(error, FormatError) else str(error)
+        raise InvalidPatchError(f"patch object against the format: {what}", where=where, remedy=REMEDY) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads the parts of a patch object whose digest was verified."""
+
+    elf: ElfFile
+
+    def patch_object(self) -> PatchObject:
+        if self.elf.type != c.ET_REL:
+            raise FormatError("not a relocatable file")
+        note = self._only(NOTE_SECTION)
+        if note.offset != NOTE_AT or note.type != c.SHT_NOTE:
+            raise FormatError(f"{NOTE_SECTION} is not where it belongs")
+        carried = [s for s in self.elf.sections if s.type not in LINKER_TYPES and not _is_ours(s)]
+        if unknown := [s.name for s in self.elf.sections if s.name.startswith(PREFIX) and s.name not in TABLES]:
+            raise FormatError(f"unknown section {unknown[0]}")
+        index = {s.number: i for i, s in enumerate(carried)}
+        numbers = self._numbers()
+        po_symbol = {number: i for i, number in enumerate(numbers)}
+        symbols = tuple(self._symbol(n, index) for n in numbers)
+        identity, verdict = self._note_fields(note)
+        po = PatchObject(
+            identity,
+            verdict,
+            self._reasons(),
+            tuple(self._section(s, po_symbol) for s in carried),
+            symbols,
+            self._replacements(po_symbol),
+            self._edits(index),
+        )
+        try:
+            validate(po)
+        except InvalidPatchError as error:
+            raise FormatError(error.what) from error
+        return po
+
+    def _only(self, name: str) -> Section:
+        found = [s for s in self.elf.sections if s.name == name]
+        if len(found) != 1:
+            raise FormatError(f"{len(found)} sections {name}, not one")
+        return found[0]
+
+    def _table(self, name: str) -> tuple[Section, bytes]:
+        section = self._only(PREFIX + name)
+        if section.type != c.SHT_PROGBITS:
+            raise FormatError(f"{section.name} is of type {section.type}")
+        return section, self.elf.contents(section)
+
+    def _note_fields(self, note: Section) -> tuple[Identity, Verdict]:
+        raw = self.elf.contents(note)
+        (size, description, kind) = NOTE_HEAD.unpack_from(raw)
+        if description or kind != NT_VERSION or not NOTE_HEAD.size + size <= len(raw) < NOTE_HEAD.size + size + 4:
+            raise FormatError(f"{NOTE_SECTION} is not one note of type {NT_VERSION}")
+        line = raw[NOTE_HEAD.size : NOTE_HEAD.size + size - 1]
+        fields = line[DIGEST_AT + DIGEST_SIZE + 1 - MARK_AT :].decode("ascii").split(" ")
+        if len(fields) != 7:
+            raise FormatError(f"{NOTE_SECTION} has {len(fields)} fields")
+        verdict, machine, *texts = (unquote_to_bytes(f).decode("utf-8", "surrogateescape") for f in fields)
+        if MACHINES.get(self.elf.machine) != machine:
+            raise FormatError(f"{NOTE_SECTION} says machine {machine}, the ELF header {self.elf.machine}")
+        from_id, to_id, output, from_release, to_release = texts
+        return Identity(output, self.elf.machine, from_id, to_id, from_release, to_release), Verdict(verdict)
+
+    def _numbers(self) -> tuple[int, ...]:
+        """.katana.symbols: the file's number of each symbol of the patch object."""
+        _, raw = self._table("symbols")
+        numbers = tuple(n for (n,) in struct.iter_unpack("<I", raw))
+        if len(set(numbers)) != len(numbers) or any(not 0 < n < len(self.elf.symbols) for n in numbers):
+            raise FormatError(f"{PREFIX}symbols names a symbol twice, or none")
+        return numbers
+
+    def _symbol(self, number: int, index: dict[int, int]) -> PatchSymbol:
+        s = self.elf.symbols[number]
+        section = None if s.section == c.SHN_UNDEF else index.get(s.section)
+        if section is None and s.section != c.SHN_UNDEF:
+            raise FormatError(f"symbol {s.name} in section {s.section}, which is not carried")
+        return PatchSymbol(s.name, s.binding, s.type, section, s.value, s.size)
+
+    def _section(self, s: Section, po_symbol: dict[int, int]) -> PatchSection:
+        relocations = []
+        for r in self.elf.relocations(s.number):
+            if r.symbol not in po_symbol:
+                raise FormatError(f"section {s.name}: relocation for symbol {r.symbol}, which is not carried")
+            relocations.append(PatchRelocation(r.offset, r.type, po_symbol[r.symbol], r.addend))
+        data = self.elf.contents(s)
+        return PatchSection(s.name, s.type, s.flags, s.alignment, data, s.size, s.entry_size, tuple(relocations))
+
+    @staticmethod
+    def _name(raw: bytes, offset: int) -> str:
+        end = raw.find(b"\0", offset)
+        if end < 0:
+            raise FormatError(f"{PREFIX}strings has no string at {offset}")
+        return raw[offset:end].decode("utf-8", "surrogateescape")
+
+    def _pointers(self, section: Section) -> dict[int, int]:
+        """Offset in a table → the file's symbol that the relocation there names."""
+        kind = ABSOLUTE_64.get(self.elf.machine)
+        relocations = self.elf.relocations(section.number)
+        if any(r.type != kind or r.addend for r in relocations):
+            raise FormatError(f"{section.name}: relocation that is not a plain 64-bit address")
+        return {r.offset: r.symbol for r in relocations}
+
+    def _replacements(self, po_symbol: dict[int, int]) -> tuple[Replacement, ...]:
+        parts: dict[int, list[tuple[int, int, bytes]]] = {}
+        for address, size, function, zero, digest in PART.iter_unpack(self._table("parts")[1]):
+            _zero(zero)
+            parts.setdefault(function, []).append((address, size, digest))
+        strings = self._table("strings")[1]
+        section, raw = self._table("functions")
+        pointers = self._pointers(section)
+        result = []
+        for i, (address, size, new, name, zero, digest) in enumerate(FUNCTION.iter_unpack(raw)):
+            _zero(new | zero)
+            symbol = po_symbol.get(pointers.pop(i * FUNCTION.size + NEW_AT, 0))
+            if symbol is None:
+                raise FormatError(f"{section.name}: entry {i} has no new function")
+            result.append(
+                Replacement(self._name(strings, name), address, size, digest, symbol, tuple(parts.pop(i, ())))
+            )
+        if parts or pointers:
+            raise FormatError("parts or relocations for a replaced function that is not there")
+        return tuple(result)
+
+    def _edits(self, index: dict[int, int]) -> tuple[DataEdit, ...]:
+        strings = self._table("strings")[1]
+        section, raw = self._table("edits")
+        pointers = self._pointers(section)
+        result = []
+        for i, (address, old, new, name, zero) in enumerate(EDIT.iter_unpack(raw)):
+            _zero(old | new | zero)
+            ends = []
+            for at in (EXPECTED_AT, REPLACEMENT_AT):
+                number = pointers.pop(i * EDIT.size + at, 0)
+                symbol = self.elf.symbols[number] if number < len(self.elf.symbols) else None
+                if symbol is None or symbol.type != c.STT_SECTION or symbol.value or symbol.section not in index:
+                    raise FormatError(f"{section.name}: entry {i} names no carried section")
+                ends.append(index[symbol.section])
+            result.append(DataEdit(self._name(strings, name), address, ends[0], ends[1]))
+        if pointers:
+            raise FormatError(f"{section.name}: relocations for an edit that is not there")
+        return tuple(result)
+
+    def _reasons(self) -> tuple[Reason, ...]:
+        _, raw = self._table("reasons")
+        try:
+            items = json.loads(raw)
+            if not isinstance(items, list):
+                raise FormatError(f"{PREFIX}reasons is not a list")
+            reasons = tuple(Reason(**item) for item in items)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FormatError(f"{PREFIX}reasons: {error}") from error
+        for r in reasons:
+            texts = (r.code, r.severity, r.subject, r.file, r.text)
+            if type(r.line) is not int or any(type(t) is not str for t in texts):
+                raise FormatError(f"{PREFIX}reasons: a field of the wrong type")
+        return reasons
+
+
+def _is_ours(s: Section) -> bool:
+    return s.name == NOTE_SECTION or s.name.startswith(PREFIX)
+
+
+def _zero(value: int) -> None:
+    if value:
+        raise FormatError("a field that must be zero is not")

@@ -1,0 +1,91 @@
+"""The layout of patch objects (docs/patch-object.md): names, entries, the digest, and the rules that both ways keep."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Final
+
+from katana_cc.elf import constants as c
+from katana_cc.errors import InvalidPatchError
+from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Verdict
+
+NOTE_SECTION: Final = ".note.katana"
+NT_VERSION: Final = 1  # all is in the name, the descriptor is empty: the only foreign note that eu-elflint lets pass
+PREFIX: Final = ".katana."
+TABLES: Final = tuple(PREFIX + n for n in ("functions", "parts", "edits", "symbols", "strings", "reasons"))
+
+NOTE_HEAD: Final = struct.Struct("<III")  # n_namesz, n_descsz, n_type
+NOTE_AT: Final = 64  # straight after the ELF header
+NOTE_MARK: Final = b"Katana patch "
+MARK_AT: Final = NOTE_AT + NOTE_HEAD.size
+DIGEST_AT: Final = MARK_AT + len(b"Katana patch 1 ")
+DIGEST_SIZE: Final = 32  # hex digits
+UNQUOTED: Final = "/:@+,=~"  # beside letters, digits, "_.-"
+FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated), name, 0, SHA-256
+PART: Final = struct.Struct("<QQII32s")  # address, size, function, 0, SHA-256
+EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both relocated), name, 0
+NEW_AT, EXPECTED_AT, REPLACEMENT_AT = 16, 8, 16
+MACHINES: Final = {c.EM_X86_64: "x86-64"}
+ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
+LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_REL, c.SHT_GROUP, c.SHT_SYMTAB_SHNDX)
+REMEDY: Final = "make the patch again (`make`, or `katana-release --since`), or copy it again if it was copied"
+
+
+def digest_of(data: bytes | bytearray) -> bytes:
+    """The digest of a file in hex, computed as if its own digits were zeros."""
+    sha = hashlib.sha256(data[:DIGEST_AT])
+    sha.update(b"0" * DIGEST_SIZE)
+    sha.update(data[DIGEST_AT + DIGEST_SIZE :])
+    return sha.hexdigest()[:DIGEST_SIZE].encode("ascii")
+
+
+def verified_digest(data: bytes, where: str) -> bytes:
+    """The digest of the file, which it must also state.
+
+    Raises:
+        InvalidPatchError: not a patch object, of another format version, or damaged.
+    """
+    if data[:4] != b"\x7fELF" or not data.startswith(NOTE_MARK, MARK_AT):
+        raise InvalidPatchError("not a patch object (or cut off)", where=where, remedy=REMEDY)
+    version = data[MARK_AT + len(NOTE_MARK) : DIGEST_AT + 16].split(b" ")[0]
+    if version.isdigit() and int(version) != FORMAT_VERSION:
+        what = f"patch object of format version {int(version)}; this katana reads version {FORMAT_VERSION}"
+        remedy = f"use a katana that reads version {int(version)}, or make the patch again with this one"
+        raise InvalidPatchError(what, where=where, remedy=remedy)
+    digest = data[DIGEST_AT : DIGEST_AT + DIGEST_SIZE]
+    if digest_of(data) != digest:
+        raise InvalidPatchError("patch object is damaged: its digest does not match", where=where, remedy=REMEDY)
+    return bytes(digest)
+
+
+def validate(po: PatchObject) -> None:
+    """The rules of the model that the format relies on; `decode` holds a file to the same ones."""
+
+    def need(holds: bool, what: str) -> None:
+        if not holds:
+            raise InvalidPatchError(f"against the rules of patch objects: {what}")
+
+    need(po.identity.machine in ABSOLUTE_64, f"machine {po.identity.machine} is not supported")
+    count, symbols = len(po.sections), len(po.symbols)
+    if po.verdict is Verdict.REFUSED:
+        need(not (count or symbols or po.replacements or po.data_edits), "a refused change that carries something")
+    for s in po.sections:
+        need(s.type not in LINKER_TYPES, f"carried section {s.name} of type {s.type}")
+        need(s.name != NOTE_SECTION and not s.name.startswith(PREFIX), f"carried section named {s.name}")
+        need(s.type == c.SHT_NOBITS or s.size == len(s.data), f"section {s.name}: size {s.size}, {len(s.data)} bytes")
+        need(s.type != c.SHT_NOBITS or not (s.data or s.relocations), f"section {s.name}: SHT_NOBITS with contents")
+        need(all(0 <= r.offset < s.size for r in s.relocations), f"section {s.name}: relocation outside of it")
+        need(all(0 <= r.symbol < symbols for r in s.relocations), f"section {s.name}: relocation for no symbol")
+    for y in po.symbols:
+        if y.section is None:
+            need(y.binding in (c.STB_GLOBAL, c.STB_WEAK), f"undefined symbol {y.name} is neither global nor weak")
+            need(bool(y.name), f"undefined symbol without a name, value {y.value:#x}")
+        else:
+            need(0 <= y.section < count, f"symbol {y.name}: no section {y.section}")
+            need(y.binding == c.STB_LOCAL, f"defined symbol {y.name} is not local")
+    for r in po.replacements:
+        need(0 <= r.symbol < symbols, f"function {r.name}: no symbol {r.symbol}")
+        need(all(len(d) == 32 for d in (r.digest, *(p[2] for p in r.parts))), f"function {r.name}: no SHA-256")
+    for e in po.data_edits:
+        need(0 <= e.expected < count and 0 <= e.replacement < count, f"edit of {e.name}: no such section")
