@@ -1,7 +1,7 @@
 """Which section of the old program is the same thing as which section of the new one.
 
-Theory of operation.  With -ffunction-sections and -fdata-sections a section holds one function or one datum, so sections
-are what is correlated.  Two objects of the same unit name are matched first; in them:
+Theory of operation.  With -ffunction-sections and -fdata-sections a section holds one function or one datum, so
+sections are what is correlated.  Two objects of the same unit name are matched first; in them:
 
 1. A global or weak name is its own identity.
 2. A local's name without the compiler's numbers (`counter.0` → `counter`) is its identity when only one on either side
@@ -34,7 +34,7 @@ _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
 
 @dataclass(slots=True)
 class Correlation:
-    """`old_of[new]` is the same thing in the old program; `ambiguous` are new variables that could be one of several."""
+    """`old_of[new]` is the same thing in the old program; `ambiguous` new variables could be one of several."""
 
     old_of: dict[Place, Place] = field(default_factory=dict)
     ambiguous: set[Place] = field(default_factory=set)
@@ -85,6 +85,8 @@ def _match_sections(
     view: Callable[[Program, int], ObjectView],
 ) -> None:
     old_view, new_view = view(old, old_unit), view(new, new_unit)
+    for o, n in _whole_sections(old_view, new_view):
+        result.old_of[Place(new_unit, n)] = Place(old_unit, o)
     old_groups, new_groups = _groups(old_view), _groups(new_view)
     for identity, news in new_groups.items():
         olds = old_groups.get(identity, [])
@@ -112,6 +114,25 @@ def _groups(view: ObjectView) -> dict[tuple[bool, bool, str], list[int]]:
             name = next((s.name for s in symbols if s.binding != c.STB_LOCAL), symbols[0].name)
             found.setdefault((strong, kind is Kind.FUNCTION, name if strong else stem(name)), []).append(number)
     return found
+
+
+def _whole_sections(old_view: ObjectView, new_view: ObjectView) -> list[tuple[int, int]]:
+    """Sections that hold several things or unknown ones: paired by name and order when there are as many."""
+    found: list[dict[tuple[str, Kind], list[int]]] = []
+    for view in (old_view, new_view):
+        by_name: dict[tuple[str, Kind], list[int]] = {}
+        for number, kind in view.kinds.items():
+            unnamed = kind in _IDENTIFIED and not view.symbols_in.get(number)
+            if kind in (Kind.CODE, Kind.OTHER, Kind.STARTUP) or unnamed:
+                by_name.setdefault((view.elf.sections[number].name, kind), []).append(number)
+        found.append(by_name)
+    olds, news = found
+    return [
+        pair
+        for name, numbers in news.items()
+        if len(olds.get(name, ())) == len(numbers)
+        for pair in zip(olds[name], numbers, strict=True)
+    ]
 
 
 def _keys(program: Program, unit: int) -> dict[int, str]:

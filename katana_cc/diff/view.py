@@ -173,12 +173,12 @@ class ObjectView:
             return Reference(r, symbol.name, 0, 0, None, branch, weak, by_section)
         section = self.elf.sections[target]
         if section.flags & c.SHF_MERGE:
-            at = symbol.value
-            if by_section:
-                at += r.addend + (4 if r.type in PC_RELATIVE else 0)
-            return Reference(
-                r, symbol.name, target, symbol.value, literal_at(self.elf, section, at), branch, weak, by_section
-            )
+            if by_section and r.type in PC_RELATIVE:
+                # Where it points depends on the length of the instruction after the field: take all of it, to be safe.
+                literal = self.elf.contents(section) + b"%d" % r.addend
+            else:
+                literal = literal_at(self.elf, section, symbol.value + (r.addend if by_section else 0))
+            return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section)
         name = symbol.name or self.label(target)
         return Reference(r, name, target, symbol.value, None, branch, weak, by_section)
 
@@ -200,3 +200,13 @@ class ObjectView:
             if self.kinds.get(target) is Kind.ANONYMOUS:
                 seen.add(target)
                 self._collect_users(user, target, found, seen)
+
+    @cached_property
+    def referrers(self) -> dict[int, list[int]]:
+        """Section → the sections with a reference to it, debug and frame sections left out."""
+        found: dict[int, list[int]] = {}
+        for number, kind in self.kinds.items():
+            if kind not in (Kind.FRAMES, Kind.EXCEPTIONS, Kind.IGNORED):
+                for target in {r.section for r in self.references(number) if r.section > 0}:
+                    found.setdefault(target, []).append(number)
+        return found

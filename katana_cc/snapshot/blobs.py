@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zstandard  # noqa: TID251
 
-from katana_cc.errors import StoreError
+from katana_cc.errors import FormatError, StoreError
 
 _LEVEL = 1  # objects compress 4:1 at 400 MB/s; higher levels gain a tenth and cost the link's time
 
@@ -23,6 +23,18 @@ _LEVEL = 1  # objects compress 4:1 at 400 MB/s; higher levels gain a tenth and c
 def digest_of(data: bytes) -> str:
     """The name of a blob: SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def expand_zstd(data: bytes, size: int) -> bytes:
+    """Expand a zstd frame of a compressed ELF section to `size` bytes.
+
+    Raises:
+        FormatError: it is damaged.
+    """
+    try:
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"damaged zstd data: {error}") from error
 
 
 class BlobStore:

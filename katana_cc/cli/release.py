@@ -1,0 +1,79 @@
+"""`katana-release`: name what was built, or pack the patches that lead to it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from katana_cc import __version__
+from katana_cc.cli.main import run_reporting_errors
+from katana_cc.errors import ExitStatus, UsageError
+from katana_cc.release.bundle import Ingested, ingest_staged, name_release, write_bundle
+from katana_cc.snapshot.store import Store, find_store
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `katana-release`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="katana-release", description="Name the current snapshots and mark them deployed, or bundle patches."
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name the current snapshots")
+    parser.add_argument("--not-deployed", action="store_true", help="only name them: no patches are made from them")
+    parser.add_argument(
+        "--since", metavar="NAME", help="bundle all patches from NAME, and from each later release, to now"
+    )
+    parser.add_argument(
+        "-o", dest="output", metavar="DIR", type=Path, help="where the bundle goes (default: patches-since-NAME)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--version", action="version", version=f"katana {__version__}")
+    arguments = parser.parse_args(argv)
+    return run_reporting_errors("katana-release", lambda: _run(arguments), arguments.json)
+
+
+def _run(arguments: argparse.Namespace) -> ExitStatus:
+    if (arguments.name is None) == (arguments.since is None):
+        raise UsageError("say either NAME or --since NAME", remedy="See `katana-release --help`.")
+    store = Store(find_store(), create=True)
+    ingested = ingest_staged(store)
+    _warn(ingested)
+    if arguments.name is not None:
+        return _name(store, arguments, ingested)
+    folder = arguments.output or Path(f"patches-since-{arguments.since}")
+    manifest = write_bundle(store, arguments.since, folder)
+    if arguments.json:
+        print(json.dumps(manifest, indent=2, sort_keys=True))
+        return _status(manifest["patches"])
+    for patch in manifest["patches"]:
+        print(f"{patch['output']}: {patch['from']} -> {patch['to']}: {patch['verdict']}: {folder / patch['file']}")
+    for same in manifest["unchanged"]:
+        print(f"{same['output']}: {same['release']} needs no patch")
+    return _status(manifest["patches"])
+
+
+def _status(patches: list[dict[str, str]]) -> ExitStatus:
+    return ExitStatus.REFUSED if any(p["verdict"] == "refused" for p in patches) else ExitStatus.DONE
+
+
+def _name(store: Store, arguments: argparse.Namespace, ingested: Ingested) -> ExitStatus:
+    snapshots = name_release(store, arguments.name, deployed=not arguments.not_deployed)
+    if arguments.json:
+        outputs = [{"output": s.output, "build_id": s.build_id, "snapshot": s.id} for s in snapshots]
+        gaps = [{"output": o, "reason": r} for o, r in ingested.failed]
+        print(json.dumps({"release": arguments.name, "outputs": outputs, "gaps": gaps}, indent=2))
+        return ExitStatus.DONE
+    for s in snapshots:
+        print(f"{arguments.name}: {s.output} (build-id {s.build_id[:12]}, {len(s.units)} objects)")
+    return ExitStatus.DONE
+
+
+def _warn(ingested: Ingested) -> None:
+    for output, reason in ingested.failed:
+        print(f"katana-release: {output} is not recorded: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""`katana show`: one snapshot, release or patch object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from katana_cc.cli.names import find_snapshots
+from katana_cc.errors import ExitStatus, InvalidPatchError
+from katana_cc.patch import codec
+from katana_cc.report import patch_json, patch_text
+from katana_cc.snapshot.model import Snapshot
+from katana_cc.snapshot.store import Store, find_store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `katana show`."""
+    parser.add_argument("what", metavar="X", help="a patch object's path, a release, a snapshot's number or build-id")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> ExitStatus:
+    """Print all that is known of one thing."""
+    path = Path(arguments.what)
+    if path.is_file():
+        return _show_patch(path, as_json=arguments.json)
+    store = Store(find_store())
+    release, rows = find_snapshots(store, arguments.what)
+    snapshots = [store.snapshot(r.id) for r in rows]
+    if arguments.json:
+        described = [_described(s) for s in snapshots]
+        value = described[0] if release is None else {"release": release.name, "deployed": release.deployed,
+                                                      "snapshots": described}  # fmt: skip
+        print(json.dumps(value, indent=2))
+        return ExitStatus.DONE
+    if release is not None:
+        print(f"release {release.name}{'' if release.deployed else ' (not deployed)'}: {len(rows)} outputs")
+    for s in snapshots:
+        print(f"snapshot {s.id}: {s.output}")
+        for key, value in _described(s).items():
+            if key not in ("id", "output"):
+                print(
+                    f"  {key.replace('_', ' '):12} {value if not isinstance(value, list) else ' '.join(map(str, value))}"
+                )
+    return ExitStatus.DONE
+
+
+def _show_patch(path: Path, *, as_json: bool) -> ExitStatus:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidPatchError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    patch = codec.decode(data, str(path))
+    print(json.dumps(patch_json.to_json(patch, data), indent=2) if as_json else patch_text.render(patch, data))
+    return ExitStatus.DONE
+
+
+def _described(s: Snapshot) -> dict[str, object]:
+    return {
+        "id": s.id,
+        "output": s.output,
+        "path": s.path,
+        "build_id": s.build_id,
+        "soname": s.soname,
+        "linker": s.linker,
+        "objects": len(s.units),
+        "sections_placed": len(s.placements),
+        "sections_not_confirmed": len(s.unplaced),
+        "notes": list(s.notes),
+    }

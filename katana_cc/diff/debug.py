@@ -1,0 +1,115 @@
+"""What debug information adds to a diff: where things are declared, which lines moved, whose layout changed.
+
+Layouts decide whether live data can be trusted to new code.  A struct that changed may lie anywhere, on the heap too,
+so any change of a type that both builds define is a refusal, until data can be transformed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from katana_cc.diff.correlate import Correlation
+from katana_cc.diff.program import Place, Program
+from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.view import Kind, ObjectView
+from katana_cc.dwarf import lines
+from katana_cc.dwarf.changes import ChangeKind, compare_layouts
+from katana_cc.dwarf.dies import DebugInfo, open_debug_info
+from katana_cc.dwarf.functions import functions
+from katana_cc.dwarf.sections import DwarfProblem
+from katana_cc.dwarf.types import layouts
+from katana_cc.dwarf.variables import Variable, variables
+from katana_cc.elf import constants as c
+from katana_cc.errors import FormatError
+from katana_cc.patch.model import Reason
+from katana_cc.snapshot.blobs import expand_zstd
+
+
+class DebugCache:
+    """Debug information of the objects of a diff, read when something asks for it."""
+
+    def __init__(self, view: Callable[[Program, int], ObjectView]) -> None:
+        self.view = view
+        self._infos: dict[str, DebugInfo | DwarfProblem] = {}
+        self._declared: dict[str, dict[int, tuple[str, int]]] = {}
+
+    def info(self, program: Program, unit: int) -> DebugInfo | DwarfProblem:
+        """The debug information of a unit, or why there is none."""
+        blob = program.snapshot.units[unit].blob
+        if blob not in self._infos:
+            self._infos[blob] = open_debug_info(program.object(unit), expand_zstd)
+        return self._infos[blob]
+
+    def declared(self, program: Program, place: Place) -> tuple[str, int]:
+        """(file, line) of the declaration of what `place` holds; ("", 0) when not known."""
+        blob = program.snapshot.units[place.unit].blob
+        if blob not in self._declared:
+            self._declared[blob] = dict(self._declarations(program, place.unit))
+        return self._declared[blob].get(place.section, ("", 0))
+
+    def _declarations(self, program: Program, unit: int) -> Iterator[tuple[int, tuple[str, int]]]:
+        info = self.info(program, unit)
+        if isinstance(info, DwarfProblem):
+            return
+        try:
+            for v in variables(info):
+                if v.place is not None and 0 < v.place.section < c.SHN_LORESERVE:
+                    yield v.place.section, (v.file, v.line)
+            for f in functions(info):
+                for part in (f.code, *f.parts):
+                    yield part.section, (f.file, f.line)
+        except FormatError:
+            return  # names without a place are better than none; compare_types refuses damaged information
+
+    def line_pairs(self, old: Program, old_place: Place, new: Program, new_place: Place) -> set[tuple[int, int]]:
+        """(old line, new line) of instructions at equal offsets; empty where a line table is missing."""
+        before, after = self.info(old, old_place.unit), self.info(new, new_place.unit)
+        if isinstance(before, DwarfProblem) or isinstance(after, DwarfProblem):
+            return set()
+        rows = lines.line_rows(before, old_place.section), lines.line_rows(after, new_place.section)
+        return {(a, b) for _file, a, b in lines.line_pairs(*rows)}
+
+    def compare_types(
+        self, old: Program, old_unit: int, new: Program, new_unit: int, correlation: Correlation
+    ) -> list[Reason]:
+        """Refusals for types laid out otherwise and variables of another type; notes for what is harmless."""
+        before, after = self.info(old, old_unit), self.info(new, new_unit)
+        for side, program, unit in ((before, old, old_unit), (after, new, new_unit)):
+            if isinstance(side, DwarfProblem):
+                kinds = self.view(new, new_unit).kinds.values()
+                if Kind.FUNCTION not in kinds and Kind.DATA not in kinds:
+                    return []  # assembly: its code is compared as a whole
+                name = program.unit_name(unit)
+                text = f"{name}: {side.text}; changes of types could not be seen"
+                return [Reason(Code.DEBUG_INFORMATION.value, REFUSED, name, "", 0, text)]
+        assert isinstance(before, DebugInfo)
+        assert isinstance(after, DebugInfo)
+        found = []
+        for change in compare_layouts(layouts(before), layouts(after)):
+            if change.kind is ChangeKind.ENUMERATOR_ADDED:
+                found.append(
+                    Reason(Code.ENUMERATOR_ADDED.value, INFO, change.type, change.file, change.line, change.text)
+                )
+            elif not change.harmless:
+                text = f"{change.text}; live objects have the old layout"
+                found.append(Reason(Code.TYPE_CHANGED.value, REFUSED, change.type, change.file, change.line, text))
+        found += self._compare_variables(before, after, old_unit, new_unit, correlation)
+        return found
+
+    def _compare_variables(
+        self, old: DebugInfo, new: DebugInfo, old_unit: int, new_unit: int, correlation: Correlation
+    ) -> Iterator[Reason]:
+        before = {v.place.section: v for v in variables(old) if _stored(v)}
+        for v in variables(new):
+            if not _stored(v) or v.constant:
+                continue
+            assert v.place is not None
+            old_place = correlation.old_of.get(Place(new_unit, v.place.section))
+            was = before.get(old_place.section) if old_place and old_place.unit == old_unit else None
+            if was is not None and was.type != v.type:
+                text = f"{v.qualified} was {was.type} and is {v.type}; its live value would be misread"
+                yield Reason(Code.VARIABLE_TYPE_CHANGED.value, REFUSED, v.name, v.file, v.line, text)
+
+
+def _stored(v: Variable) -> bool:
+    return v.place is not None and 0 < v.place.section < c.SHN_LORESERVE and v.place.offset == 0

@@ -1,0 +1,150 @@
+"""Releases: naming what was built, and packing what a fleet needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from katana_cc.errors import KatanaError, StoreError, UsageError
+from katana_cc.recorder.ingest import ingest, staged_links
+from katana_cc.release.emit import emit
+from katana_cc.snapshot.model import Snapshot
+from katana_cc.snapshot.store import Store
+
+MANIFEST_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What `ingest_staged` did: the outputs recorded, and those that could not be, with the reason."""
+
+    recorded: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+
+
+def ingest_staged(store: Store) -> Ingested:
+    """Record every staged link whose output still exists."""
+    recorded, failed = [], []
+    for staged in staged_links(store.folder):
+        try:
+            recorded.append(ingest(store, staged).output)
+        except KatanaError as error:
+            failed.append((staged.output, error.what))
+    return Ingested(tuple(recorded), tuple(failed))
+
+
+def current_snapshots(store: Store) -> list[Snapshot]:
+    """The newest snapshot of every output whose file still exists.
+
+    An output whose newest link is a gap has no current snapshot: what is recorded is not what is there.
+    """
+    found: dict[str, Snapshot] = {}
+    gaps = {g.output: g.time for g in reversed(store.gaps())}
+    for row in store.snapshot_rows():
+        if row.output not in found and Path(row.path).exists() and gaps.get(row.output, 0.0) <= row.time:
+            found[row.output] = store.snapshot(row.id)
+    return [found[output] for output in sorted(found)]
+
+
+def name_release(store: Store, name: str, *, deployed: bool) -> list[Snapshot]:
+    """Name the current snapshots; with `deployed`, every later link of them emits a patch object.
+
+    Raises:
+        UsageError: a name that could not be a file name.
+        StoreError: nothing is recorded, or the name is taken by other builds.
+    """
+    if not _NAME.match(name):
+        raise UsageError(f"{name!r} cannot be a release name", remedy="Use letters, digits and . _ + ~ - like v1.2.")
+    snapshots = current_snapshots(store)
+    if not snapshots:
+        raise StoreError(
+            "no build is recorded", where=str(store.folder), remedy="Build with `CC=katana-cc make` first."
+        )
+    store.add_release(name, deployed, [s.id for s in snapshots])
+    write_deployed(store)
+    return snapshots
+
+
+def write_deployed(store: Store) -> None:
+    """Write `deployed`, which tells `stage.py` whose links to ingest at once."""
+    members = {i for r in store.releases() if r.deployed for i in r.snapshots}
+    outputs = sorted({row.output for row in store.snapshot_rows() if row.id in members})
+    handle, temporary = tempfile.mkstemp(dir=store.folder, prefix=".deployed-")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("".join(f"{o}\n" for o in outputs))
+    Path(temporary).replace(store.folder / "deployed")
+
+
+def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
+    """Write a folder with every patch from release `since`, and from each later one, to the current snapshots.
+
+    The folder appears whole or not at all.  Returns the manifest, which is also in `manifest.json`:
+    {"format": 1, "since": …, "patches": [{"output", "from", "to", "from_build_id", "to_build_id", "verdict", "file",
+    "size", "sha256", "id"}], "unchanged": [{"output", "release"}]}.
+
+    Raises:
+        StoreError: no such release, or nothing is recorded.
+        UsageError: the folder exists and is not empty.
+    """
+    releases = store.releases()
+    names = [r.name for r in releases]
+    if since not in names:
+        raise StoreError(
+            f"there is no release {since}", where=str(store.folder), remedy=f"Known: {', '.join(names) or 'none'}."
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", remedy="Name a new folder with -o DIR.")
+    current = {s.output: s for s in current_snapshots(store)}
+    patches: list[dict[str, Any]] = []
+    unchanged: list[dict[str, str]] = []
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        seen: set[tuple[str, str]] = set()
+        for release in releases[names.index(since) :]:
+            for identifier in release.snapshots:
+                old = store.snapshot(identifier)
+                new = current.get(old.output)
+                if new is None or (old.output, old.build_id) in seen:
+                    continue
+                seen.add((old.output, old.build_id))
+                made = None if new.build_id == old.build_id else emit(store, old, new, release.name)[0]
+                if made is None:
+                    unchanged.append({"output": old.output, "release": release.name})
+                    continue
+                data = made.path.read_bytes()
+                name = f"{made.path.parent.name}-{made.path.name}"
+                (work / name).write_bytes(data)
+                patches.append(
+                    {
+                        "output": new.output,
+                        "from": made.row.from_name,
+                        "to": made.row.to_name,
+                        "from_build_id": old.build_id,
+                        "to_build_id": new.build_id,
+                        "verdict": made.row.verdict,
+                        "file": name,
+                        "size": len(data),
+                        "sha256": hashlib.sha256(data).hexdigest(),
+                        "id": made.row.id,
+                    }  # fmt: skip
+                )
+        patches.sort(key=lambda p: (p["output"], p["from"]))
+        manifest = {"format": MANIFEST_FORMAT, "since": since, "patches": patches, "unchanged": unchanged}
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        work.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return manifest

@@ -1,0 +1,110 @@
+"""Making patch objects: for a snapshot, one from every deployed release whose build differs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from katana_cc.diff.engine import Changes, Diff
+from katana_cc.diff.reasons import Code
+from katana_cc.elf import constants as c
+from katana_cc.errors import StoreError
+from katana_cc.patch import codec
+from katana_cc.patch.build import build_patch
+from katana_cc.patch.model import Identity, PatchObject
+from katana_cc.report.summary import one_line
+from katana_cc.snapshot.model import Snapshot
+from katana_cc.snapshot.store import PatchRow, Release, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A patch object that was made: its row, its contents as a value, and where it lies."""
+
+    row: PatchRow
+    patch: PatchObject
+    path: Path
+
+
+def release_label(store: Store, snapshot: Snapshot) -> str:
+    """The newest release that holds a snapshot's build, else the first 12 digits of its build-id."""
+    same = {r.id for r in store.snapshot_rows(snapshot.output) if r.build_id == snapshot.build_id}
+    for release in reversed(store.releases()):
+        if same & set(release.snapshots):
+            return release.name
+    return snapshot.build_id[:12]
+
+
+def deployed_builds(store: Store, output: str) -> list[tuple[Release, Snapshot]]:
+    """The builds of an output that processes may run: each build once, under its newest deployed release."""
+    rows = {r.id: r for r in store.snapshot_rows(output)}
+    found: dict[str, tuple[Release, int]] = {}
+    for release in store.releases():
+        if release.deployed:
+            for identifier in release.snapshots:
+                if identifier in rows:
+                    found[rows[identifier].build_id] = release, identifier
+    return [(release, store.snapshot(identifier)) for release, identifier in found.values()]
+
+
+def make_patch(
+    store: Store, old: Snapshot, new: Snapshot, from_label: str, to_label: str
+) -> tuple[PatchObject, Changes]:
+    """The patch object from one snapshot to another of the same output, and the diff it came from."""
+    diff = Diff(store, old, new)
+    changes = diff.run()
+    identity = Identity(new.output, c.EM_X86_64, old.build_id, new.build_id, from_label, to_label)
+    return build_patch(diff, changes, identity), changes
+
+
+def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[Emitted | None, Changes]:
+    """Make the patch object, write it into the store's `patches/`, and remember it; None when nothing is to be done.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    to_label = release_label(store, new)
+    patch, changes = make_patch(store, old, new, from_label, to_label)
+    if changes.empty:
+        return None, changes
+    data = codec.encode(patch)
+    safe = re.sub(r"[^\w.+-]+", "_", new.output)
+    name = re.sub(r"[^\w.+-]+", "_", f"{from_label}..{new.build_id[:12]}") + ".kpo"
+    path = store.folder / "patches" / safe / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.{new.id}.new")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"the patch object cannot be written: {error.strerror}", where=str(path)) from error
+    row = PatchRow(
+        codec.patch_id(data), new.output, old.id, new.id, from_label, to_label,
+        patch.verdict.value, str(path), len(data), time.time(),
+    )  # fmt: skip
+    store.add_patch(row)
+    return Emitted(row, patch, path), changes
+
+
+def emit_patches(store: Store, snapshot: Snapshot) -> Iterator[str]:
+    """Make what a new snapshot calls for; yields one line for each patch object, and for values that are not carried."""
+    for release, old in deployed_builds(store, snapshot.output):
+        if old.build_id == snapshot.build_id:
+            continue
+        emitted, changes = emit(store, old, snapshot, release.name)
+        if emitted is not None:
+            yield one_line(emitted.patch, _shown(emitted.path))
+            continue
+        kept = [r.subject for r in changes.reasons if r.code == Code.INITIALISER_KEPT.value]
+        if kept:
+            names = ", ".join(sorted(kept))
+            yield f"katana: {snapshot.output}: nothing to patch; initial values changed, live ones are kept: {names}"
+
+
+def _shown(path: Path) -> str:
+    """A path as a person at the build would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

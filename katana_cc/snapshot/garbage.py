@@ -1,0 +1,49 @@
+"""Dropping what nothing needs: snapshots that are in no release, no patch and not the newest; then unnamed blobs."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.verify import needed_blobs
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """How much was dropped; `size` in bytes on disk."""
+
+    snapshots: int
+    blobs: int
+    size: int
+
+
+def collect(store: Store) -> Collected:
+    """Drop what no release, no patch object and no newest snapshot needs."""
+    kept = {s for r in store.releases() for s in r.snapshots}
+    kept |= {s for p in store.patches() for s in (p.from_snapshot, p.to_snapshot)}
+    newest: set[str] = set()
+    dropped = []
+    for row in store.snapshot_rows():
+        if row.output not in newest:
+            newest.add(row.output)
+        elif row.id not in kept:
+            dropped.append(row.id)
+    with store.transaction() as db:
+        db.executemany("DELETE FROM snapshots WHERE id = ?", [(i,) for i in dropped])
+        # What was read of files that no snapshot holds any more will be read again.
+        needed = needed_blobs(store)
+        rows = db.execute("SELECT DISTINCT blob FROM objects").fetchall()
+        gone = [(blob,) for (blob,) in rows if blob not in needed]
+        db.executemany("DELETE FROM objects WHERE ident IN (SELECT ident FROM objects WHERE blob = ?)", gone)
+        db.executemany("DELETE FROM records WHERE blob = ?", gone)
+    blobs = size = 0
+    for digest in list(store.blobs):
+        if digest not in needed:
+            path = store.blobs.path(digest)
+            with contextlib.suppress(OSError):
+                bytes_held = path.stat().st_size
+                path.unlink()
+                blobs += 1
+                size += bytes_held
+    return Collected(len(dropped), blobs, size)

@@ -1,0 +1,61 @@
+"""Checking a store: every blob holds what its name says, and nothing that the index names is missing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from katana_cc.errors import KatanaError
+from katana_cc.patch import codec
+from katana_cc.snapshot.store import Store
+
+
+def needed_blobs(store: Store) -> dict[str, str]:
+    """Blob → what needs it: manifests, images, objects and their records of every snapshot."""
+    needed: dict[str, str] = {}
+    for row in store.snapshot_rows():
+        label = f"snapshot {row.id} of {row.output}"
+        needed.setdefault(row.manifest, label)
+        snapshot = store.snapshot(row.id)
+        needed.setdefault(snapshot.image, label)
+        blobs = [u.blob for u in snapshot.units]
+        for blob in (*blobs, *store.known_records(blobs).values()):
+            needed.setdefault(blob, label)
+    return needed
+
+
+def verify_store(folder: Path) -> list[str]:
+    """All problems of a store, a sentence each; empty when it is whole.
+
+    Raises:
+        StoreError: it cannot be opened at all.
+    """
+    store = Store(folder)
+    problems = []
+    try:
+        with sqlite3.connect(f"file:{folder / 'index.db'}?mode=ro", uri=True) as db:
+            problems += [f"index: {text}" for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
+    except sqlite3.Error as error:
+        problems.append(f"index: {error}")
+    try:
+        needed = needed_blobs(store)
+    except KatanaError as error:
+        return [*problems, str(error)]
+    for digest, user in needed.items():
+        if digest not in store.blobs:
+            problems.append(f"blob {digest[:12]} is missing, needed by {user}")
+    for digest in store.blobs:
+        try:
+            store.blobs.get(digest)
+        except KatanaError as error:
+            user = needed.get(digest, "")
+            problems.append(f"{error.what}{f', needed by {user}' if user else ''}")
+    for patch in store.patches():
+        path = Path(patch.path)
+        try:
+            codec.decode(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            problems.append(f"patch object {path} is gone")
+        except (KatanaError, OSError) as error:
+            problems.append(f"patch object {path}: {error}")
+    return problems
