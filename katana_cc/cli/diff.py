@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from katana_cc.cli.names import find_snapshots
@@ -67,17 +68,7 @@ def _result(output: str, labels: tuple[str, str], patch: PatchObject | None) -> 
         "from": labels[0],
         "to": labels[1],
         "verdict": patch.verdict.value if patch else "same",
-        "reasons": [
-            {
-                "code": r.code,
-                "severity": r.severity,
-                "subject": r.subject,
-                "file": r.file,
-                "line": r.line,
-                "text": r.text,
-            }
-            for r in reasons
-        ],
+        "reasons": [asdict(r) for r in reasons],
     }
 
 

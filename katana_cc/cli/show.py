@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     snapshots = [store.snapshot(r.id) for r in rows]
     if arguments.json:
         described = [_described(s) for s in snapshots]
-        value = described[0] if release is None else {"release": release.name, "deployed": release.deployed,
+        value: object = described[0] if release is None else {"release": release.name, "deployed": release.deployed,
                                                       "snapshots": described}  # fmt: skip
         print(json.dumps(value, indent=2))
         return ExitStatus.DONE
@@ -38,11 +38,10 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         print(f"release {release.name}{'' if release.deployed else ' (not deployed)'}: {len(rows)} outputs")
     for s in snapshots:
         print(f"snapshot {s.id}: {s.output}")
-        for key, value in _described(s).items():
+        for key, held in _described(s).items():
             if key not in ("id", "output"):
-                print(
-                    f"  {key.replace('_', ' '):12} {value if not isinstance(value, list) else ' '.join(map(str, value))}"
-                )
+                text = " ".join(map(str, held)) if isinstance(held, list) else held
+                print(f"  {key.replace('_', ' '):24} {text}")
     return ExitStatus.DONE
 
 

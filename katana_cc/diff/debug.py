@@ -99,7 +99,7 @@ class DebugCache:
     def _compare_variables(
         self, old: DebugInfo, new: DebugInfo, old_unit: int, new_unit: int, correlation: Correlation
     ) -> Iterator[Reason]:
-        before = {v.place.section: v for v in variables(old) if _stored(v)}
+        before = {v.place.section: v for v in variables(old) if v.place is not None and _stored(v)}
         for v in variables(new):
             if not _stored(v) or v.constant:
                 continue

@@ -135,7 +135,7 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
                         "size": len(data),
                         "sha256": hashlib.sha256(data).hexdigest(),
                         "id": made.row.id,
-                    }  # fmt: skip
+                    }
                 )
         patches.sort(key=lambda p: (p["output"], p["from"]))
         manifest = {"format": MANIFEST_FORMAT, "since": since, "patches": patches, "unchanged": unchanged}

@@ -90,7 +90,7 @@ def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[E
 
 
 def emit_patches(store: Store, snapshot: Snapshot) -> Iterator[str]:
-    """Make what a new snapshot calls for; yields one line for each patch object, and for values that are not carried."""
+    """Make what a new snapshot calls for; yields a line for each patch object, and for values not carried."""
     for release, old in deployed_builds(store, snapshot.output):
         if old.build_id == snapshot.build_id:
             continue
