@@ -148,7 +148,7 @@ class DebugInfo:
 
     def place(self, field: object) -> Place | None:
         """What the value of an address attribute (`DW_AT_low_pc`) points at; None when it is no address."""
-        return self.sections.place(field) if isinstance(field, AddressField) else None
+        return self.sections.addresses.get(field) if isinstance(field, AddressField) else None
 
     # -- walking -------------------------------------------------------------------------------------------------------
 

@@ -28,11 +28,16 @@ from katana_cc.errors import FormatError
 
 
 class Row(NamedTuple):
-    """From `offset` (bytes from the start of the section) on, code comes from `line` of `file`; line 0: from none."""
+    """From `offset` (bytes from the start of the section) on, code comes from `line` of `file`; line 0: from none.
+
+    `statement`: a recommended place for a breakpoint (is_stmt).  Of several rows at one offset, debuggers show the last
+    of those.
+    """
 
     offset: int
     file: str
     line: int
+    statement: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class LineHeader:
     opcode_base: int
     operand_counts: bytes
     address_size: int
+    default_statement: bool = True
 
 
 class LineTables:
@@ -205,6 +211,7 @@ def _header(info: DebugInfo, at: int, compilation_directory: str) -> LineHeader:
     minimum = data[position]
     position += 2 if version >= 4 else 1  # + maximum operations per instruction: 1 but on VLIW machines
     line_base, line_range, opcode_base = struct.unpack_from("<xbBB", data, position)
+    default_statement = bool(data[position])
     position += 4
     counts = data[position : position + opcode_base - 1]
     position += opcode_base - 1
@@ -228,7 +235,8 @@ def _header(info: DebugInfo, at: int, compilation_directory: str) -> LineHeader:
     names = tuple(_path(name, folders[folder] if 0 <= folder < len(folders) else "", root) for name, folder in files)
     if not line_range:
         raise _damaged(info, "a line range of 0")
-    return LineHeader(names, start, end, minimum, line_base, line_range, opcode_base, counts, address_size)
+    sizes = (minimum, line_base, line_range, opcode_base, counts, address_size)
+    return LineHeader(names, start, end, *sizes, default_statement)
 
 
 def _entries(info: DebugInfo, data: bytes, position: int, offset_size: int) -> tuple[list[tuple[str, int]], int]:
@@ -304,6 +312,7 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
     )  # fmt: skip
     constant = (255 - opcode_base) // line_range * minimum
     address, line, file, place = 0, 1, 1, _NOWHERE
+    statement = header.default_statement
     current: list[Row] = []
 
     def name() -> str:
@@ -317,9 +326,9 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
             opcode -= opcode_base
             address += opcode // line_range * minimum
             line += line_base + opcode % line_range
-            current.append(Row(address, label, line))
+            current.append(Row(address, label, line, statement))
         elif opcode == d.DW_LNS_copy:
-            current.append(Row(address, label, line))
+            current.append(Row(address, label, line, statement))
         elif opcode == d.DW_LNS_advance_pc:
             delta, position = uleb(data, position)
             address += delta * minimum
@@ -329,6 +338,8 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
         elif opcode == d.DW_LNS_set_file:
             file, position = uleb(data, position)
             label = name()
+        elif opcode == d.DW_LNS_negate_stmt:
+            statement = not statement
         elif opcode == d.DW_LNS_const_add_pc:
             address += constant
         elif opcode == d.DW_LNS_fixed_advance_pc:
@@ -343,6 +354,7 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
                     rows.setdefault(place.section, []).extend(current)
                 current = []
                 address, line, file, place = 0, 1, 1, _NOWHERE
+                statement = header.default_statement
                 label = name()
             elif extended == d.DW_LNE_set_address:
                 target = places.get(position + 1)
@@ -355,6 +367,6 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
                 raise _damaged(info, "a file defined inside the program")
             position += size
         else:
-            # Opcodes that set what is not kept here (column, statement flags, ISA), and ones yet to be invented.
+            # Opcodes that set what is not kept here (column, basic block, ISA), and ones yet to be invented.
             for _ in range(counts[opcode - 1]):
                 position = uleb(data, position)[1]

@@ -301,10 +301,11 @@ class Naming:
 
     def _around(self, inner: Die | None, star: str) -> tuple[str, str]:
         left, right = self._parts(inner)
+        space = "" if left.endswith(("*", "&")) else " "
         shape = self.peeled(inner)
         if shape is not None and shape.tag in (d.DW_TAG_array_type, d.DW_TAG_subroutine_type):
-            return f"{left} ({star}", f"){right}"
-        return (left + star if left.endswith(("*", "&")) else f"{left} {star}"), right
+            return f"{left}{space}({star}", f"){right}"
+        return f"{left}{space}{star}", right
 
     def parameters(self, die: Die) -> str:
         """The parameter list of a function type or function, as texts."""

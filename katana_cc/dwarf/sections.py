@@ -83,6 +83,24 @@ class Place(NamedTuple):
     symbol: str
 
 
+class AddressFields:
+    """The address fields of a buffer, by position: the side table."""
+
+    def __init__(self, elf: ElfFile, found: dict[int, tuple[int, int]]) -> None:
+        self._elf = elf
+        self._found = found  # position → (symbol index, addend)
+
+    def get(self, position: int) -> Place | None:
+        """Where the field at `position` points; None when no relocation is there: a discarded or absolute address."""
+        found = self._found.get(position)
+        if found is None:
+            return None
+        symbol = self._elf.symbols[found[0]]
+        name = "" if symbol.type == c.STT_SECTION else symbol.name
+        value = 0 if symbol.section == c.SHN_COMMON else symbol.value  # there it is an alignment
+        return Place(symbol.section, value + found[1], name)
+
+
 class Area(NamedTuple):
     """Where one section lies in the space: [start, end), and whether it is a `.debug_types`."""
 
@@ -118,7 +136,6 @@ class DebugSections:
         self.elf = elf
         self.where = elf.where
         self._zstd = zstd
-        self._addresses: dict[int, tuple[int, int]] = {}
         self._widths = _RELOCATION_WIDTHS.get(elf.machine, {})
         holders = [s for s in elf.sections if s.name in (".debug_info", ".debug_types") and s.type != c.SHT_NOBITS]
         if not holders:
@@ -138,9 +155,11 @@ class DebugSections:
         # Where ref_addr relocations lead: a section's place in the space.
         self._bases = {a.section: a.start for a in areas}
         space = bytearray().join(chunks)
+        addresses: dict[int, tuple[int, int]] = {}
         for area in areas:
-            self._relocate(area.section, space, area.start, self._addresses)
+            self._relocate(area.section, space, area.start, addresses)
         self.space = bytes(space)
+        self.addresses = AddressFields(elf, addresses)
 
     def _absent(self) -> DwarfProblem:
         if any(s.name.startswith(".gnu.debuglto_") for s in self.elf.sections):
@@ -222,19 +241,6 @@ class DebugSections:
             return None
         return _WIDTHS[width].pack_into, symbol.value + self._bases.get(symbol.section, 0)
 
-    def place(self, position: int) -> Place | None:
-        """Where the address field at `position` of the space points; None when no relocation is there (a discarded or
-        absolute address)."""
-        return self._place_of(self._addresses.get(position))
-
-    def _place_of(self, found: tuple[int, int] | None) -> Place | None:
-        if found is None:
-            return None
-        symbol = self.elf.symbols[found[0]]
-        name = "" if symbol.type == c.STT_SECTION else symbol.name
-        value = 0 if symbol.section == c.SHN_COMMON else symbol.value  # there it is an alignment
-        return Place(symbol.section, value + found[1], name)
-
     @cached_property
     def abbrev(self) -> bytes:
         """`.debug_abbrev`."""
@@ -256,26 +262,25 @@ class DebugSections:
         return self._named(".debug_str_offsets")[0]
 
     @cached_property
-    def line(self) -> tuple[bytes, dict[int, Place]]:
+    def line(self) -> tuple[bytes, AddressFields]:
         """`.debug_line`, and what its address fields point at."""
         return self._named(".debug_line")
 
     @cached_property
-    def ranges(self) -> tuple[bytes, dict[int, Place]]:
+    def ranges(self) -> tuple[bytes, AddressFields]:
         """`.debug_ranges` (DWARF 4)."""
         return self._named(".debug_ranges")
 
     @cached_property
-    def rnglists(self) -> tuple[bytes, dict[int, Place]]:
+    def rnglists(self) -> tuple[bytes, AddressFields]:
         """`.debug_rnglists` (DWARF 5)."""
         return self._named(".debug_rnglists")
 
-    def _named(self, name: str) -> tuple[bytes, dict[int, Place]]:
+    def _named(self, name: str) -> tuple[bytes, AddressFields]:
         section = self.elf.section(name)
         if section is None:
-            return b"", {}
+            return b"", AddressFields(self.elf, {})
         data = bytearray(self._expand(section))
         addresses: dict[int, tuple[int, int]] = {}
         self._relocate(section.number, data, 0, addresses)
-        places = {at: p for at, found in addresses.items() if (p := self._place_of(found)) is not None}
-        return bytes(data), places
+        return bytes(data), AddressFields(self.elf, addresses)

@@ -157,9 +157,9 @@ def location(info: DebugInfo, die: Die) -> tuple[Place | None, bool, str]:
     data, start, end = info.sections.space, block.start, block.start + block.size
     first = data[start]
     if first in (d.DW_OP_addr, d.DW_OP_const8u):
-        place, rest = info.sections.place(start + 1), start + 9
+        place, rest = info.sections.addresses.get(start + 1), start + 9
     elif first == d.DW_OP_const4u:
-        place, rest = info.sections.place(start + 1), start + 5
+        place, rest = info.sections.addresses.get(start + 1), start + 5
     elif first in (d.DW_OP_addrx, d.DW_OP_constx):
         index, rest = uleb(data, start + 1)
         place = info.place(info.address_field(die.unit, index))
