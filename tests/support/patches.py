@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 
 from katana_cc.elf import constants as c
-from katana_cc.elf.reader import ElfFile
+from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.patch.model import (
     DataEdit,
     Identity,
@@ -80,12 +80,17 @@ def refused() -> PatchObject:
     return PatchObject(IDENTITY, Verdict.REFUSED, (reason,))
 
 
+def carried_sections(elf: ElfFile) -> list[Section]:
+    """The sections of a compiled object that `from_object` carries, in order."""
+    return [s for s in elf.sections if s.flags & c.SHF_ALLOC and s.type != c.SHT_NOTE and s.size]
+
+
 def from_object(elf: ElfFile) -> PatchObject:
     """A patch object that carries every allocated section of a compiled object, as the diff would hand them over.
 
     Undefined symbols whose name ends in `_old` get an address; every function replaces one at an invented address.
     """
-    carried = [s for s in elf.sections if s.flags & c.SHF_ALLOC and s.type != c.SHT_NOTE and s.size]
+    carried = carried_sections(elf)
     index = {s.number: i for i, s in enumerate(carried)}
     used = sorted(
         {r.symbol for s in carried for r in elf.relocations(s.number)}
