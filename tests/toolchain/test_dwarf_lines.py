@@ -85,7 +85,7 @@ def test_rows_are_those_of_pyelftools(tmp_path: Path, command: tuple[str, ...]) 
     with path.open("rb") as stream:
         dwarf = ELFFile(stream).get_dwarf_info()
         for unit in dwarf.iter_CUs():
-            current: list[tuple[int, str, int]] = []
+            current: list[tuple[int, str, int, bool]] = []
             program = dwarf.line_program_for_CU(unit)
             assert program is not None
             files = program.header.file_entry
@@ -97,7 +97,8 @@ def test_rows_are_those_of_pyelftools(tmp_path: Path, command: tuple[str, ...]) 
                     current = []
                 else:
                     number = entry.state.file - (program.header.version < 5)
-                    current.append((entry.state.address, files[number].name.decode(), entry.state.line))
+                    name, statement = files[number].name.decode(), bool(entry.state.is_stmt)
+                    current.append((entry.state.address, name, entry.state.line, statement))
     assert sorted(ours) == sorted(theirs)
 
 
