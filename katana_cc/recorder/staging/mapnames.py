@@ -38,11 +38,12 @@ def contributing_files(text: bytes) -> tuple[str, list[bytes]]:
     names = {
         line[46:]
         for line in (text if end < 0 else text[:end]).split(b"\n")
-        if line[16:18] == b"0x"
-        and line[44:46].strip()
+        # Cheapest test first: most lines are symbols, and have nothing in the size column.
+        if line[44:45] > b" "
+        and line[16:18] == b"0x"
         and line[45:46] == b" "
-        and line[:2] != b" *"
         and line[:1] == b" "
+        and line[1:2] != b"*"
     }
     names.discard(b"")
     return kind, sorted(name for name in names if not name.startswith(DATA_STATEMENTS) and name != b"linker stubs")

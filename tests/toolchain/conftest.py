@@ -1,0 +1,42 @@
+"""Fixtures of the tests that run compilers and linkers through the wrappers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.installation import Installation, install
+
+
+@pytest.fixture(scope="session")
+def katana(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """The wrappers, installed where a path has a space in it."""
+    return install(tmp_path_factory.mktemp("installed") / "with space")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """An empty project: a folder under version control, as the search for the store's place sees it."""
+    folder = tmp_path / "project"
+    (folder / ".git").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(params=["gcc", "clang"])
+def compiler(request: pytest.FixtureRequest) -> str:
+    """Each compiler that is installed."""
+    name: str = request.param
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture(params=["bfd", "gold", "lld", "mold"])
+def linker(request: pytest.FixtureRequest) -> str:
+    """Each linker that is installed, as -fuse-ld names it."""
+    name: str = request.param
+    if shutil.which(f"ld.{name}") is None:
+        pytest.skip(f"ld.{name} is not installed")
+    return name
