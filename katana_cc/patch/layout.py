@@ -29,6 +29,7 @@ NEW_AT, EXPECTED_AT, REPLACEMENT_AT = 16, 8, 16
 MACHINES: Final = {c.EM_X86_64: "x86-64"}
 ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
 LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_REL, c.SHT_GROUP, c.SHT_SYMTAB_SHNDX)
+MAX_ALIGNMENT: Final = 1 << 24  # a forged one must not make the writer pad the file without end
 REMEDY: Final = "make the patch again (`make`, or `katana-release --since`), or copy it again if it was copied"
 
 
@@ -73,6 +74,7 @@ def validate(po: PatchObject) -> None:
     for s in po.sections:
         need(s.type not in LINKER_TYPES, f"carried section {s.name} of type {s.type}")
         need(s.name != NOTE_SECTION and not s.name.startswith(PREFIX), f"carried section named {s.name}")
+        need(_is_alignment(s.alignment), f"section {s.name}: alignment {s.alignment}")
         need(s.type == c.SHT_NOBITS or s.size == len(s.data), f"section {s.name}: size {s.size}, {len(s.data)} bytes")
         need(s.type != c.SHT_NOBITS or not (s.data or s.relocations), f"section {s.name}: SHT_NOBITS with contents")
         need(all(0 <= r.offset < s.size for r in s.relocations), f"section {s.name}: relocation outside of it")
@@ -89,3 +91,7 @@ def validate(po: PatchObject) -> None:
         need(all(len(d) == 32 for d in (r.digest, *(p[2] for p in r.parts))), f"function {r.name}: no SHA-256")
     for e in po.data_edits:
         need(0 <= e.expected < count and 0 <= e.replacement < count, f"edit of {e.name}: no such section")
+
+
+def _is_alignment(number: int) -> bool:
+    return 0 <= number <= MAX_ALIGNMENT and not number & (number - 1)

@@ -14,8 +14,11 @@ import pytest
 from katana_cc.patch import checks, codec
 from katana_cc.patch.lief_reader import second_view
 from katana_cc.patch.model import PatchObject, PatchRelocation, Verdict
+from katana_cc.snapshot.store import Store
 from tests.support.patches import IDENTITY, refused, sample
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "KATANA_DIR"} | {"PYTHONPATH": str(ROOT)}
 Change = Callable[[PatchObject], PatchObject]
 
 
@@ -121,10 +124,10 @@ def test_a_second_reader_that_fails_is_a_problem(tmp_path: Path) -> None:
     assert any("cannot confirm" in p for p in checks.check_file(tmp_path / "gone", data, sample()))
 
 
-def _katana(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def _katana(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     code = "import sys; from katana_cc.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"})
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=ENVIRONMENT)
 
 
 def test_katana_check_says_ok_and_what_was_checked(file: Path) -> None:
@@ -163,3 +166,23 @@ def test_lief_stays_out_of_the_process() -> None:
     """It must never share one with python-ptrace, and costs up to a second to import."""
     code = "import sys; import katana_cc.patch.checks; sys.exit('lief' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_katana_check_without_a_patch_verifies_the_store(tmp_path: Path) -> None:
+    Store(tmp_path / ".katana", create=True).close()
+    done = _katana("check", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / '.katana'}: ok\n", "")
+
+
+def test_katana_check_without_a_store_exits_6(tmp_path: Path) -> None:
+    done = _katana("check", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "no .katana store" in done.stderr
+
+
+def test_katana_check_names_what_is_wrong_with_the_store(tmp_path: Path) -> None:
+    Store(tmp_path / ".katana", create=True).close()
+    (tmp_path / ".katana" / "index.db").write_bytes(b"not a database" * 100)
+    done = _katana("check", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "Traceback" not in done.stderr

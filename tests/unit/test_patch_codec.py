@@ -160,6 +160,7 @@ BROKEN: dict[str, Callable[[PatchObject], PatchObject]] = {
     "size of another length": _section(size=3),
     "contents without space": _section(type=c.SHT_NOBITS),
     "alignment": _section(alignment=3),
+    "alignment beyond reason": _section(alignment=1 << 62),
     "relocation outside": _section(relocations=(PatchRelocation(4096, 1, 0, 0),)),
     "relocation for no symbol": _section(relocations=(PatchRelocation(0, 1, 99, 0),)),
     "addend too large": _section(relocations=(PatchRelocation(0, 1, 0, 2**63),)),
