@@ -169,6 +169,12 @@ class DebugInfo:
 
     def _after(self, die: Die) -> int:
         """Where the DIE after `die` and all below it starts."""
+        try:
+            return self._end_of_tree(die)
+        except IndexError:
+            raise self._reader.damaged("a unit ends in the middle of an entry") from None
+
+    def _end_of_tree(self, die: Die) -> int:
         data, unit = self.sections.space, die.unit
         position, depth = die.end, 1
         while depth:

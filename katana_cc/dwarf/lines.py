@@ -1,7 +1,8 @@
 """Line tables: which source line each instruction comes from, and the files a unit names.
 
 A relocatable object has one sequence of rows for each code section, begun by DW_LNE_set_address with a relocation: that
-names the section.  One pass over the program sorts the rows by section.
+names the section.  The relocations are thus an index of the sequences, and only those asked for are decoded: of a file
+with 3,000 functions, the one that changed.  A sequence begins after the end of the one before it.
 
 `line_pairs` serves one question of the diff: two builds of a function differ in immediates only; are those `__LINE__`?
 An immediate is a line number that shifted when (old value, new value) is a pair of lines that the two line tables give
@@ -17,12 +18,12 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.abbrev import sleb, uleb
 from katana_cc.dwarf.dies import DebugInfo
-from katana_cc.dwarf.sections import Place
 from katana_cc.dwarf.units import Unit
 from katana_cc.errors import FormatError
 
@@ -62,7 +63,7 @@ class LineTables:
     def __init__(self, info: DebugInfo) -> None:
         self._info = info
         self._headers: dict[int, LineHeader] = {}
-        self._rows: dict[int, tuple[Row, ...]] | None = None
+        self._rows: dict[int, tuple[Row, ...]] = {}
 
     def header(self, unit: Unit) -> LineHeader | None:
         """The header of the line program a unit refers to; None when it has none.
@@ -101,20 +102,45 @@ class LineTables:
         Raises:
             FormatError: a line program is damaged.
         """
-        if self._rows is None:
-            collected: dict[int, list[Row]] = {}
-            done = set()
-            for unit in self._info.units:
-                header = self.header(unit)
-                if header is None or header.start in done:
-                    continue  # type units share the program of their compilation unit
-                done.add(header.start)
-                try:
-                    _run(self._info, header, collected)
-                except (IndexError, struct.error):
-                    raise _damaged(self._info, "a program is cut off") from None
-            self._rows = {s: tuple(sorted(rows, key=_by_offset)) for s, rows in collected.items()}
-        return self._rows.get(section, ())
+        found = self._rows.get(section)
+        if found is None:
+            collected: list[Row] = []
+            for at in self._sequences.get(section, ()):
+                collected.extend(self._sequence(at))
+            found = self._rows[section] = tuple(sorted(collected, key=_by_offset))
+        return found
+
+    @cached_property
+    def _sequences(self) -> dict[int, list[int]]:
+        """Section → positions of the operands of the DW_LNE_set_address that begin its sequences."""
+        data, places = self._info.sections.line
+        result: dict[int, list[int]] = {}
+        for at in places.positions():
+            place = places.get(at)
+            if place is not None and data[at - 3 : at] == _SET_ADDRESS:
+                result.setdefault(place.section, []).append(at)
+        return result
+
+    @cached_property
+    def _programs(self) -> tuple[LineHeader, ...]:
+        """All programs, each once: type units share that of their compilation unit."""
+        found = {h.start: h for u in self._info.units if (h := self.header(u)) is not None}
+        return tuple(found.values())
+
+    def _sequence(self, at: int) -> list[Row]:
+        """The rows of the sequence whose address is set at `at`."""
+        header = next((h for h in self._programs if h.start <= at < h.end), None)
+        if header is None:
+            return []  # a program that no unit refers to
+        data, _places = self._info.sections.line
+        before = data.rfind(_END_SEQUENCE, header.start, at - 3)
+        start = before + len(_END_SEQUENCE) if before >= 0 else header.start
+        try:
+            found = _run(self._info, header, start, at)
+            # Operands may look like the end of a sequence.  Then what follows makes no sense: take the long way.
+            return found if found is not None else _run(self._info, header, header.start, at, whole=True) or []
+        except (IndexError, struct.error):
+            raise _damaged(self._info, "a program is cut off") from None
 
 
 def line_tables(info: DebugInfo) -> LineTables:
@@ -299,26 +325,27 @@ def _path(name: str, folder: str, root: str) -> str:
 
 # -- program -----------------------------------------------------------------------------------------------------------
 
-_NOWHERE: Final = Place(0, 0, "")
+_END_SEQUENCE: Final = bytes([0, 1, d.DW_LNE_end_sequence])
+_SET_ADDRESS: Final = bytes([0, 9, d.DW_LNE_set_address])
 
 
-def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> None:
-    """Run one line program, adding its rows by section (DWARF 5, 6.2.5)."""
+def _run(info: DebugInfo, header: LineHeader, position: int, at: int, whole: bool = False) -> list[Row] | None:
+    """The rows of the sequence whose DW_LNE_set_address operand is at `at` (DWARF 5, 6.2.5), running the program from
+    `position` to the end of that sequence.
+
+    `whole`: the sequences before it are run too, their rows dropped.  Otherwise None when `position` is no beginning
+    of the sequence: a row, or an end of sequence, before the address is set.
+    """
     data, places = info.sections.line
-    position, end = header.start, header.end
-    files, counts = header.files, header.operand_counts
+    files, counts, end = header.files, header.operand_counts, header.end
     minimum, line_base, line_range, opcode_base = (
         header.minimum, header.line_base, header.line_range, header.opcode_base,
     )  # fmt: skip
     constant = (255 - opcode_base) // line_range * minimum
-    address, line, file, place = 0, 1, 1, _NOWHERE
-    statement = header.default_statement
+    address, line, label, statement = 0, 1, _name(files, 1), header.default_statement
+    section = 0
+    wanted = False
     current: list[Row] = []
-
-    def name() -> str:
-        return files[file] if file < len(files) else ""
-
-    label = name()
     while position < end:
         opcode = data[position]
         position += 1
@@ -337,7 +364,7 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
             line += delta
         elif opcode == d.DW_LNS_set_file:
             file, position = uleb(data, position)
-            label = name()
+            label = _name(files, file)
         elif opcode == d.DW_LNS_negate_stmt:
             statement = not statement
         elif opcode == d.DW_LNS_const_add_pc:
@@ -349,24 +376,32 @@ def _run(info: DebugInfo, header: LineHeader, rows: dict[int, list[Row]]) -> Non
             size, position = uleb(data, position)
             extended = data[position]
             if extended == d.DW_LNE_end_sequence:
-                # Code that was discarded, or is in no section, has no relocation: nothing to keep.
-                if place.section:
-                    rows.setdefault(place.section, []).extend(current)
-                current = []
-                address, line, file, place = 0, 1, 1, _NOWHERE
-                statement = header.default_statement
-                label = name()
+                if wanted:
+                    return current
+                if not whole:
+                    return None
+                current.clear()
+                address, line, label, statement = 0, 1, _name(files, 1), header.default_statement
             elif extended == d.DW_LNE_set_address:
-                target = places.get(position + 1)
-                if target is not None and place.section and target.section != place.section:
-                    rows.setdefault(place.section, []).extend(current)  # a sequence that changes section midway
-                    current = []
-                place = target or _NOWHERE
-                address = place.offset
+                place = places.get(position + 1)
+                if position + 1 == at:
+                    if current and not whole:
+                        return None
+                    wanted = True
+                    current.clear()
+                    section = place.section if place is not None else 0
+                elif wanted and (place is None or place.section != section):
+                    return current  # a sequence that goes on in another section: that part is found by its own address
+                address = place.offset if place is not None else 0
             elif extended == d.DW_LNE_define_file:
                 raise _damaged(info, "a file defined inside the program")
             position += size
         else:
-            # Opcodes that set what is not kept here (column, basic block, ISA), and ones yet to be invented.
+            # Opcodes that set what is not kept here (column, ISA), and ones yet to be invented.
             for _ in range(counts[opcode - 1]):
                 position = uleb(data, position)[1]
+    return current if wanted else None
+
+
+def _name(files: tuple[str, ...], number: int) -> str:
+    return files[number] if number < len(files) else ""

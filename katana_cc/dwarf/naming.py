@@ -42,7 +42,7 @@ _POINTERS: Final = {
 }
 _INTEGERS: Final = {1: "char", 2: "short", 4: "int", 8: "long", 16: "__int128"}
 _FLOATS: Final = {2: "_Float16", 4: "float", 8: "double", 16: "long double"}
-_DEPTH_LIMIT: Final = 200
+_DEPTH_LIMIT: Final = 60  # of types in types: no program comes near, and damaged input must end somewhere
 
 
 class Naming:
@@ -120,6 +120,7 @@ class Naming:
             return ""
         found = self._scopes.get(number)
         if found is None:
+            self._scopes[number] = ""  # what damaged input that is inside itself finds on its way round
             entry = self._info.outline[number]
             if entry.parent < 0:
                 found = ""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -89,6 +89,10 @@ class AddressFields:
     def __init__(self, elf: ElfFile, found: dict[int, tuple[int, int]]) -> None:
         self._elf = elf
         self._found = found  # position → (symbol index, addend)
+
+    def positions(self) -> Iterator[int]:
+        """Where address fields are."""
+        return iter(self._found)
 
     def get(self, position: int) -> Place | None:
         """Where the field at `position` points; None when no relocation is there: a discarded or absolute address."""
