@@ -52,7 +52,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def install(prefix: Path) -> Installation:
-    """Install into a new venv at `prefix`: scripts and data copied as `pyproject.toml` says, the package by reference."""
+    """Install into a new venv at `prefix`: scripts and data as `pyproject.toml` says, the package by reference."""
     venv.EnvBuilder(with_pip=False, symlinks=True).create(prefix)
     site = next(prefix.glob("lib/python*/site-packages"))
     (site / "katana.pth").write_text(f"{ROOT}\n{sysconfig.get_paths()['purelib']}\n")

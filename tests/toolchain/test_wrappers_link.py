@@ -25,7 +25,7 @@ def sources(project: Path) -> Path:
 
 def build(katana: Installation, cwd: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run katana-cc and expect silence and success."""
-    done = katana.run(katana.cc, *arguments, cwd=cwd, **variables)
+    done = katana.run(katana.cc, *arguments, cwd=cwd, stdin=None, **variables)
     assert (done.returncode, done.stderr) == (0, b"")
     return done
 

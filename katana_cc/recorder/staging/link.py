@@ -58,7 +58,8 @@ def stage(link: Link, map_path: bytes) -> None:
         raise StagingError("KATANA_READONLY is set")
     with open(map_path, "rb") as file:
         text = file.read()
-    store, root = find_store(link.cwd, link.environ.get(b"KATANA_DIR", b""), link.environ.get(b"HOME", b""))
+    places = (link.environ.get(name, b"") for name in (b"KATANA_DIR", b"KATANA_PROJECT", b"HOME"))
+    store, root = find_store(link.cwd, *places)
     _become_owner(store)
     staged = Staged(store)
     try:

@@ -19,23 +19,30 @@ BUILD_MARKS = (
 )
 
 
-def find_store(cwd: bytes, katana_dir: bytes, home: bytes) -> tuple[bytes, bytes]:
-    """The store's folder and the project's root, for a link made in `cwd`.  Neither need exist as a store yet.
+def find_store(cwd: bytes, katana_dir: bytes, project: bytes, home: bytes) -> tuple[bytes, bytes]:
+    """The store's folder and the project's root, for a link made in `cwd`.  The store need not exist yet.
 
-    `katana_dir` (KATANA_DIR) decides when set.  Else the nearest `.katana` upwards; else one in the project's root: the
-    nearest folder under version control, or the topmost one reached through folders that hold build files, or `cwd`.
-    Never in /, in `home` or in a folder like /tmp, unless the link itself is made there.
+    `katana_dir` (KATANA_DIR) decides about the store when set; `project` (KATANA_PROJECT, set by Katana.cmake, since a
+    build folder may be anywhere) about the root, and else about the store too.  Else the nearest `.katana` upwards; else
+    one in the project's root: the nearest folder under version control, or the topmost one reached through folders that
+    hold build files, or `cwd`.  Never in /, in `home` or in a folder like /tmp, unless the link itself is made there.
     """
     folders = [cwd]
     while folders[-1] != os.path.dirname(folders[-1]):
         folders.append(os.path.dirname(folders[-1]))
     allowed = [folder for folder in folders if folder == cwd or not _is_nobodys_project(folder, home)]
+    for name, value in ((b"KATANA_DIR", katana_dir), (b"KATANA_PROJECT", project)):
+        if value and not os.path.isabs(value):
+            raise StagingError(f"{name.decode()} must be an absolute path, since links are made in many folders")
     if katana_dir:
-        if not os.path.isabs(katana_dir):
-            raise StagingError("KATANA_DIR must be an absolute path, since links are made in many folders")
         store = os.path.normpath(katana_dir)
+        if project:
+            return store, os.path.normpath(project)
         parent = os.path.dirname(store)
         return store, parent if os.path.basename(store) == b".katana" else _project_root(cwd, allowed)
+    if project:
+        root = os.path.normpath(project)
+        return os.path.join(root, b".katana"), root
     for folder in allowed:
         store = os.path.join(folder, b".katana")
         if os.path.isdir(store):
