@@ -22,10 +22,10 @@ BUILD_MARKS = (
 def find_store(cwd: bytes, katana_dir: bytes, project: bytes, home: bytes) -> tuple[bytes, bytes]:
     """The store's folder and the project's root, for a link made in `cwd`.  The store need not exist yet.
 
-    `katana_dir` (KATANA_DIR) decides about the store when set; `project` (KATANA_PROJECT, set by Katana.cmake, since a
-    build folder may be anywhere) about the root, and else about the store too.  Else the nearest `.katana` upwards; else
-    one in the project's root: the nearest folder under version control, or the topmost one reached through folders that
-    hold build files, or `cwd`.  Never in /, in `home` or in a folder like /tmp, unless the link itself is made there.
+    `katana_dir` (KATANA_DIR) decides about the store when set, `project` (KATANA_PROJECT, set by Katana.cmake, since a
+    build folder may be anywhere) about the root, and else about the store too.  Else it is the nearest `.katana`
+    upwards, or one in the project's root: the nearest folder under version control, or the topmost one reached through
+    folders that hold build files, or `cwd`.  Never in /, in `home` or in a folder like /tmp, unless that is `cwd`.
     """
     folders = [cwd]
     while folders[-1] != os.path.dirname(folders[-1]):

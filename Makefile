@@ -1,0 +1,56 @@
+# make demo    a server patched while it runs, in under two minutes
+# make test    everything that is checked at each commit
+# make bench   the figures of docs/, measured here
+# make .venv   all commands, in .venv/bin
+# make deps    what the tests and benches need from the system (the demo needs gcc, make and python3-venv only)
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+# What an installation copies: a change in any of it means installing again.
+COPIED := pyproject.toml $(wildcard wrappers/katana-* wrappers/libexec/katana/* cmake/*) \
+	katana_cc/recorder/stage.py $(wildcard katana_cc/recorder/staging/*.py)
+SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld .ci/need .ci/run
+OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$f" 2>/dev/null | grep -q 'sh$$' && echo "$$f"; done)
+JOBS ?= $(shell nproc)
+
+.PHONY: all .venv demo test lint bench deps clean
+all: .venv
+
+.venv: $(STAMP)
+
+$(STAMP): $(COPIED)
+	@PYTHON='$(PYTHON)' .ci/need venv:python3-venv
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Katana needs Python 3.11 or later; name one with make PYTHON=...")'
+	'$(PYTHON)' -m venv $(VENV)
+	$(BIN)/python3 -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: .venv
+	@.ci/need gcc:gcc headers:libc6-dev make:make
+	examples/demo/run
+
+deps:
+	@PYTHON='$(PYTHON)' .ci/need gcc:gcc g++:g++ make:make headers:libc6-dev ld:binutils eu-elflint:elfutils gdb:gdb strace:strace \
+		shellcheck:shellcheck clang:clang ld.lld:lld ld.mold:mold cmake:cmake ninja:ninja-build venv:python3-venv \
+		dpkg-source:dpkg-dev patch:patch
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	shellcheck $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
+
+# What only computes or compiles runs on every processor; what stops processes and measures runs alone.
+test: deps .venv lint
+	$(BIN)/python3 -m pytest -n $(JOBS) --dist worksteal tests/unit tests/formats tests/toolchain
+	$(BIN)/python3 -m pytest tests/live
+
+bench: .venv
+	bench/run
+
+clean:
+	rm -rf $(VENV) build dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
