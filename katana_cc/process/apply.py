@@ -1,0 +1,199 @@
+"""Applying a patch object to processes: all of them, or none.
+
+    every process:  open, plan            reads only; one refusal ends it all
+    every process:  inject                the new code is there, nothing leads to it
+    every process:  commit                a short stop each
+    on failure:     revert what was committed, unmap what was not
+
+A process that forks meanwhile hands on what it has; children that came before their parent's commit are found by
+looking again (`select`), and patched too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from katana_cc.errors import KatanaError, TargetError
+from katana_cc.patch.model import PatchObject
+from katana_cc.process.cfi import FrameTables
+from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.inject import inject, unmap
+from katana_cc.process.ledger import Ledger
+from katana_cc.process.phases import Bytes, Phase, Step
+from katana_cc.process.plan import NotThisBuildError, Plan, prepare
+from katana_cc.process.revert import revert_one
+from katana_cc.process.target import Target
+
+DEFAULT_WAIT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyReport:
+    """What came of one process.  `outcome`: "applied", "already applied", "would apply" (dry run); `commit` is None
+    unless a stop was made; `map_pause_us` is how long one thread stood while the mapping was made."""
+
+    pid: int
+    name: str
+    outcome: str
+    plan: Plan
+    commit: CommitReport | None = None
+    map_pause_us: float = 0.0
+
+
+@dataclass(slots=True)
+class _Work:
+    """One process under way; the only mutable thing here, and it stays in this module."""
+
+    target: Target
+    plan: Plan
+    is_injected: bool = False
+    map_pause_us: float = 0.0
+    report: CommitReport | None = None
+
+
+def apply_patch(
+    po: PatchObject,
+    patch_id: str,
+    pids: Iterable[int],
+    *,
+    wait: float = DEFAULT_WAIT,
+    allow_active: Sequence[str] = (),
+    dry_run: bool = False,
+    must_match: bool = True,
+    select: Callable[[], Iterable[int]] | None = None,
+) -> tuple[ApplyReport, ...]:
+    """Apply `po` to every process of `pids`, or to none.
+
+    Args:
+        patch_id: identity of the patch object (`codec.patch_id`), recorded in the ledger.
+        wait: seconds to wait for a moment when no thread is inside a replaced function.
+        allow_active: replaced functions that may be active; calls in progress go on in the old code.
+        dry_run: check everything, stop and write nothing.
+        must_match: a process of another build is an error; else it is left out.
+        select: gives the pids once more, after the commit, to find children forked meanwhile.
+
+    Returns:
+        One report a process, in the order of `pids`.
+
+    Raises:
+        KatanaError: by its kind why nothing was done (see errors.ExitStatus).
+    """
+    works: list[_Work] = []
+    reports: list[ApplyReport] = []
+    try:
+        todo = list(dict.fromkeys(pids))
+        seen = set(todo)
+        while todo:
+            fresh = _plan_all(po, patch_id, todo, allow_active, must_match)
+            works.extend(fresh)
+            if not dry_run:
+                _inject_and_commit(fresh, wait)
+            todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
+            seen.update(todo)
+            must_match = False
+    except BaseException:
+        _roll_back(works, wait)
+        raise
+    finally:
+        for work in works:
+            work.target.close()
+    for work in works:
+        outcome = "already applied" if work.plan.is_applied else "would apply" if dry_run else "applied"
+        reports.append(
+            ApplyReport(work.target.pid, work.target.name, outcome, work.plan, work.report, work.map_pause_us)
+        )
+    return tuple(reports)
+
+
+def _plan_all(
+    po: PatchObject, patch_id: str, pids: Iterable[int], allow_active: Sequence[str], must_match: bool
+) -> list[_Work]:
+    works = []
+    try:
+        for pid in pids:
+            target = None
+            try:
+                target = Target(pid)
+                target.refuse_if_traced()
+                works.append(_Work(target, prepare(target, po, patch_id, allow_active)))
+            except (NotThisBuildError, TargetError) as error:
+                if target is not None:
+                    target.close()
+                # Of many processes some end, or are no business of ours; of named ones none may.
+                if must_match or (isinstance(error, TargetError) and _is_there(pid)):
+                    raise
+            except BaseException:
+                if target is not None:
+                    target.close()
+                raise
+    except BaseException:
+        for work in works:
+            work.target.close()
+        raise
+    return works
+
+
+def _is_there(pid: int) -> bool:
+    with contextlib.suppress(KatanaError), Target(pid) as target:
+        return bool(target.read_map().regions)
+    return False
+
+
+def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
+    for work in works:
+        if work.plan.is_applied:
+            continue
+        if work.plan.existing is None or not _is_same_code(work):
+            work.plan, work.map_pause_us = inject(work.target, work.plan)
+            work.is_injected = True
+    # From here on only bytes of functions and data are exchanged.
+    for work in works:
+        if not work.plan.is_applied:
+            work.report = _commit(work, wait)
+
+
+def _is_same_code(work: _Work) -> bool:
+    """Whether the earlier mapping of this patch holds what we would write now: the ledger's state and variables aside."""
+    plan = work.plan
+    if plan.existing is None:
+        return False
+    if plan.found is Bytes.TORN:
+        return True  # it was whole before its first edit
+    if plan.resolution.pending:
+        return False
+    image = plan.image
+    end = next((p.offset for p in plan.layout.parts if p.protection & 2), plan.layout.size)
+    there = work.target.memory.read(plan.base, end)
+    return there[:12] == image[:12] and there[16:] == image[16:end]
+
+
+def _commit(work: _Work, wait: float) -> CommitReport:
+    plan, target = work.plan, work.target
+    reused = None if work.is_injected else plan.existing
+    phase, edits = Phase.MAPPED, plan.ledger.edits
+    resets: tuple[tuple[int, bytes], ...] = ()
+    if reused is not None and reused.ledger is not None:
+        phase = reused.ledger.state
+        if plan.found is Bytes.TORN:
+            edits = reused.ledger.edits
+        else:
+            data = plan.data_part()
+            resets = (data,) if data else ()
+    commit = Commit(plan.base, phase, Step.BEGIN_COMMIT, Step.END_COMMIT, plan.guards, plan.snapshot, edits, resets)
+    ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
+    tables = FrameTables(target.memory, target.modules, ledgers)
+    tables.preload([plan.module])
+    return run(target, commit, tables.unwinder, wait)
+
+
+def _roll_back(works: Iterable[_Work], wait: float) -> None:
+    for work in works:
+        with contextlib.suppress(KatanaError):
+            if work.report is not None:
+                with Target(work.target.pid) as again:
+                    revert_one(again, work.plan.patch_id, wait)
+            elif work.is_injected:
+                with Target(work.target.pid) as again:
+                    unmap(again, work.plan.base, work.plan.layout.size)

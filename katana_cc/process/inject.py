@@ -1,0 +1,183 @@
+"""Bringing the mapping of a patch into a process, and taking it out again when nothing came of it.
+
+One thread is stopped for some 100 us: memfd_create, mmap for each part, close.  The contents are written afterwards
+through our own handle of the memfd, while the target runs: nothing leads there yet.  The mappings are private, so that
+what the target, or a child it forks, changes later stays with that process.
+
+Sources: memfd_create(2), mmap(2) (MAP_FIXED_NOREPLACE, Linux 4.17).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from katana_cc.errors import RefusedError, TargetError
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE, Part
+from katana_cc.process.place import choose_base
+from katana_cc.process.plan import Plan, relink
+from katana_cc.process.remote import RemoteThread, find_syscall_instruction
+from katana_cc.process.target import Target
+
+_MAP_PRIVATE: Final = 0x02
+_MAP_ANONYMOUS: Final = 0x20
+_MAP_FIXED_NOREPLACE: Final = 0x100000
+_MFD_CLOEXEC: Final = 0x1
+_MFD_EXEC: Final = 0x10
+_ATTEMPTS: Final = 8
+_CALL_STACK: Final = 64 * 1024
+
+
+def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
+    """Map the patch and write its contents; the plan as it came to be (its base may have moved), and how long one thread
+    was stopped in microseconds.
+
+    Raises:
+        RefusedError: the kernel or the target's limits forbid it.  Nothing is left behind.
+    """
+    syscall_address = find_syscall_instruction(target.memory, target.regions)
+    handle = -1
+    base = 0
+    with RemoteThread(target.memory, syscall_address) as remote:
+        resolved = _call_resolvers(remote, plan)
+        _unmap_leftovers(remote, target)
+        number = _memfd(remote, target, plan.name)
+        try:
+            handle = _open_memfd(target, number)
+            os.ftruncate(handle, plan.layout.size)
+            base = _map_parts(remote, target, plan, number)
+        except BaseException:
+            if handle >= 0:
+                os.close(handle)
+            raise
+        finally:
+            remote.syscall(cpu.SYS_CLOSE, number)
+    try:
+        plan = relink(plan, base, resolved)
+        _write_all(handle, plan.image)
+        if target.memory.read(base, len(plan.image)) != plan.image:
+            raise TargetError("the patch did not arrive in the target's memory", where=target.where)
+    except BaseException:
+        unmap(target, base, plan.layout.size)
+        raise
+    finally:
+        os.close(handle)
+    return plan, remote.pause_us
+
+
+def unmap(target: Target, base: int, size: int) -> None:
+    """Take a mapping out of the target.  Only for one that nothing ever led into.
+
+    Raises:
+        TargetError: the process is gone (then so is the mapping), or the kernel refuses.
+    """
+    syscall_address = find_syscall_instruction(target.memory, target.regions)
+    with RemoteThread(target.memory, syscall_address) as remote:
+        result = remote.syscall(cpu.SYS_MUNMAP, base, size)
+    if result < 0:
+        raise TargetError(f"munmap of {base:#x} failed: {os.strerror(-result)}", where=target.where)
+
+
+def _call_resolvers(remote: RemoteThread, plan: Plan) -> dict[int, int]:
+    if not plan.resolution.pending:
+        return {}
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS
+    # A stack of its own: the thread may be on a small one.
+    stack = remote.syscall(cpu.SYS_MMAP, 0, _CALL_STACK, PROT_READ | PROT_WRITE, flags, -1, 0)
+    if -PAGE < stack < 0:
+        raise RefusedError(f"mmap in the target failed: {os.strerror(-stack)}")
+    try:
+        return {p.index: remote.call(p.resolver, p.name, stack + _CALL_STACK) for p in plan.resolution.pending}
+    finally:
+        remote.syscall(cpu.SYS_MUNMAP, stack, _CALL_STACK)
+
+
+def _unmap_leftovers(remote: RemoteThread, target: Target) -> None:
+    """What a katana left that died before its ledger was whole: nothing can lead there."""
+    for mapping in target.patches:
+        if mapping.ledger is None:
+            remote.syscall(cpu.SYS_MUNMAP, mapping.base, mapping.size)
+
+
+def _memfd(remote: RemoteThread, target: Target, name: str) -> int:
+    encoded = name.encode("utf-8", "surrogateescape")[:240] + b"\0"
+    with remote.scratch(encoded) as address:
+        number = remote.syscall(cpu.SYS_MEMFD_CREATE, address, _MFD_CLOEXEC | _MFD_EXEC)
+        if number == -errno.EINVAL:  # before Linux 6.3
+            number = remote.syscall(cpu.SYS_MEMFD_CREATE, address, _MFD_CLOEXEC)
+    if number < 0:
+        remedies = {
+            errno.EMFILE: "the process has no file descriptor left (ulimit -n)",
+            errno.EACCES: "vm.memfd_noexec forbids executable memfds",
+        }
+        raise RefusedError(
+            f"memfd_create in the target failed: {os.strerror(-number)}",
+            where=target.where,
+            remedy=remedies.get(-number, "a sandbox (seccomp, LSM) may forbid it; restart with the new build"),
+        )
+    return number
+
+
+def _open_memfd(target: Target, number: int) -> int:
+    try:
+        return os.open(f"/proc/{target.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise TargetError(f"the memfd cannot be opened: {error.strerror}", where=target.where) from None
+
+
+def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) -> int:
+    base = plan.base
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            # Something was mapped there since we looked.
+            base = choose_base(target.read_map(), plan.module, plan.layout.size)
+        done: list[Part] = []
+        result = 0
+        for part in plan.layout.parts:
+            if part.size:
+                flags = _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
+                wanted = base + part.offset
+                result = remote.syscall(cpu.SYS_MMAP, wanted, part.size, part.protection, flags, number, part.offset)
+                if -PAGE < result < 0:
+                    break
+                done.append(part)
+                if result != wanted:  # a kernel that takes the address for a hint
+                    remote.syscall(cpu.SYS_MUNMAP, result, part.size)
+                    done.pop()
+                    result = -errno.EEXIST
+                    break
+        else:
+            return base
+        for part in done:
+            remote.syscall(cpu.SYS_MUNMAP, base + part.offset, part.size)
+        if result != -errno.EEXIST:
+            raise RefusedError(
+                f"mmap in the target failed: {os.strerror(-result)}",
+                where=target.where,
+                remedy="a limit (ulimit -v, cgroup) or a policy (SELinux execmem, memory-deny-write-execute) forbids it",
+            )
+    raise RefusedError("the address range near the module is taken again and again", where=target.where)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    at = 0
+    while at < len(view):
+        at += os.pwrite(handle, view[at:], at)
+
+
+@contextmanager
+def unmapped_on_failure(target: Target, plan: Plan) -> Iterator[None]:
+    """Take the mapping out again when the block fails before anything led into it."""
+    try:
+        yield
+    except BaseException:
+        try:
+            unmap(target, plan.base, plan.layout.size)
+        except TargetError:
+            pass  # the process is gone, and the mapping with it
+        raise

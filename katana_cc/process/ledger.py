@@ -1,0 +1,182 @@
+"""The ledger: what a patch did to a process, kept in that process.  Specified in docs/ledger.md.
+
+Pure codec.  Everything but the state is written once, before the first edit, and is covered by a checksum; the state
+is a single aligned word.  Sizes do not depend on addresses, so that the ledger can be placed before they are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from katana_cc.errors import TargetError
+from katana_cc.process.memory import Reader
+from katana_cc.process.phases import Bytes, Phase, judge_bytes
+
+MAGIC: Final = b"KATANALG"
+VERSION: Final = 1
+_HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, reserved
+HEADER_SIZE: Final = _HEADER.size
+STATE_OFFSET: Final = 12
+_MAX_LENGTH = 1 << 28
+
+assert HEADER_SIZE == 64
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEdit:
+    """Bytes of a target to exchange: `expected` at `address` become `replacement`.  `name` is the function or datum;
+    `is_jump` tells a redirected function from edited data."""
+
+    name: str
+    address: int
+    expected: bytes
+    replacement: bytes
+    is_jump: bool
+
+    def reversed(self) -> MemoryEdit:
+        """The edit that undoes this one."""
+        return MemoryEdit(self.name, self.address, self.replacement, self.expected, self.is_jump)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRange:
+    """A named range of addresses of the target."""
+
+    name: str
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the ledger holds.  `base` and `size` are those of the mapping, whose first bytes the ledger is.
+
+    `old` are the replaced functions and their parts, `new` the functions that came, `data` the variables that came,
+    `eh_frame` the call-frame information of `new` (size 0: none), `parts` (address, size, protection) of the mapping.
+    """
+
+    state: Phase
+    base: int
+    size: int
+    patch_id: str
+    from_build_id: str
+    to_build_id: str
+    from_release: str
+    to_release: str
+    output: str
+    bias: int
+    eh_frame: tuple[int, int]
+    parts: tuple[tuple[int, int, int], ...]
+    edits: tuple[MemoryEdit, ...]
+    old: tuple[CodeRange, ...]
+    new: tuple[CodeRange, ...]
+    data: tuple[CodeRange, ...]
+
+    def found_bytes(self, memory: Reader) -> Bytes:
+        """What stands at the edits now.
+
+        Raises:
+            TargetError: the process is gone, or the module was unloaded.
+        """
+        return judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in self.edits)
+
+
+def encode(ledger: Ledger) -> bytes:
+    """Header and data."""
+    data = b"".join(_pieces(ledger))
+    checksum = hashlib.sha256(data).digest()[:16]
+    return _HEADER.pack(MAGIC, VERSION, ledger.state, len(data), checksum, ledger.base, ledger.size, 0) + data
+
+
+def _pieces(ledger: Ledger) -> Iterator[bytes]:
+    for text in (
+        ledger.patch_id, ledger.from_build_id, ledger.to_build_id, ledger.from_release, ledger.to_release, ledger.output,
+    ):  # fmt: skip
+        yield _block(text.encode("utf-8", "surrogateescape"))
+    yield struct.pack("<QQQ", ledger.bias, *ledger.eh_frame)
+    yield struct.pack("<I", len(ledger.parts))
+    for part in ledger.parts:
+        yield struct.pack("<QQQ", *part)
+    yield struct.pack("<I", len(ledger.edits))
+    for edit in ledger.edits:
+        yield struct.pack("<QI", edit.address, int(edit.is_jump))
+        yield _block(edit.name.encode("utf-8", "surrogateescape")) + _block(edit.expected) + _block(edit.replacement)
+    for ranges in (ledger.old, ledger.new, ledger.data):
+        yield struct.pack("<I", len(ranges))
+        for item in ranges:
+            yield struct.pack("<QQ", item.address, item.size) + _block(item.name.encode("utf-8", "surrogateescape"))
+
+
+def _block(data: bytes) -> bytes:
+    return struct.pack("<I", len(data)) + data
+
+
+def encode_state(state: Phase) -> bytes:
+    """The state word, to be written at base + STATE_OFFSET."""
+    return struct.pack("<I", state)
+
+
+def read_ledger(memory: Reader, base: int) -> Ledger | None:
+    """The ledger of the mapping at `base`; None when there is none (yet): its magic is missing or its checksum wrong,
+    as a katana that died while it wrote leaves it.  Nothing can lead into such a mapping.
+
+    Raises:
+        TargetError: a ledger of a later format version, or the process is gone.
+    """
+    magic, version, state, length, checksum, own_base, size, _ = _HEADER.unpack(memory.read(base, HEADER_SIZE))
+    if magic != MAGIC:
+        return None
+    if version != VERSION:
+        raise TargetError(
+            f"the patch at {base:#x} was applied by a later katana (ledger version {version})",
+            remedy="use that katana, or a later one",
+        )
+    if length > _MAX_LENGTH or own_base != base:
+        return None
+    data = memory.read(base + HEADER_SIZE, length)
+    if hashlib.sha256(data).digest()[:16] != checksum or state not in set(Phase):
+        return None
+    cursor = _Cursor(data)
+    texts = [cursor.text() for _ in range(6)]
+    bias, frame_address, frame_size = cursor.take("<QQQ")
+    parts = tuple(cursor.take("<QQQ") for _ in range(cursor.count()))
+    edits = []
+    for _ in range(cursor.count()):
+        address, is_jump = cursor.take("<QI")
+        edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), bool(is_jump)))
+    old, new, variables = (tuple(cursor.range() for _ in range(cursor.count())) for _ in range(3))
+    return Ledger(
+        Phase(state), base, size, *texts, bias, (frame_address, frame_size), parts, tuple(edits), old, new, variables
+    )  # fmt: skip
+
+
+class _Cursor:
+    """Reads what `_pieces` wrote; only after the checksum was found right."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, form: str) -> tuple[int, ...]:
+        values = struct.unpack_from(form, self._data, self._at)
+        self._at += struct.calcsize(form)
+        return values
+
+    def count(self) -> int:
+        return self.take("<I")[0]
+
+    def block(self) -> bytes:
+        size = self.count()
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def text(self) -> str:
+        return self.block().decode("utf-8", "surrogateescape")
+
+    def range(self) -> CodeRange:
+        address, size = self.take("<QQ")
+        return CodeRange(self.text(), address, size)

@@ -1,0 +1,304 @@
+"""Linking a patch object into one target: where each section goes, what each relocation comes to.
+
+The image of a patch is one mapping of three parts, each with its final protection from the start, so that no page is
+ever writable and later executable:
+
+    r--  the ledger, constants, .eh_frame, GOT slots
+    r-x  functions, import stubs, veneers
+    rw-  new variables
+
+Placement comes first and depends on no address (`lay_out`); then a base near the module is chosen; then `link` computes
+every field.  A call to an import goes through a stub, since libraries are farther than 2 GiB; a load of a library's
+variable that the compiler expected in reach (a copy relocation would have brought it there) goes through a veneer that
+loads it from afar.
+
+Pure: knows no process.  Out of scope: TLS sections, and the TLS models of shared libraries (refused by name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from katana_cc.elf import constants as c
+from katana_cc.errors import InvalidPatchError, RefusedError
+from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
+from katana_cc.process import x86_64 as cpu
+
+PAGE: Final = 4096
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+
+READ_ONLY, CODE, DATA = 0, 1, 2
+PROTECTIONS: Final = (PROT_READ, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the three parts: offset from the base, and size, whole pages; `protection` as in mmap(2)."""
+
+    offset: int
+    size: int
+    protection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Offsets from the base of the mapping.  Symbol indices are keys of `got`, `tls_got`, `stubs`; `veneers` is keyed
+    by (section, offset of the field).  `eh_frame` is (offset, size) of all carried .eh_frame sections together;
+    `sections_start` is where the ledger's room ends."""
+
+    parts: tuple[Part, ...]
+    sections: Mapping[int, int]
+    got: Mapping[int, int]
+    tls_got: Mapping[int, int]
+    stubs: Mapping[int, int]
+    veneers: Mapping[tuple[int, int], int]
+    eh_frame: tuple[int, int]
+    size: int
+    sections_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """The relocated bytes: of the whole image from its base (the ledger's room zero), and of the data edits'
+    sections by section index."""
+
+    image: bytes
+    loose: Mapping[int, bytes]
+
+
+def is_import(symbol: PatchSymbol) -> bool:
+    """Whether the symbol has to be found in the target's modules by name."""
+    return symbol.section is None and symbol.value == 0 and symbol.type != c.STT_TLS
+
+
+def group_of(section: PatchSection) -> int:
+    """The part a carried section belongs to.
+
+    Raises:
+        RefusedError: thread-local, or writable and executable.
+    """
+    if section.flags & c.SHF_TLS:
+        raise RefusedError(
+            "a new or changed thread-local variable cannot be added to running threads",
+            where=section.name,
+            remedy="restart the process with the new build, or keep the variable out of thread-local storage",
+        )
+    if section.flags & c.SHF_EXECINSTR:
+        if section.flags & c.SHF_WRITE:
+            raise RefusedError("a section both writable and executable", where=section.name)
+        return CODE
+    return DATA if section.flags & c.SHF_WRITE else READ_ONLY
+
+
+def lay_out(po: PatchObject, ledger_size: int) -> Layout:
+    """Place every SHF_ALLOC section, GOT slot, stub and veneer of a patch, the ledger first.
+
+    Raises:
+        RefusedError: a section or relocation that a patch cannot carry.
+    """
+    positions = [ledger_size, 0, 0]
+    placed: dict[int, tuple[int, int]] = {}
+    order = sorted(range(len(po.sections)), key=lambda i: po.sections[i].name == ".eh_frame")
+    frames: list[tuple[int, int]] = []
+    for i in order:
+        section = po.sections[i]
+        if not section.flags & c.SHF_ALLOC:
+            continue
+        group = group_of(section)
+        is_frame = section.name == ".eh_frame"
+        alignment = max(section.alignment, 1, 16 if group == CODE else 8)
+        if alignment > PAGE:
+            raise RefusedError(f"alignment of {section.alignment} is beyond a page", where=section.name)
+        at = _up(positions[group], alignment)
+        placed[i] = (group, at)
+        positions[group] = at + section.size
+        if is_frame:
+            frames.append((at, section.size))
+
+    got: dict[int, int] = {}
+    tls_got: dict[int, int] = {}
+    stubs: dict[int, int] = {}
+    veneers: dict[tuple[int, int], int] = {}
+
+    def take(group: int, size: int) -> int:
+        at = _up(positions[group], 8)
+        positions[group] = at + size
+        return at
+
+    for i in placed:
+        section = po.sections[i]
+        for r in section.relocations:
+            symbol = po.symbols[r.symbol]
+            kind = cpu.relocation_kind(r.type, f"{section.name}, {symbol.name}")
+            if kind.form is cpu.Form.TLS_GOT_RELATIVE and r.symbol not in tls_got:
+                tls_got[r.symbol] = take(READ_ONLY, cpu.GOT_SLOT_SIZE)
+            needs_stub = kind.form is cpu.Form.RELATIVE and _may_need_stub(symbol, r)
+            if (kind.form is cpu.Form.GOT_RELATIVE or needs_stub) and r.symbol not in got:
+                got[r.symbol] = take(READ_ONLY, cpu.GOT_SLOT_SIZE)
+            if needs_stub and r.symbol not in stubs:
+                stubs[r.symbol] = take(CODE, cpu.STUB_SIZE)
+            if _may_need_veneer(section, symbol, r):
+                veneers[i, r.offset] = take(CODE, cpu.VENEER_SIZE)
+
+    parts = []
+    offset = 0
+    for group, used in enumerate(positions):
+        size = _up(used, PAGE)
+        parts.append(Part(offset, size, PROTECTIONS[group]))
+        offset += size
+    bases = [p.offset for p in parts]
+    eh_start = min((at for at, _ in frames), default=0)
+    eh_end = max((at + size for at, size in frames), default=0)
+    return Layout(
+        tuple(parts),
+        {i: bases[group] + at for i, (group, at) in placed.items()},
+        got,
+        tls_got,
+        {s: bases[CODE] + at for s, at in stubs.items()},
+        {k: bases[CODE] + at for k, at in veneers.items()},
+        (eh_start, eh_end - eh_start),
+        offset,
+        ledger_size,
+    )
+
+
+def _may_need_stub(symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
+    """Calls and jumps to imports; also to a function known to be an IFUNC, whose address only the target knows."""
+    called = relocation.type == c.R_X86_64_PLT32 or symbol.type in (c.STT_FUNC, c.STT_GNU_IFUNC)
+    return called and (is_import(symbol) or symbol.type == c.STT_GNU_IFUNC)
+
+
+def _may_need_veneer(section: PatchSection, symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
+    return (
+        relocation.type == c.R_X86_64_PC32
+        and is_import(symbol)
+        and bool(section.flags & c.SHF_EXECINSTR)
+        and relocation.addend == -4
+        and cpu.load_register(section.data, relocation.offset) is not None
+    )
+
+
+def link(
+    po: PatchObject, layout: Layout, base: int, bias: int, addresses: Mapping[int, int], tls_offset: int | None
+) -> Linked:
+    """Relocate a patch for a mapping at `base`.
+
+    Args:
+        bias: load bias of the patched module.
+        addresses: import or IFUNC symbol index → address in the target.
+        tls_offset: what to add to an offset in the module's TLS segment to get one from the thread pointer; None when
+            the module's thread-local variables have no fixed place (a library opened later).
+
+    Raises:
+        RefusedError: a value that its field cannot hold, naming symbol and section.
+    """
+    image = bytearray(layout.size)
+    for i, offset in layout.sections.items():
+        image[offset : offset + len(po.sections[i].data)] = po.sections[i].data
+    values = [_value(s, i, layout, base, bias, addresses) for i, s in enumerate(po.symbols)]
+    for symbol, at in layout.got.items():
+        image[at : at + 8] = (_known(values, symbol, po) & (2**64 - 1)).to_bytes(8, "little")
+    for symbol, at in layout.tls_got.items():
+        offset = po.symbols[symbol].value + _need_tls(tls_offset, po.symbols[symbol])
+        image[at : at + 8] = (offset & (2**64 - 1)).to_bytes(8, "little")
+    for symbol, at in layout.stubs.items():
+        image[at : at + cpu.STUB_SIZE] = cpu.stub(base + at, base + layout.got[symbol])
+    context = _Context(po, layout, base, values, tls_offset)
+    for i, offset in layout.sections.items():
+        _relocate(context, i, image, offset, base + offset)
+    loose = {}
+    for edit in po.data_edits:
+        for i in (edit.expected, edit.replacement):
+            section = po.sections[i]
+            data = bytearray(section.data.ljust(section.size, b"\0"))
+            _relocate(context, i, data, 0, bias + edit.address)
+            loose[i] = bytes(data)
+    return Linked(bytes(image), loose)
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    po: PatchObject
+    layout: Layout
+    base: int
+    values: Sequence[int | None]
+    tls_offset: int | None
+
+
+def _relocate(context: _Context, index: int, data: bytearray, start: int, address: int) -> None:
+    """Apply the relocations of section `index`, which begins at data[start] and will be at `address`."""
+    po, layout, base = context.po, context.layout, context.base
+    section = po.sections[index]
+    for r in section.relocations:
+        symbol = po.symbols[r.symbol]
+        kind = cpu.relocation_kind(r.type, f"{section.name}, {symbol.name}")
+        if kind.form is cpu.Form.NOTHING:
+            continue
+        if r.offset + kind.width > section.size:
+            raise InvalidPatchError(f"{kind.name} lies outside its section", where=section.name)
+        place = address + r.offset
+        if kind.form is cpu.Form.GOT_RELATIVE:
+            value = base + layout.got[r.symbol] + r.addend - place
+        elif kind.form is cpu.Form.TLS_GOT_RELATIVE:
+            value = base + layout.tls_got[r.symbol] + r.addend - place
+        elif kind.form is cpu.Form.TLS_OFFSET:
+            value = symbol.value + _need_tls(context.tls_offset, symbol) + r.addend
+        elif kind.form is cpu.Form.SIZE:
+            value = symbol.size + r.addend
+        else:
+            value = _known(context.values, r.symbol, po) + r.addend
+            if kind.form is cpu.Form.RELATIVE:
+                value -= place
+                if r.symbol in layout.stubs and (symbol.type == c.STT_GNU_IFUNC or not cpu.fits(kind, value)):
+                    value = base + layout.stubs[r.symbol] + r.addend - place
+        if not cpu.fits(kind, value):
+            veneer = layout.veneers.get((index, r.offset))
+            if veneer is not None:
+                register = cpu.load_register(section.data, r.offset)
+                assert register is not None
+                target = _known(context.values, r.symbol, po)
+                instead, code = cpu.load_veneer(base + veneer, register, target, place + 4)
+                data[start + r.offset - 3 : start + r.offset + 4] = instead
+                data[veneer : veneer + cpu.VENEER_SIZE] = code
+                continue
+            raise RefusedError(
+                f"{kind.name} against {symbol.name}: the value {value & (2**64 - 1):#x} does not fit {8 * kind.width} bits",
+                where=f"{section.name}+{r.offset:#x}",
+                remedy="build the program with -fPIC or -mno-direct-extern-access, or restart it with the new build",
+            )
+        data[start + r.offset : start + r.offset + kind.width] = cpu.encode_field(kind, value)
+
+
+def _value(
+    symbol: PatchSymbol, index: int, layout: Layout, base: int, bias: int, addresses: Mapping[int, int]
+) -> int | None:
+    if symbol.section is not None:
+        offset = layout.sections.get(symbol.section)
+        return None if offset is None else base + offset + symbol.value
+    if index in addresses:
+        return addresses[index]
+    if is_import(symbol):
+        return None
+    return symbol.value if symbol.type == c.STT_TLS else bias + symbol.value
+
+
+def _known(values: Sequence[int | None], index: int, po: PatchObject) -> int:
+    value = values[index]
+    if value is None:
+        raise InvalidPatchError(f"a relocation refers to {po.symbols[index].name or 'a symbol'}, which has no address")
+    return value
+
+
+def _need_tls(offset: int | None, symbol: PatchSymbol) -> int:
+    if offset is None:
+        raise RefusedError(
+            f"the thread-local variable {symbol.name} has no fixed place in this process",
+            remedy="compile the library with -ftls-model=initial-exec, or restart the process with the new build",
+        )
+    return offset
+
+
+def _up(value: int, alignment: int) -> int:
+    return (value + alignment - 1) & -alignment

@@ -1,0 +1,71 @@
+"""/proc/PID/maps as frozen values.  Source: proc_pid_maps(5)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+
+class Region(NamedTuple):
+    """One line: a virtual memory area.  `path` is empty for anonymous memory, `[stack]` and the like for special ones."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+
+    @property
+    def size(self) -> int:
+        """Bytes in the region."""
+        return self.end - self.start
+
+
+def parse_region(line: str) -> Region:
+    """One line of the file."""
+    fields = line.rstrip("\n").split(None, 5)
+    start, end = fields[0].split("-")
+    path = fields[5] if len(fields) > 5 else ""
+    return Region(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], int(fields[4]), path)
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """All regions of a process at one moment, by address."""
+
+    regions: tuple[Region, ...]
+
+    @staticmethod
+    def parse(text: str) -> MemoryMap:
+        """From the text of the file."""
+        return MemoryMap(tuple(parse_region(line) for line in text.splitlines()))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [r.start for r in self.regions]
+
+    def at(self, address: int) -> Region | None:
+        """The region that holds `address`."""
+        i = bisect_right(self._starts, address) - 1
+        if i >= 0 and address < self.regions[i].end:
+            return self.regions[i]
+        return None
+
+    def gaps(self, low: int, high: int) -> Iterable[tuple[int, int]]:
+        """Unmapped [start, end) ranges within [low, high), ascending."""
+        position = low
+        for region in self.regions:
+            if region.start >= high:
+                break
+            if region.end <= position:
+                continue
+            if region.start > position:
+                yield position, region.start
+            position = max(position, region.end)
+        if position < high:
+            yield position, high

@@ -1,0 +1,131 @@
+"""The memory of a target: small reads and writes through /proc/PID/mem, bulk reads through process_vm_readv.
+
+An open /proc/PID/mem stays bound to the address space it was opened for: after the target exits or execs, reads and
+writes come back empty instead of touching a stranger.  Source: proc_pid_mem(5).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from katana_cc.errors import TargetError
+from katana_cc.process import ptrace_binding
+
+_PAGE = 4096
+
+
+class Reader(Protocol):
+    """What reads target memory; tests put bytes in its place."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly `size` bytes, or TargetError."""
+
+
+class ProcessMemory:
+    """Memory of one process.
+
+    Raises (all methods):
+        TargetError: the range is not mapped, or the process is gone.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise TargetError(
+                f"process {pid} may not be read: {error.strerror}",
+                where=f"pid {pid}",
+                remedy="run katana as the user the process runs as, or as root (CAP_SYS_PTRACE)",
+            ) from None
+        except (FileNotFoundError, ProcessLookupError):
+            raise TargetError(f"there is no process {pid}", where=f"pid {pid}") from None
+
+    def close(self) -> None:
+        """Release the file descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly `size` bytes at `address`."""
+        try:
+            data = os.pread(self._fd, size, address)
+        except OSError as error:
+            raise self._unreachable(address, size, error.strerror or "") from None
+        if len(data) != size:
+            raise self._unreachable(address, size, f"only {len(data)} bytes came")
+        return data
+
+    def write(self, address: int, data: bytes, stopped_thread: int | None = None) -> None:
+        """Write all of `data`, also over read-only pages.
+
+        Where the kernel forbids that to /proc/PID/mem, `stopped_thread` is used for PTRACE_POKETEXT.
+        """
+        try:
+            count = os.pwrite(self._fd, data, address)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPERM, errno.EACCES, errno.EFAULT) or stopped_thread is None:
+                raise self._unreachable(address, len(data), error.strerror or "") from None
+            try:
+                ptrace_binding.poke(stopped_thread, address, data)
+            except OSError as poke_error:
+                raise self._unreachable(address, len(data), poke_error.strerror or "") from None
+            return
+        if count != len(data):
+            raise self._unreachable(address, len(data), f"only {count} bytes were written")
+
+    def _unreachable(self, address: int, size: int, why: str) -> TargetError:
+        return TargetError(
+            f"memory at {address:#x}, {size} bytes, cannot be reached: {why}",
+            where=f"pid {self.pid}",
+            remedy="the process may have exited or replaced itself (exec); see whether it still runs",
+        )
+
+
+class BulkReader:
+    """Reads many ranges at once into a buffer that is allocated beforehand and grows between stops only when it must."""
+
+    def __init__(self, pid: int, capacity: int) -> None:
+        self._pid = pid
+        self._buffer = ctypes.create_string_buffer(capacity)
+
+    def read(self, vectors: Sequence[tuple[int, int]]) -> memoryview:
+        """The (address, size) ranges, one behind the other; pages that cannot be read (guard pages) are zero.
+
+        Raises:
+            OSError: the process is gone or may not be read.
+        """
+        total = sum(size for _, size in vectors)
+        if total > len(self._buffer):
+            self._buffer = ctypes.create_string_buffer(total + total // 2)
+        base = ctypes.addressof(self._buffer)
+        pending = [v for v in vectors if v[1]]
+        done = 0
+        while pending:
+            try:
+                got = ptrace_binding.read_vectors(self._pid, pending, base + done)
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+                got = 0
+            done += got
+            # Drop what was read whole; step over the page that stopped the transfer, without a word from the kernel.
+            i = 0
+            while i < len(pending) and got >= pending[i][1]:
+                got -= pending[i][1]
+                i += 1
+            pending = pending[i:]
+            if pending:
+                address, size = pending[0][0] + got, pending[0][1] - got
+                skipped = min(size, _PAGE - address % _PAGE)
+                ctypes.memset(base + done, 0, skipped)
+                done += skipped
+                pending[0] = (address + skipped, size - skipped)
+                if not pending[0][1]:
+                    pending = pending[1:]
+        return memoryview(self._buffer).cast("B")[:total]

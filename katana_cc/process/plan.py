@@ -1,0 +1,352 @@
+"""From a patch object and a process to a plan: all that will be written, and all that must hold before.
+
+Nothing is stopped and nothing written here.  What is fixed after each step:
+
+1. the module the patch is for, by build-id in the target's memory;
+2. which earlier patches are there, and that none stands in the way;
+3. that every replaced function holds the expected bytes (SHA-256);
+4. the address of every import;
+5. where everything goes, and every relocated byte;
+6. the list of edits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from katana_cc.elf import constants as c
+from katana_cc.errors import InvalidPatchError, RefusedError
+from katana_cc.patch.model import PatchObject, Replacement, Verdict
+from katana_cc.process import ledger as ledgers
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.activity import Guard
+from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
+from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
+from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
+from katana_cc.process.modules import Module, with_build_id
+from katana_cc.process.phases import Bytes, Phase
+from katana_cc.process.place import choose_base
+from katana_cc.process.target import PatchMapping, Target
+
+
+class NotThisBuildError(RefusedError):
+    """The process does not run the build the patch starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What applying a patch to one process comes to.
+
+    `existing` is an earlier mapping of the same patch that is used again.  `snapshot` holds (address, bytes) that must
+    still be there at the commit.  `resolution.pending` resolvers are called when the mapping is made; `image` is final
+    only after that.
+    """
+
+    po: PatchObject
+    patch_id: str
+    module: Module
+    resolution: Resolution
+    tls_offset: int | None
+    layout: Layout
+    base: int
+    linked: Linked
+    ledger: Ledger
+    guards: tuple[Guard, ...]
+    snapshot: tuple[tuple[int, bytes], ...]
+    existing: PatchMapping | None
+    found: Bytes
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether every edit of this patch is there already."""
+        return self.existing is not None and self.found is Bytes.NEW
+
+    @property
+    def image(self) -> bytes:
+        """The bytes of the mapping, from its base."""
+        head = ledgers.encode(self.ledger)
+        return head + self.linked.image[len(head) :]
+
+    @property
+    def name(self) -> str:
+        """What the mapping is called in /proc/PID/maps."""
+        identity = self.po.identity
+        start = identity.from_release or identity.from_build_id[:12]
+        return f"katana:{start}..{identity.to_release or identity.to_build_id[:12]}"
+
+    def data_part(self) -> tuple[int, bytes] | None:
+        """(address, initial bytes) of the writable part, if there is one."""
+        part = self.layout.parts[DATA]
+        return (self.base + part.offset, self.linked.image[part.offset : part.offset + part.size]) if part.size else None
+
+
+def refuse_unless_safe(po: PatchObject) -> None:
+    """Raises RefusedError with the reasons when the verdict is not "safe", or the machine is another."""
+    if po.verdict is not Verdict.SAFE:
+        wanted = "refused" if po.verdict is Verdict.REFUSED else "needs"
+        told = [f"{_at(r.file, r.line)}{r.subject}: {r.text}" for r in po.reasons if r.severity == wanted]
+        told = told or [f"{r.subject}: {r.text}" for r in po.reasons]
+        what = "the patch was refused when it was made" if wanted == "refused" else "the patch needs a decision first"
+        raise RefusedError(
+            what + "".join(f"\n    {line}" for line in told),
+            where=po.identity.output,
+            remedy="restart the process with the new build, or change the source so that the reasons go away",
+        )
+    if po.identity.machine != cpu.MACHINE:
+        raise RefusedError(f"the patch is for ELF machine {po.identity.machine}, not x86-64", where=po.identity.output)
+
+
+def _at(file: str, line: int) -> str:
+    return f"{file}:{line}: " if file else ""
+
+
+def prepare(target: Target, po: PatchObject, patch_id: str, allow_active: Iterable[str] = ()) -> Plan:
+    """Make the plan for one process.
+
+    Raises:
+        NotThisBuildError: the build is not there.
+        RefusedError: anything else that speaks against it.
+        TargetError: the process is gone.
+    """
+    refuse_unless_safe(po)
+    module = find_module(target, po)
+    existing = _earlier_patches(target, module, patch_id)
+    found = existing.ledger.found_bytes(target.memory) if existing and existing.ledger else Bytes.OLD
+    if found is Bytes.FOREIGN:
+        raise RefusedError(
+            "this patch was applied, and its jumps were altered since",
+            where=target.where,
+            remedy="another tool has written to the process; restart it",
+        )
+    torn = existing.ledger if existing and found in (Bytes.TORN, Bytes.NEW) else None
+    originals = _compare_functions(target, module, po, torn)
+    resolution = Linker(target.memory, target.modules, module).resolve(po)
+    program = target.program_module()
+    tls_offset = thread_pointer_offset(target.memory, module, program is None or program is module)
+    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), ())))
+    size += _edits_room(po)
+    layout = lay_out(po, size)
+    base = existing.base if existing else choose_base(target.regions, module, layout.size)
+    plan = Plan(
+        po, patch_id, module, resolution, tls_offset, layout, base, Linked(b"", {}),
+        _ledger(po, patch_id, module, layout, base, (), ()), (), (), existing, found,
+    )  # fmt: skip
+    plan = relink(plan, base, dict.fromkeys((p.index for p in resolution.pending), module.start))
+    plan = _with_edits(plan, target, originals, torn)
+    guards = _guards(po, module, set(allow_active), originals)
+    return dataclasses.replace(plan, guards=guards)
+
+
+def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
+    """The same plan at another base, or with IFUNC symbols resolved."""
+    addresses = {**plan.resolution.addresses, **resolved}
+    linked = link(plan.po, plan.layout, base, plan.module.bias, addresses, plan.tls_offset)
+    edits = tuple(
+        dataclasses.replace(e, replacement=_jump(plan.po, plan.po.replacements[i], plan.layout, base, e.address))
+        if e.is_jump
+        else e
+        for i, e in enumerate(plan.ledger.edits)
+    )
+    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old)
+    return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
+
+
+def find_module(target: Target, po: PatchObject) -> Module:
+    """The one module that is the build the patch starts from."""
+    found = list(with_build_id(target.modules, po.identity.from_build_id))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RefusedError(
+            f"{found[0].path} is loaded {len(found)} times (dlmopen)",
+            where=target.where,
+            remedy="restart the process with the new build",
+        )
+    newer = any(m.build_id == po.identity.to_build_id for m in target.modules)
+    remedy = "it runs the new build already" if newer else "see `katana status --pid` for the builds it runs"
+    raise NotThisBuildError(
+        f"does not run {po.identity.output} with build-id {po.identity.from_build_id}", where=target.where, remedy=remedy
+    )
+
+
+def _earlier_patches(target: Target, module: Module, patch_id: str) -> PatchMapping | None:
+    """The mapping of this same patch, if any; refuses when another patch of the module is in force."""
+    same = None
+    for mapping in target.patches:
+        ledger = mapping.ledger
+        if ledger is None or ledger.bias != module.bias or ledger.from_build_id != module.build_id:
+            continue
+        found = ledger.found_bytes(target.memory)
+        if ledger.patch_id == patch_id:
+            if same is None or found is not Bytes.OLD:
+                same = mapping
+        elif found is not Bytes.OLD:
+            to = ledger.to_release or ledger.to_build_id[:12]
+            raise RefusedError(
+                f"already carries another patch of {ledger.output}: {ledger.patch_id} (to {to}), {found.value}",
+                where=target.where,
+                remedy=f"revert first: katana revert --pid {target.pid} {ledger.patch_id}",
+            )
+    return same
+
+
+def _compare_functions(
+    target: Target, module: Module, po: PatchObject, torn: Ledger | None
+) -> dict[int, tuple[bytes, bytes]]:
+    """Address → (expected bytes, bytes there now) of all replaced functions and parts; refuses when they differ.  Where
+    our own earlier edits stand, the bytes they replaced are taken."""
+    result = {}
+    for replacement in po.replacements:
+        if replacement.size < cpu.JUMP_SIZE:
+            raise RefusedError(
+                f"{replacement.name} is {replacement.size} bytes long, too short for a jump",
+                where=po.identity.output,
+                remedy="restart the process with the new build",
+            )
+        ranges = [(replacement.address, replacement.size, replacement.digest), *replacement.parts]
+        for link_time, size, digest in ranges:
+            address = module.bias + link_time
+            if not (module.holds(address) and module.holds(address + size - 1)):
+                raise InvalidPatchError(f"{replacement.name} lies outside the module", where=po.identity.output)
+            now = target.memory.read(address, size)
+            was = bytearray(now)
+            for edit in torn.edits if torn else ():
+                if edit.is_jump and address <= edit.address < address + size:
+                    at = edit.address - address
+                    was[at : at + len(edit.expected)] = edit.expected
+            if hashlib.sha256(was).digest() != digest:
+                raise RefusedError(
+                    f"the code of {replacement.name} at {address:#x} is not what the build produced",
+                    where=target.where,
+                    remedy="a debugger's breakpoint, a probe or another patcher has altered it; remove that, or restart",
+                )
+            result[address] = (bytes(was), now)
+    return result
+
+
+def _guards(
+    po: PatchObject, module: Module, allowed: set[str], originals: dict[int, tuple[bytes, bytes]]
+) -> tuple[Guard, ...]:
+    unknown = allowed - {r.name for r in po.replacements}
+    if unknown:
+        raise RefusedError(
+            f"--allow-active: the patch does not replace {', '.join(sorted(unknown))}", where=po.identity.output
+        )
+    guards = []
+    for r in po.replacements:
+        address = module.bias + r.address
+        is_allowed = r.name in allowed
+        if is_allowed and cpu.branches_into(originals[address][0], 1, cpu.JUMP_SIZE):
+            raise RefusedError(
+                f"{r.name} may jump back into its first {cpu.JUMP_SIZE} bytes, so it cannot be replaced while active",
+                where=po.identity.output,
+                remedy="wait for it to return (--wait), or restart the process with the new build",
+            )
+        guards.append(Guard(r.name, address, r.size, True, is_allowed))
+        for part, size, _ in r.parts:
+            # A part has no jump: all of it must be empty, unless the whole function is allowed to go on as it was.
+            if not is_allowed:
+                guards.append(Guard(r.name, module.bias + part, size, False))
+    return tuple(guards)
+
+
+def _with_edits(
+    plan: Plan, target: Target, originals: dict[int, tuple[bytes, bytes]], torn: Ledger | None
+) -> Plan:
+    """Add the edits, and the bytes that must still be there at the commit."""
+    snapshot = [(address, now) for address, (_, now) in originals.items()]
+    edits = []
+    for r in plan.po.replacements:
+        address = plan.module.bias + r.address
+        new = _jump(plan.po, r, plan.layout, plan.base, address)
+        edits.append(MemoryEdit(r.name, address, originals[address][0][: len(new)], new, True))
+    for e in plan.po.data_edits:
+        address = plan.module.bias + e.address
+        expected, new = plan.linked.loose[e.expected], plan.linked.loose[e.replacement]
+        if len(expected) != len(new):
+            raise InvalidPatchError(f"data edit of {e.name} changes its size", where=plan.po.identity.output)
+        now = target.memory.read(address, len(expected))
+        mixed = torn is not None and all(n in pair for n, *pair in zip(now, expected, new, strict=True))
+        if now != expected and not mixed:
+            raise RefusedError(
+                f"the data {e.name} at {address:#x} is not what the build produced",
+                where=target.where,
+                remedy="the program or another tool has changed it; restart the process with the new build",
+            )
+        snapshot.append((address, now))
+        edits.append(MemoryEdit(e.name, address, expected, new, False))
+    _refuse_overlap(edits)
+    old = tuple(
+        CodeRange(r.name, plan.module.bias + start, size)
+        for r in plan.po.replacements
+        for start, size in [(r.address, r.size), *((a, s) for a, s, _ in r.parts)]
+    )
+    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, plan.base, tuple(edits), old)
+    if len(ledgers.encode(ledger)) > plan.layout.sections_start:
+        raise InvalidPatchError("the ledger is larger than its room", where=plan.po.identity.output)
+    return dataclasses.replace(plan, ledger=ledger, snapshot=tuple(snapshot))
+
+
+def _refuse_overlap(edits: Sequence[MemoryEdit]) -> None:
+    ordered = sorted(edits, key=lambda e: e.address)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        if first.address + len(first.expected) > second.address:
+            raise InvalidPatchError(f"the edits of {first.name} and {second.name} overlap")
+
+
+def _jump(po: PatchObject, replacement: Replacement, layout: Layout, base: int, address: int) -> bytes:
+    symbol = po.symbols[replacement.symbol]
+    if symbol.section is None or symbol.section not in layout.sections:
+        raise InvalidPatchError(f"the replacement of {replacement.name} is not in the patch", where=po.identity.output)
+    return cpu.jump(address, base + layout.sections[symbol.section] + symbol.value)
+
+
+def _ledger(
+    po: PatchObject, patch_id: str, module: Module, layout: Layout | None, base: int,
+    edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...],
+) -> Ledger:  # fmt: skip
+    new, data = [], []
+    for i, section in enumerate(po.sections):
+        if layout is None or i not in layout.sections or section.name == ".eh_frame":
+            continue
+        group = group_of(section)
+        item = CodeRange(_name_of(po, i), base + layout.sections[i], section.size)
+        if group == CODE:
+            new.append(item)
+        elif group == DATA:
+            data.append(item)
+    if layout is not None:
+        # Stubs and veneers are code too: a thread may be between two of their instructions.
+        new.extend(CodeRange("import stub", base + at, cpu.STUB_SIZE) for at in layout.stubs.values())
+        new.extend(CodeRange("veneer", base + at, cpu.VENEER_SIZE) for at in layout.veneers.values())
+    identity = po.identity
+    return Ledger(
+        Phase.MAPPED, base, layout.size if layout else 0, patch_id,
+        identity.from_build_id, identity.to_build_id, identity.from_release, identity.to_release, identity.output,
+        module.bias, (base + layout.eh_frame[0], layout.eh_frame[1]) if layout else (0, 0),
+        tuple((base + p.offset, p.size, p.protection) for p in layout.parts) if layout else (),
+        edits, old, tuple(new), tuple(data),
+    )  # fmt: skip
+
+
+def _name_of(po: PatchObject, section: int) -> str:
+    """What a carried section is called: its function or variable, as far as a symbol says."""
+    named = [s for s in po.symbols if s.section == section and s.name and s.type in (c.STT_FUNC, c.STT_OBJECT)]
+    return max(named, key=lambda s: s.size).name if named else po.sections[section].name
+
+
+def _edits_room(po: PatchObject) -> int:
+    """An upper bound of what edits and ranges add to an empty ledger."""
+    names = sum(len(s.name.encode("utf-8", "surrogateescape")) + 20 for s in (*po.sections, *po.symbols))
+    for r in po.replacements:
+        name = len(r.name.encode("utf-8", "surrogateescape"))
+        names += (name + 20) * (2 + len(r.parts)) + 12 + 2 * cpu.JUMP_SIZE
+    for e in po.data_edits:
+        names += len(e.name.encode("utf-8", "surrogateescape")) + 24 + 2 * po.sections[e.expected].size
+    relocations = sum(len(s.relocations) for s in po.sections if s.flags & c.SHF_ALLOC)
+    stubs = min(relocations, len(po.symbols))
+    veneers = sum(1 for s in po.sections for r in s.relocations if r.type == c.R_X86_64_PC32 and s.flags & c.SHF_EXECINSTR)
+    return names + 40 * stubs + 40 * veneers + 3 * 24 + PAGE // 4

@@ -1,0 +1,227 @@
+"""ptrace(2), waitpid(2) and process_vm_readv(2) in our own types; the only importer of python-ptrace.
+
+Of python-ptrace only the raw binding is used: its debugger attaches with SIGSTOP and sleeps in its event loop, while a
+short stop needs SEIZE and INTERRUPT.  Every failed request is an OSError of the matching subclass: ProcessLookupError
+when the thread is gone (or is not stopped), PermissionError when it may not be traced.
+
+Sources: ptrace(2), wait(2), process_vm_readv(2), linux/ptrace.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final, NamedTuple
+
+from ptrace.binding.func import ptrace as _ptrace  # type: ignore[import-untyped]  # noqa: TID251
+from ptrace.error import PtraceError  # type: ignore[import-untyped]  # noqa: TID251
+
+REGISTER_WORDS: Final = 27  # struct user_regs_struct of x86-64
+REGISTER_BYTES: Final = REGISTER_WORDS * 8
+
+O_TRACESYSGOOD: Final = 0x1
+O_TRACECLONE: Final = 0x8
+O_SUSPEND_SECCOMP: Final = 0x200000
+
+EVENT_CLONE: Final = 3
+EVENT_STOP: Final = 128
+SYSCALL_STOP: Final = 0x80 | 5  # SIGTRAP | 0x80 with O_TRACESYSGOOD
+
+_POKETEXT: Final = 4
+_PEEKTEXT: Final = 1
+_CONT: Final = 7
+_GETREGS: Final = 12
+_SETREGS: Final = 13
+_DETACH: Final = 17
+_SYSCALL: Final = 24
+_GETEVENTMSG: Final = 0x4201
+_GETREGSET: Final = 0x4204
+_SETREGSET: Final = 0x4205
+_SEIZE: Final = 0x4206
+_INTERRUPT: Final = 0x4207
+_PEEKSIGINFO: Final = 0x4209
+_GETSIGMASK: Final = 0x420A
+_SETSIGMASK: Final = 0x420B
+_NT_X86_XSTATE: Final = 0x202
+_XSTATE_MAX: Final = 1 << 14
+_WALL: Final = 0x40000000
+_SIGINFO_BYTES: Final = 128
+_IOV_MAX: Final = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_process_vm_readv = _libc.process_vm_readv
+_process_vm_readv.restype = ctypes.c_ssize_t
+_process_vm_readv.argtypes = (
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
+)  # fmt: skip
+
+
+class Stop(NamedTuple):
+    """What waitpid said of one thread: stopped by `signal` with ptrace `event`, or gone."""
+
+    gone: bool
+    signal: int
+    event: int
+
+    @property
+    def is_signal_delivery(self) -> bool:
+        """A signal is about to be delivered, and has to be passed on when the thread is continued."""
+        return not self.gone and self.event == 0 and self.signal != SYSCALL_STOP
+
+
+def _request(operation: int, tid: int, address: int = 0, data: int = 0) -> int:
+    try:
+        return int(_ptrace(operation, tid, address, data))
+    except PtraceError as error:
+        number = error.errno or 0
+        raise OSError(number, f"ptrace request {operation:#x}: {os.strerror(number)}") from None
+
+
+def seize(tid: int, options: int) -> None:
+    """Begin to trace without stopping (PTRACE_SEIZE)."""
+    _request(_SEIZE, tid, 0, options)
+
+
+def interrupt(tid: int) -> None:
+    """Ask a seized thread to stop; it reports EVENT_STOP."""
+    _request(_INTERRUPT, tid)
+
+
+def resume(tid: int, signal: int = 0) -> None:
+    """Let a stopped thread run on, delivering `signal` when not 0."""
+    _request(_CONT, tid, 0, signal)
+
+
+def resume_to_syscall(tid: int, signal: int = 0) -> None:
+    """Let it run to the next entry into or exit out of a system call."""
+    _request(_SYSCALL, tid, 0, signal)
+
+
+def detach(tid: int) -> None:
+    """Stop tracing; the thread runs on, or stays stopped when its process is (SIGSTOP)."""
+    _request(_DETACH, tid)
+
+
+def read_registers_into(tid: int, address: int) -> None:
+    """The general registers, as user_regs_struct, to our own memory at `address` (REGISTER_BYTES)."""
+    _request(_GETREGS, tid, 0, address)
+
+
+def read_registers(tid: int) -> list[int]:
+    """The general registers as 27 words in the order of user_regs_struct."""
+    buffer = (ctypes.c_uint64 * REGISTER_WORDS)()
+    _request(_GETREGS, tid, 0, ctypes.addressof(buffer))
+    return list(buffer)
+
+
+def write_registers(tid: int, registers: list[int]) -> None:
+    """Set all general registers."""
+    buffer = (ctypes.c_uint64 * REGISTER_WORDS)(*registers)
+    _request(_SETREGS, tid, 0, ctypes.addressof(buffer))
+
+
+def read_extended_state(tid: int) -> bytes:
+    """FPU, SSE and AVX registers in the XSAVE layout."""
+    buffer = ctypes.create_string_buffer(_XSTATE_MAX)
+    vector = (ctypes.c_uint64 * 2)(ctypes.addressof(buffer), _XSTATE_MAX)
+    _request(_GETREGSET, tid, _NT_X86_XSTATE, ctypes.addressof(vector))
+    return buffer.raw[: vector[1]]
+
+
+def write_extended_state(tid: int, state: bytes) -> None:
+    """Put back what `read_extended_state` gave."""
+    buffer = ctypes.create_string_buffer(state, len(state))
+    vector = (ctypes.c_uint64 * 2)(ctypes.addressof(buffer), len(state))
+    _request(_SETREGSET, tid, _NT_X86_XSTATE, ctypes.addressof(vector))
+
+
+def read_signal_mask(tid: int) -> int:
+    """Blocked signals, bit n-1 for signal n."""
+    mask = ctypes.c_uint64()
+    _request(_GETSIGMASK, tid, 8, ctypes.addressof(mask))
+    return mask.value
+
+
+def write_signal_mask(tid: int, mask: int) -> None:
+    """Set the blocked signals; SIGKILL and SIGSTOP stay unblocked."""
+    word = ctypes.c_uint64(mask)
+    _request(_SETSIGMASK, tid, 8, ctypes.addressof(word))
+
+
+def pending_signals(tid: int, shared: bool) -> list[int]:
+    """Numbers of the signals queued for the thread, or (`shared`) for its process."""
+    count = 64
+    buffer = ctypes.create_string_buffer(_SIGINFO_BYTES * count)
+    arguments = ctypes.create_string_buffer(struct.pack("<QIi", 0, int(shared), count), 16)
+    got = _request(_PEEKSIGINFO, tid, ctypes.addressof(arguments), ctypes.addressof(buffer))
+    return [struct.unpack_from("<i", buffer.raw, i * _SIGINFO_BYTES)[0] for i in range(got)]
+
+
+def event_message(tid: int) -> int:
+    """PTRACE_GETEVENTMSG; after EVENT_CLONE the new thread's id."""
+    word = ctypes.c_ulong()
+    _request(_GETEVENTMSG, tid, 0, ctypes.addressof(word))
+    return word.value
+
+
+def poke(tid: int, address: int, data: bytes) -> None:
+    """Write through POKETEXT, word by word: for kernels that forbid /proc/PID/mem to override protections.
+
+    The thread must be stopped.
+    """
+    start = address & -8
+    end = (address + len(data) + 7) & -8
+    old = b"".join(_peek(tid, a) for a in range(start, end, 8))
+    new = old[: address - start] + data + old[address - start + len(data) :]
+    for i in range(0, len(new), 8):
+        _request(_POKETEXT, tid, start + i, struct.unpack_from("<Q", new, i)[0])
+
+
+def _peek(tid: int, address: int) -> bytes:
+    word = ctypes.c_uint64()
+    local = (ctypes.c_uint64 * 2)(ctypes.addressof(word), 8)
+    remote = (ctypes.c_uint64 * 2)(address, 8)
+    if _process_vm_readv(tid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != 8:
+        raise OSError(ctypes.get_errno(), f"cannot read {address:#x}")
+    return bytes(word)
+
+
+def wait(tid: int) -> Stop | None:
+    """The next report of a traced thread, or None when there is none yet.  Never blocks: a dying thread group leader
+    would hang a blocking wait."""
+    try:
+        got, status = os.waitpid(tid, _WALL | os.WNOHANG)
+    except ChildProcessError:
+        return Stop(True, 0, 0)
+    if got == 0:
+        return None
+    if os.WIFSTOPPED(status):
+        return Stop(False, (status >> 8) & 0xFF, status >> 16)
+    return Stop(True, 0, 0)
+
+
+def read_vectors(pid: int, vectors: list[tuple[int, int]], local_address: int) -> int:
+    """Read (address, size) vectors one after another into our memory at `local_address`, in as few system calls as
+    IOV_MAX allows.  Returns the bytes read; fewer than asked means that the vector there could not be read whole.
+
+    Raises:
+        OSError: not one byte could be read, or the process is gone.
+    """
+    done = 0
+    for first in range(0, len(vectors), _IOV_MAX):
+        part = vectors[first : first + _IOV_MAX]
+        wanted = sum(size for _, size in part)
+        flat = [word for vector in part for word in vector]
+        remote = (ctypes.c_uint64 * len(flat))(*flat)
+        local = (ctypes.c_uint64 * 2)(local_address + done, wanted)
+        got = _process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(part), 0)
+        if got < 0:
+            if done:
+                return done
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        done += got
+        if got < wanted:
+            return done
+    return done

@@ -1,0 +1,257 @@
+"""System calls and function calls made by one stopped thread of the target on our behalf.
+
+The thread is stopped by INTERRUPT, its registers and signal mask are kept, and all signals are blocked in it.  Its
+instruction pointer goes to a `syscall` instruction that is mapped anyway; PTRACE_SYSCALL lets it run exactly from there
+to the exit out of that call.  No SIGTRAP is involved, so that a program which ignores or handles SIGTRAP does not
+notice.  A function call returns to the same instruction: the stop at its entry tells that the function has returned,
+and rax, taken for a system call number, is its result.
+
+At the end an INTERRUPT is made pending before the registers are put back, so that the thread passes through the
+kernel's signal code once more: there an interrupted system call is restarted as if nothing had been.
+
+A katana killed while registers are altered would leave the thread at the wrong place: the window is some 100 us, and
+all catchable signals are blocked in katana meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final
+
+from katana_cc.errors import BusyError, RefusedError, TargetError
+from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.maps import MemoryMap
+from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.threads import list_threads, refusal_to_trace, status_fields, thread_name
+
+_STOP_TIMEOUT: Final = 0.5
+_CALL_TIMEOUT: Final = 1.0
+_ALL_SIGNALS: Final = (1 << 64) - 1
+# A fault forced on a thread that blocks its signal resets the handler: these stay open during a function call.
+_FAULTS: Final = sum(1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP))
+_WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
+
+
+def find_syscall_instruction(memory: ProcessMemory, regions: MemoryMap) -> int:
+    """The address of a `syscall` instruction in executable memory; the vDSO has one.
+
+    Raises:
+        RefusedError: there is none (then the process could make no system call at all).
+    """
+    executable = [r for r in regions.regions if "x" in r.permissions and r.path != "[vsyscall]"]
+    for region in sorted(executable, key=lambda r: (r.path != "[vdso]", "libc" not in r.path)):
+        for start in range(region.start, region.end, 1 << 20):
+            with contextlib.suppress(TargetError):
+                data = memory.read(start, min(1 << 20, region.end - start))
+                if (at := data.find(cpu.SYSCALL_INSTRUCTION)) >= 0:
+                    return start + at
+    raise RefusedError("no syscall instruction is mapped", where=f"pid {memory.pid}")
+
+
+class RemoteThread:
+    """One thread of the target, stopped, to make calls with.  A context manager: leaving puts everything back.
+
+    Raises (on entering):
+        TargetError: gone, not permitted, or already traced.
+        BusyError: no thread of the process can be stopped.
+        RefusedError: seccomp may forbid the calls, and cannot be suspended.
+    """
+
+    def __init__(self, memory: ProcessMemory, syscall_address: int) -> None:
+        self._memory = memory
+        self._pid = memory.pid
+        self._syscall_address = syscall_address
+        self._tid = 0
+        self._registers: list[int] = []
+        self._mask = 0
+        self._blocked_here: set[signal.Signals | int] = set()
+        self._started = 0
+        self.pause_us = 0.0
+
+    def __enter__(self) -> RemoteThread:
+        options = pt.O_TRACESYSGOOD
+        if status_fields(self._pid).get("Seccomp", "0").strip() != "0":
+            options |= pt.O_SUSPEND_SECCOMP
+        everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+        self._blocked_here = signal.pthread_sigmask(signal.SIG_BLOCK, everything)  # type: ignore[assignment]
+        try:
+            self._stop_one(options)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
+            raise
+        return self
+
+    def _stop_one(self, options: int) -> None:
+        stuck = 0
+        for tid in sorted(list_threads(self._pid)):
+            if thread_name(self._pid, tid).startswith(_WORKER_NAMES):
+                continue  # never runs user code
+            try:
+                pt.seize(tid, options)
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                if status_fields(self._pid, tid).get("State", "Z").startswith(("Z", "X")):
+                    continue
+                if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
+                    raise RefusedError(
+                        "the process runs under seccomp, which could kill it for our system calls",
+                        where=f"pid {self._pid}",
+                        remedy="run katana as root (CAP_SYS_ADMIN), which may suspend seccomp for a moment",
+                    ) from None
+                raise refusal_to_trace(self._pid, error) from None
+            self._tid = tid
+            self._started = time.perf_counter_ns()
+            pt.interrupt(tid)
+            if self._wait_for_stop(_STOP_TIMEOUT):
+                self._registers = pt.read_registers(tid)
+                self._mask = pt.read_signal_mask(tid)
+                if self._registers[cpu.CS] != cpu.CS_64:
+                    pt.detach(tid)
+                    self._tid = 0
+                    continue
+                pt.write_signal_mask(tid, _ALL_SIGNALS)
+                return
+            stuck = tid  # cannot be detached either before it stops; the kernel does it when we end
+        self._tid = 0
+        if stuck:
+            raise BusyError(
+                f"thread {stuck} ({thread_name(self._pid, stuck)}) does not stop",
+                where=f"pid {self._pid}",
+                remedy="it may wait for a child in vfork, or for a device; try again later",
+            )
+        raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _wait_for_stop(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while True:
+            report = pt.wait(self._tid)
+            if report is None:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(10e-6)
+            elif report.gone:
+                raise TargetError("the process died", where=f"pid {self._pid}")
+            elif report.is_signal_delivery:
+                pt.resume(self._tid, report.signal)
+            else:
+                return True
+
+    def _next_syscall_stop(self, timeout: float) -> pt.Stop:
+        """Run to the next system call entry or exit, or to a signal that is a fault of what runs."""
+        pt.resume_to_syscall(self._tid)
+        deadline = time.monotonic() + timeout
+        while True:
+            report = pt.wait(self._tid)
+            if report is None:
+                if time.monotonic() > deadline:
+                    return pt.Stop(False, 0, 0)
+                os.sched_yield()
+            elif report.gone:
+                raise TargetError("the process died", where=f"pid {self._pid}")
+            elif report.signal == pt.SYSCALL_STOP:
+                return report
+            elif report.is_signal_delivery and report.signal != signal.SIGSTOP:
+                return report
+            else:
+                # SIGSTOP cannot be blocked: it takes effect after the detach.
+                pt.resume_to_syscall(self._tid, report.signal if report.event == 0 else 0)
+
+    def syscall(self, number: int, *arguments: int) -> int:
+        """Make a system call in the target; the result, negative errno on failure."""
+        words = list(self._registers)
+        words[cpu.RIP] = self._syscall_address
+        words[cpu.RAX] = number
+        words[cpu.ORIG_RAX] = (1 << 64) - 1  # no restart of what was interrupted, yet
+        for register, value in zip(cpu.SYSCALL_ARGUMENTS, arguments, strict=False):
+            words[register] = value & ((1 << 64) - 1)
+        pt.write_registers(self._tid, words)
+        for _ in range(2):
+            report = self._next_syscall_stop(_CALL_TIMEOUT)
+            if report.signal != pt.SYSCALL_STOP:
+                raise TargetError(f"system call {number} in the target did not end", where=f"pid {self._pid}")
+        value = pt.read_registers(self._tid)[cpu.RAX]
+        return value - (1 << 64) if value >= 1 << 63 else value
+
+    @contextmanager
+    def scratch(self, data: bytes) -> Iterator[int]:
+        """Lend `data` a place in the target's memory: below the thread's red zone, put back afterwards, since with
+        coroutines that memory may be someone else's."""
+        address = (self._registers[cpu.RSP] - cpu.RED_ZONE - len(data)) & -16
+        saved = self._memory.read(address, len(data))
+        self._memory.write(address, data, self._tid)
+        try:
+            yield address
+        finally:
+            self._memory.write(address, saved, self._tid)
+
+    def call(self, function: int, name: str, stack_end: int) -> int:
+        """Call a function without arguments, on a stack that ends at `stack_end` (16-byte aligned); its result.
+
+        Raises:
+            RefusedError: it faulted, or did not return in time.  The thread is put back as it was.
+        """
+        state = pt.read_extended_state(self._tid)
+        words = list(self._registers)
+        stack = stack_end - 8
+        self._memory.write(stack, struct.pack("<Q", self._syscall_address), self._tid)
+        words[cpu.RSP] = stack
+        words[cpu.RIP] = function
+        words[cpu.ORIG_RAX] = (1 << 64) - 1
+        pt.write_registers(self._tid, words)
+        pt.write_signal_mask(self._tid, _ALL_SIGNALS & ~_FAULTS)
+        try:
+            report = self._next_syscall_stop(_CALL_TIMEOUT)
+            if not report.signal:
+                pt.interrupt(self._tid)
+                self._wait_for_stop(_STOP_TIMEOUT)
+            if report.signal != pt.SYSCALL_STOP:
+                raise RefusedError(
+                    f"the resolver of {name} did not return in the target",
+                    where=f"pid {self._pid}",
+                    remedy="restart the process with the new build",
+                )
+            words = pt.read_registers(self._tid)
+            result = words[cpu.ORIG_RAX]
+            words[cpu.ORIG_RAX] = (1 << 64) - 1  # skip the "system call" whose number is the result
+            pt.write_registers(self._tid, words)
+            self._next_syscall_stop(_CALL_TIMEOUT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                pt.write_extended_state(self._tid, state)
+                pt.write_signal_mask(self._tid, _ALL_SIGNALS)
+        return result
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._tid:
+                with contextlib.suppress(ProcessLookupError):
+                    pt.interrupt(self._tid)
+                    pt.resume(self._tid)
+                    self._wait_for_stop(_STOP_TIMEOUT)
+                    words = list(self._registers)
+                    for index, value in (self._repair(words) or {}).items():
+                        words[index] = value
+                    pt.write_registers(self._tid, words)
+                    pt.write_signal_mask(self._tid, self._mask)
+                    pt.detach(self._tid)
+        finally:
+            self.pause_us = (time.perf_counter_ns() - self._started) / 1000
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
+
+    def _repair(self, words: list[int]) -> dict[int, int] | None:
+        changes = cpu.repaired(words)
+        if changes is None:
+            return None
+        waiting = pt.pending_signals(self._tid, True) + pt.pending_signals(self._tid, False)
+        return None if any(not self._mask >> (n - 1) & 1 for n in waiting) else changes

@@ -1,0 +1,112 @@
+"""Taking a patch out of processes: the exact old bytes come back.
+
+The mapping stays: pointers to new functions, literals and variables may have escaped into the heap.  Applying the same
+patch again uses it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from katana_cc.errors import KatanaError, RefusedError, UsageError
+from katana_cc.process.activity import Guard
+from katana_cc.process.cfi import FrameTables
+from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.ledger import Ledger
+from katana_cc.process.phases import Bytes, Phase, Step
+from katana_cc.process.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class RevertReport:
+    """What came of one process.  `outcome`: "reverted", or "nothing to revert"."""
+
+    pid: int
+    name: str
+    outcome: str
+    ledger: Ledger | None
+    commit: CommitReport | None
+
+
+def revert_patch(
+    pids: Iterable[int], patch_id: str = "", *, wait: float = 5.0, must_match: bool = True
+) -> tuple[RevertReport, ...]:
+    """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
+
+    Processes are checked first; when one fails later, those already reverted stay so and the error says which: a patch
+    cannot be applied again without its patch object.
+
+    Raises:
+        KatanaError: by its kind why it was not done.
+    """
+    targets: list[Target] = []
+    try:
+        for pid in dict.fromkeys(pids):
+            target = Target(pid)
+            targets.append(target)
+            target.refuse_if_traced()
+            find_ledger(target, patch_id)
+        reports: list[RevertReport] = []
+        for target in targets:
+            try:
+                report = revert_one(target, patch_id, wait)
+            except KatanaError as error:
+                done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
+                if done:
+                    error.remedy = f"{error.remedy}; already reverted: {done}".lstrip("; ")
+                raise
+            if must_match or report.ledger is not None:
+                reports.append(report)
+        return tuple(reports)
+    finally:
+        for target in targets:
+            target.close()
+
+
+def find_ledger(target: Target, patch_id: str) -> Ledger | None:
+    """The ledger of the patch to revert; None when none is in force.
+
+    Raises:
+        UsageError: several are, and `patch_id` does not tell which.
+        RefusedError: the bytes at its edits were altered by someone else.
+    """
+    in_force = []
+    for mapping in target.patches:
+        ledger = mapping.ledger
+        if ledger is None or not ledger.patch_id.startswith(patch_id.lower()):
+            continue
+        found = ledger.found_bytes(target.memory)
+        if found is Bytes.FOREIGN and ledger.state in (Phase.APPLIED, Phase.COMMITTING, Phase.REVERTING):
+            raise RefusedError(
+                f"the jumps of patch {ledger.patch_id} were altered by someone else",
+                where=target.where,
+                remedy="remove what altered them (a breakpoint, another patcher), or restart the process",
+            )
+        # No edits at all count as applied: then the state tells.
+        if found is Bytes.TORN or (found is Bytes.NEW and (ledger.edits or ledger.state is Phase.APPLIED)):
+            in_force.append(ledger)
+    if len(in_force) > 1:
+        raise UsageError(
+            f"several patches are applied: {', '.join(g.patch_id for g in in_force)}",
+            where=target.where,
+            remedy="name the one to revert",
+        )
+    return in_force[0] if in_force else None
+
+
+def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
+    """Revert in one process."""
+    ledger = find_ledger(target, patch_id)
+    if ledger is None:
+        return RevertReport(target.pid, target.name, "nothing to revert", None, None)
+    snapshot = tuple((e.address, target.memory.read(e.address, len(e.replacement))) for e in ledger.edits)
+    guards = tuple(Guard(r.name, r.address, r.size, False) for r in ledger.new if r.size)
+    # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
+    guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
+    edits = tuple(e.reversed() for e in reversed(ledger.edits))
+    commit = Commit(ledger.base, ledger.state, Step.BEGIN_REVERT, Step.END_REVERT, guards, snapshot, edits)
+    ledgers = [m.ledger for m in target.patches if m.ledger is not None]
+    tables = FrameTables(target.memory, target.modules, ledgers)
+    report = run(target, commit, tables.unwinder, wait)
+    return RevertReport(target.pid, target.name, "reverted", ledger, report)

@@ -1,0 +1,159 @@
+"""One process to be patched: whether it can be, what it has mapped, which patches it carries.
+
+Everything here reads only; nothing is stopped or traced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from katana_cc.errors import RefusedError, TargetError
+from katana_cc.process.ledger import Ledger, read_ledger
+from katana_cc.process.maps import MemoryMap
+from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.modules import Module, find_modules
+from katana_cc.process.threads import status_fields
+
+MEMFD_PREFIX = "/memfd:katana:"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchMapping:
+    """A mapping a katana made.  `ledger` is None when that katana died before the ledger was whole: nothing leads in."""
+
+    base: int
+    size: int
+    name: str
+    ledger: Ledger | None
+
+
+class Target:
+    """An open process.  `close` when done, or use as a context manager.
+
+    Raises (on opening):
+        TargetError: no such process, a zombie, a kernel thread, or not ours to read.
+        RefusedError: a thread id, or katana itself.
+    """
+
+    def __init__(self, pid: int) -> None:
+        fields = status_fields(pid)
+        where = f"pid {pid}"
+        if pid <= 0 or not fields:
+            raise TargetError(f"there is no process {pid}", where=where, remedy="see `katana status`, or ps")
+        if pid == os.getpid():
+            raise RefusedError("katana does not patch itself", where=where)
+        if int(fields.get("Tgid", pid)) != pid:
+            raise RefusedError(
+                f"{pid} is a thread of process {fields['Tgid']}", where=where, remedy=f"use --pid {fields['Tgid']}"
+            )
+        self.name = fields.get("Name", "?")
+        if fields.get("State", "").startswith(("Z", "X")) and "VmSize" not in fields and not self._has_threads(pid):
+            raise TargetError(f"process {pid} ({self.name}) has exited (zombie)", where=where)
+        self.pid = pid
+        self.memory = ProcessMemory(pid)
+
+    @staticmethod
+    def _has_threads(pid: int) -> bool:
+        """Whether threads live on after their leader has exited."""
+        try:
+            return len(os.listdir(f"/proc/{pid}/task")) > 1
+        except OSError:
+            return False
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.memory.close()
+
+    @property
+    def where(self) -> str:
+        """What to call it in errors."""
+        return f"pid {self.pid} ({self.name})"
+
+    def refuse_if_traced(self) -> None:
+        """Raises TargetError that names the tracer, if there is one."""
+        tracer = int(status_fields(self.pid).get("TracerPid", "0"))
+        if tracer:
+            name = status_fields(tracer).get("Name", "?")
+            raise TargetError(
+                f"already traced by {name} (pid {tracer})",
+                where=self.where,
+                remedy="end that debugger or tracer, then try again",
+            )
+
+    def read_map(self) -> MemoryMap:
+        """The memory map as it is now."""
+        return read_map(self.pid)
+
+    @cached_property
+    def regions(self) -> MemoryMap:
+        """The memory map as it was first seen."""
+        regions = self.read_map()
+        if not regions.regions:
+            raise TargetError("it has no memory (a kernel thread, or it has just exited)", where=self.where)
+        return regions
+
+    @cached_property
+    def modules(self) -> tuple[Module, ...]:
+        """All mapped ELF files."""
+        return find_modules(self.memory, self.regions)
+
+    @property
+    def patches(self) -> tuple[PatchMapping, ...]:
+        """The mappings katana made, as they are now, in address order."""
+        return tuple(self._patches(self.read_map()))
+
+    def _patches(self, regions: MemoryMap) -> Iterator[PatchMapping]:
+        ours = [r for r in regions.regions if r.path.startswith(MEMFD_PREFIX)]
+        for i, region in enumerate(ours):
+            if region.offset:
+                continue
+            end = region.end
+            for following in ours[i + 1 :]:
+                if following.inode != region.inode or following.start != end or not following.offset:
+                    break
+                end = following.end
+            name = region.path.removeprefix("/memfd:").removesuffix(" (deleted)")
+            ledger = read_ledger(self.memory, region.start)
+            yield PatchMapping(region.start, end - region.start, name, ledger)
+
+    def program_module(self) -> Module | None:
+        """The program itself (not a library): the module that holds the entry point's program headers."""
+        try:
+            auxv = Path(f"/proc/{self.pid}/auxv").read_bytes()
+        except OSError:
+            return None
+        pairs = {
+            int.from_bytes(auxv[i : i + 8], "little"): int.from_bytes(auxv[i + 8 : i + 16], "little")
+            for i in range(0, len(auxv) - 15, 16)
+        }
+        entry = pairs.get(9, 0)  # AT_ENTRY
+        return next((m for m in self.modules if m.holds(entry)), None)
+
+
+def read_map(pid: int) -> MemoryMap:
+    """The memory map of a process.
+
+    Raises:
+        TargetError: gone, or not ours to read.
+    """
+    try:
+        text = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except PermissionError as error:
+        raise TargetError(
+            f"may not be read: {error.strerror}",
+            where=f"pid {pid}",
+            remedy="run katana as the user the process runs as, or as root (CAP_SYS_PTRACE)",
+        ) from None
+    except OSError:
+        raise TargetError("the process is gone", where=f"pid {pid}") from None
+    return MemoryMap.parse(text)

@@ -1,0 +1,284 @@
+"""Stopping every thread of a process for a moment, and letting them go as if nothing had been.
+
+The stop is short because everything slow comes before it.  All threads are first SEIZEd, which stops none; each also
+passes the tracing on to the threads it creates (TRACECLONE).  Then all are INTERRUPTed, until a look at /proc shows no
+thread that is not stopped.  What would be lost by a naive stop is kept:
+
+* A signal on its way to a thread is reported first (signal-delivery-stop): the thread is continued with the signal,
+  and the pending INTERRUPT stops it again.
+* The kernel restarts most interrupted system calls by itself; those that would return EINTR are entered again, unless
+  a signal is pending, since then the program would have seen EINTR anyway.
+* A process stopped by SIGSTOP stays so after detaching.
+
+Sources: ptrace(2) "Attaching and detaching", "Group-stop", signal(7) "Interruption of system calls".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterable
+
+from katana_cc.errors import BusyError, TargetError
+from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import x86_64 as cpu
+
+STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
+
+
+def list_threads(pid: int) -> list[int]:
+    """Ids of the live threads; empty when the process is gone."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def status_fields(pid: int, tid: int | None = None) -> dict[str, str]:
+    """/proc/PID/status (of a thread) as a dictionary; empty when it is gone.  Source: proc_pid_status(5)."""
+    path = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  (quicker in the stop)
+            return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+
+
+def thread_name(pid: int, tid: int) -> str:
+    """The thread's comm."""
+    return status_fields(pid, tid).get("Name", "?")
+
+
+class Threads:
+    """The threads of one process under trace.  Use as `seize()`, `stop()`, ..., `release()`; release is always safe.
+
+    Attributes:
+        stopped_at: perf_counter_ns() just before the first INTERRUPT.
+        registers: words of user_regs_struct, REGISTER_WORDS for each of `order`; filled by `read_registers`.
+    """
+
+    def __init__(self, pid: int, capacity: int = 64) -> None:
+        self.pid = pid
+        self.order: list[int] = []
+        self.stopped_at = 0
+        self._known: set[int] = set()
+        self._gone: set[int] = set()
+        self._stopped: set[int] = set()
+        self._strangers: set[int] = set()
+        self._in_event: set[int] = set()
+        self._buffer = (ctypes.c_uint64 * (pt.REGISTER_WORDS * capacity))()
+        self.registers = memoryview(self._buffer).cast("B").cast("Q")
+
+    def seize(self) -> None:
+        """Trace every thread; none is stopped by it.
+
+        Raises:
+            TargetError: gone, not permitted, or already traced.
+        """
+        while True:
+            fresh = [t for t in list_threads(self.pid) if t not in self._known]
+            if not fresh:
+                break
+            for tid in fresh:
+                self._known.add(tid)
+                self._seize_one(tid)
+        if not self._traced():
+            raise TargetError("the process is gone", where=f"pid {self.pid}")
+        count = len(self._known) + 64
+        if count * pt.REGISTER_WORDS > len(self._buffer):
+            self._buffer = (ctypes.c_uint64 * (pt.REGISTER_WORDS * count))()
+            self.registers = memoryview(self._buffer).cast("B").cast("Q")
+
+    def _seize_one(self, tid: int) -> bool:
+        try:
+            pt.seize(tid, pt.O_TRACECLONE)
+        except ProcessLookupError:
+            self._gone.add(tid)
+            return False
+        except OSError as error:
+            fields = status_fields(self.pid, tid)
+            if not fields or fields.get("State", "").startswith(("Z", "X")):
+                self._gone.add(tid)  # a leader that exited before its threads
+                return False
+            if self._is_traced_by_us(fields):
+                return True  # created by a thread we trace
+            raise refusal_to_trace(self.pid, error) from None
+        return True
+
+    def _is_traced_by_us(self, fields: dict[str, str]) -> bool:
+        tracer = int(fields.get("TracerPid", "0"))
+        return tracer in (os.getpid(), threading.get_native_id())
+
+    def _traced(self) -> set[int]:
+        return self._known - self._gone
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop all of them.
+
+        Raises:
+            BusyError: a thread did not stop in time (in a vfork, or in an uninterruptible wait).
+            TargetError: the process died.
+        """
+        self.stopped_at = time.perf_counter_ns()
+        for tid in self._known:
+            if tid not in self._gone:
+                self._interrupt(tid)
+        deadline = time.monotonic() + timeout
+        pending = self._traced()
+        passes = 0
+        while True:
+            for tid in tuple(pending):
+                if self._collect(tid):
+                    pending.discard(tid)
+            if not pending:
+                fresh = [t for t in list_threads(self.pid) if t not in self._known]
+                if not fresh:
+                    break
+                for tid in fresh:
+                    self._known.add(tid)
+                    if self._seize_one(tid):
+                        self._interrupt(tid)
+                        pending.add(tid)
+                continue
+            passes += 1
+            if passes > 4:
+                if time.monotonic() > deadline:
+                    tid = min(pending)
+                    raise BusyError(
+                        f"thread {tid} ({thread_name(self.pid, tid)}) does not stop",
+                        where=f"pid {self.pid}",
+                        remedy="it may wait for a child in vfork, or for a device; try again later",
+                    )
+                time.sleep(20e-6)
+            else:
+                os.sched_yield()
+        self.order = sorted(self._traced())
+        if not self.order:
+            raise TargetError("the process died", where=f"pid {self.pid}")
+
+    def _interrupt(self, tid: int) -> None:
+        try:
+            pt.interrupt(tid)
+        except ProcessLookupError:
+            # Dead, or not ours any more; wait() tells.
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.ESRCH):
+                raise
+
+    def _collect(self, tid: int) -> bool:
+        """Whether the thread is stopped, or gone."""
+        while True:
+            report = pt.wait(tid)
+            if report is None:
+                return False
+            if report.gone:
+                self._gone.add(tid)
+                return True
+            if report.is_signal_delivery:
+                with contextlib.suppress(ProcessLookupError):
+                    pt.resume(tid, report.signal)
+                continue
+            self._stopped.add(tid)
+            if report.event == pt.EVENT_CLONE:
+                self._in_event.add(tid)
+                # Usually one more thread, which the next look at /proc shows; but clone() also makes processes.
+                with contextlib.suppress(OSError):
+                    self._strangers.add(pt.event_message(tid))
+            return True
+
+    def read_registers(self) -> None:
+        """Fill `registers` for all of `order`; a thread that dies meanwhile (SIGKILL) drops out."""
+        count = len(self.order)
+        if count * pt.REGISTER_WORDS > len(self._buffer):
+            self._buffer = (ctypes.c_uint64 * (pt.REGISTER_WORDS * count))()
+            self.registers = memoryview(self._buffer).cast("B").cast("Q")
+        base = ctypes.addressof(self._buffer)
+        alive = []
+        for tid in self.order:
+            try:
+                pt.read_registers_into(tid, base + len(alive) * pt.REGISTER_BYTES)
+            except ProcessLookupError:
+                self._gone.add(tid)
+                continue
+            alive.append(tid)
+        self.order = alive
+
+    def repair_system_calls(self) -> int:
+        """Re-enter the system calls that our stop would make return EINTR; how many there were."""
+        count = 0
+        shared: list[int] | None = None
+        eintr = (1 << 64) - cpu.EINTR
+        for i, tid in enumerate(self.order):
+            at = i * pt.REGISTER_WORDS
+            if self.registers[at + cpu.RAX] != eintr or tid in self._in_event:
+                continue
+            changes = cpu.repaired(self.registers[at : at + pt.REGISTER_WORDS])
+            if changes is None:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                if shared is None:
+                    shared = pt.pending_signals(tid, True)
+                waiting = shared + pt.pending_signals(tid, False)
+                if waiting:
+                    blocked = pt.read_signal_mask(tid)
+                    if any(not blocked >> (number - 1) & 1 for number in waiting):
+                        continue
+                words = list(self.registers[at : at + pt.REGISTER_WORDS])
+                for index, value in changes.items():
+                    words[index] = value
+                pt.write_registers(tid, words)
+                count += 1
+        return count
+
+    def release(self) -> None:
+        """Let every thread run on, and stop tracing.  Threads that never stopped are waited for shortly; the kernel
+        releases the rest when this process ends."""
+        for tid in self._stopped:
+            with contextlib.suppress(OSError):
+                pt.detach(tid)
+        running = (self._known | self._strangers) - self._gone - self._stopped
+        if running:
+            self._release_running(running)
+        self.order = []
+        for each in (self._known, self._gone, self._stopped, self._strangers, self._in_event):
+            each.clear()
+
+    def _release_running(self, tids: Iterable[int]) -> None:
+        """Detach threads that are traced but not stopped: a detach needs a stop."""
+        pending = set(tids)
+        for tid in pending:
+            with contextlib.suppress(OSError):
+                pt.interrupt(tid)
+        deadline = time.monotonic() + 0.25
+        while pending and time.monotonic() < deadline:
+            for tid in tuple(pending):
+                if self._collect(tid):
+                    with contextlib.suppress(OSError):
+                        pt.detach(tid)
+                    pending.discard(tid)
+            if pending:
+                time.sleep(50e-6)
+
+
+def refusal_to_trace(pid: int, error: OSError) -> TargetError:
+    """Why a process cannot be traced, in words: already traced (by whom), or not permitted."""
+    tracer = int(status_fields(pid).get("TracerPid", "0"))
+    if tracer:
+        name = status_fields(tracer).get("Name", "?")
+        return TargetError(
+            f"already traced by {name} (pid {tracer})",
+            where=f"pid {pid}",
+            remedy="end that debugger or tracer, then try again",
+        )
+    if error.errno == errno.ESRCH:
+        return TargetError("the process is gone", where=f"pid {pid}")
+    return TargetError(
+        f"may not be traced: {os.strerror(error.errno or 0)}",
+        where=f"pid {pid}",
+        remedy="run katana as root (CAP_SYS_PTRACE); see also /proc/sys/kernel/yama/ptrace_scope",
+    )

@@ -1,0 +1,226 @@
+"""The x86-64 CPU: relocation fields, jumps, import stubs, registers, system calls.  AArch64 goes behind the same names.
+
+Relocations: System V ABI, AMD64 supplement, table 4.9 (S symbol, A addend, P place, G slot of the GOT, Z size).
+A 32-bit field that does not hold its value is refused: truncated, it would send the target somewhere else.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import Enum
+from typing import Final, NamedTuple
+
+from katana_cc.elf import constants as c
+from katana_cc.errors import RefusedError
+
+MACHINE: Final = c.EM_X86_64
+
+# struct user_regs_struct (sys/user.h): index of each register in the 27 words.
+R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP = range(20)
+FS_BASE: Final = 21
+CS_64: Final = 0x33  # any other code segment runs 32-bit code
+# DWARF register number (psABI figure 3.36) → index above; column 16 is the return address.
+DWARF_REGISTERS: Final = (RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP)
+
+SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
+SYSCALL_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
+RED_ZONE: Final = 128
+
+SYS_MMAP: Final = 9
+SYS_MUNMAP: Final = 11
+SYS_CLOSE: Final = 3
+SYS_MEMFD_CREATE: Final = 319
+
+EINTR: Final = 4
+# System calls that return EINTR to the program when a tracer's stop interrupts them, though no signal came: the kernel
+# restarts all others by itself.  Measured; signal(7) "Interruption of system calls ... by stop signals" lists most.
+UNRESTARTED_SYSCALLS: Final = frozenset(
+    {
+        232,  # epoll_wait
+        281,  # epoll_pwait
+        441,  # epoll_pwait2
+        45,  # recvfrom (SO_RCVTIMEO)
+        47,  # recvmsg
+        299,  # recvmmsg
+        44,  # sendto (SO_SNDTIMEO)
+        46,  # sendmsg
+        0,  # read of a socket with SO_RCVTIMEO
+        1,  # write of a socket with SO_SNDTIMEO
+        19,  # readv
+        20,  # writev
+        42,  # connect (SO_SNDTIMEO)
+        43,  # accept
+        288,  # accept4
+        128,  # rt_sigtimedwait
+        65,  # semop
+        220,  # semtimedop
+        426,  # io_uring_enter
+        208,  # io_getevents
+        333,  # io_pgetevents
+    }
+)
+
+JUMP_SIZE: Final = 5
+STUB_SIZE: Final = 8
+GOT_SLOT_SIZE: Final = 8
+VENEER_SIZE: Final = 24
+
+
+class Form(Enum):
+    """How the value of a relocation is computed."""
+
+    ABSOLUTE = "S + A"
+    RELATIVE = "S + A - P"
+    GOT_RELATIVE = "G + A - P"
+    TLS_OFFSET = "S + A - thread pointer"
+    TLS_GOT_RELATIVE = "G(thread pointer offset) + A - P"
+    SIZE = "Z + A"
+    NOTHING = "nothing"
+
+
+class RelocationKind(NamedTuple):
+    """A row of the table: how to compute, how wide the field is, and which values it can hold."""
+
+    name: str
+    form: Form
+    width: int
+    signed: bool | None  # None: the field is as wide as the value, it cannot overflow
+
+
+RELOCATIONS: Final = {
+    c.R_X86_64_NONE: RelocationKind("R_X86_64_NONE", Form.NOTHING, 0, None),
+    c.R_X86_64_64: RelocationKind("R_X86_64_64", Form.ABSOLUTE, 8, None),
+    c.R_X86_64_32: RelocationKind("R_X86_64_32", Form.ABSOLUTE, 4, False),
+    c.R_X86_64_32S: RelocationKind("R_X86_64_32S", Form.ABSOLUTE, 4, True),
+    c.R_X86_64_PC64: RelocationKind("R_X86_64_PC64", Form.RELATIVE, 8, None),
+    c.R_X86_64_PC32: RelocationKind("R_X86_64_PC32", Form.RELATIVE, 4, True),
+    c.R_X86_64_PLT32: RelocationKind("R_X86_64_PLT32", Form.RELATIVE, 4, True),
+    c.R_X86_64_PC8: RelocationKind("R_X86_64_PC8", Form.RELATIVE, 1, True),
+    c.R_X86_64_GOTPCREL: RelocationKind("R_X86_64_GOTPCREL", Form.GOT_RELATIVE, 4, True),
+    c.R_X86_64_GOTPCRELX: RelocationKind("R_X86_64_GOTPCRELX", Form.GOT_RELATIVE, 4, True),
+    c.R_X86_64_REX_GOTPCRELX: RelocationKind("R_X86_64_REX_GOTPCRELX", Form.GOT_RELATIVE, 4, True),
+    c.R_X86_64_TPOFF32: RelocationKind("R_X86_64_TPOFF32", Form.TLS_OFFSET, 4, True),
+    c.R_X86_64_GOTTPOFF: RelocationKind("R_X86_64_GOTTPOFF", Form.TLS_GOT_RELATIVE, 4, True),
+    c.R_X86_64_SIZE32: RelocationKind("R_X86_64_SIZE32", Form.SIZE, 4, False),
+    c.R_X86_64_SIZE64: RelocationKind("R_X86_64_SIZE64", Form.SIZE, 8, None),
+}
+
+_NAMES_REFUSED: Final = {
+    c.R_X86_64_TLSGD: "R_X86_64_TLSGD",
+    c.R_X86_64_TLSLD: "R_X86_64_TLSLD",
+    c.R_X86_64_DTPOFF32: "R_X86_64_DTPOFF32",
+    c.R_X86_64_DTPOFF64: "R_X86_64_DTPOFF64",
+    c.R_X86_64_GOTPC32_TLSDESC: "R_X86_64_GOTPC32_TLSDESC",
+    c.R_X86_64_TLSDESC_CALL: "R_X86_64_TLSDESC_CALL",
+    c.R_X86_64_GOTOFF64: "R_X86_64_GOTOFF64",
+    c.R_X86_64_GOTPC32: "R_X86_64_GOTPC32",
+    c.R_X86_64_GOT32: "R_X86_64_GOT32",
+}
+
+
+def relocation_kind(number: int, where: str) -> RelocationKind:
+    """The table's row for a relocation type.
+
+    Raises:
+        RefusedError: the type is not supported, and named.
+    """
+    kind = RELOCATIONS.get(number)
+    if kind is None:
+        name = _NAMES_REFUSED.get(number, f"relocation type {number}")
+        remedy = "restart the process with the new build instead"
+        if "TLS" in name or "DTPOFF" in name:
+            remedy = "compile with -ftls-model=initial-exec or -mtls-dialect=gnu; else restart with the new build"
+        raise RefusedError(f"{name} is not supported in a patch", where=where, remedy=remedy)
+    return kind
+
+
+def fits(kind: RelocationKind, value: int) -> bool:
+    """Whether the field can hold the (unwrapped) value."""
+    if kind.signed is None:
+        return True
+    bits = 8 * kind.width
+    return -(1 << (bits - 1)) <= value < 1 << (bits - 1) if kind.signed else 0 <= value < 1 << bits
+
+
+def encode_field(kind: RelocationKind, value: int) -> bytes:
+    """The bytes of the field."""
+    return (value & ((1 << (8 * kind.width)) - 1)).to_bytes(kind.width, "little")
+
+
+def jump(place: int, destination: int) -> bytes:
+    """`jmp rel32` at `place`: E9, then the distance from the end of the instruction.
+
+    Raises:
+        RefusedError: the destination is out of reach (2 GiB).
+    """
+    distance = destination - (place + JUMP_SIZE)
+    if not -(1 << 31) <= distance < 1 << 31:
+        raise RefusedError(f"{destination:#x} is out of reach of a jump at {place:#x}")
+    return b"\xe9" + struct.pack("<i", distance)
+
+
+def stub(place: int, slot: int) -> bytes:
+    """An import stub: `jmp *slot(%rip)` (FF 25 rel32), padded with a two-byte `xchg %ax,%ax`."""
+    code = b"\xff\x25" + struct.pack("<i", slot - (place + 6)) + b"\x66\x90"
+    assert len(code) == STUB_SIZE
+    return code
+
+
+def load_register(code: bytes | bytearray, field: int) -> int | None:
+    """The register number of `mov disp32(%rip), %r64` whose displacement is at `field`; None for other instructions.
+
+    REX.W (48, or 4C with REX.R), 8B, ModRM with mod=00 rm=101.
+    """
+    if field < 3 or code[field - 3] not in (0x48, 0x4C) or code[field - 2] != 0x8B or code[field - 1] & 0xC7 != 0x05:
+        return None
+    return (code[field - 1] >> 3 & 7) | (8 if code[field - 3] == 0x4C else 0)
+
+
+def load_veneer(place: int, register: int, address: int, back: int) -> tuple[bytes, bytes]:
+    """For a 7-byte load of a variable out of reach: what replaces the load (a jump to the veneer at `place`, padded), and
+    the veneer: load the address, load through it, jump `back` to the instruction after.
+    """
+    high, low = register >> 3, register & 7
+    code = bytes((0x48 | high, 0xB8 | low)) + struct.pack("<Q", address)  # movabs $address, %reg
+    if low in (4, 5):  # rsp/r12 need a SIB byte, rbp/r13 a displacement: mov 0(%reg), %reg
+        sib = b"\x24" if low == 4 else b""
+        code += bytes((0x48 | high * 5, 0x8B, 0x40 | low << 3 | low)) + sib + b"\0"
+    else:
+        code += bytes((0x48 | high * 5, 0x8B, low << 3 | low))  # mov (%reg), %reg
+    code += jump(place + len(code), back)
+    assert len(code) <= VENEER_SIZE
+    return jump(back - 7, place) + b"\x66\x90", code.ljust(VENEER_SIZE, b"\xcc")
+
+
+def branches_into(code: bytes, low: int, high: int) -> bool:
+    """Whether some direct branch in `code` may lead to an offset within [low, high).
+
+    Every byte is taken for the start of an instruction, so true branches are always seen and others may be imagined:
+    wrong only on the safe side.
+    """
+    size = len(code)
+    for at in range(size):
+        byte = code[at]
+        if (0x70 <= byte <= 0x7F or byte == 0xEB or 0xE0 <= byte <= 0xE3) and at + 2 <= size:
+            target = at + 2 + int.from_bytes(code[at + 1 : at + 2], "little", signed=True)
+        elif byte in (0xE8, 0xE9) and at + 5 <= size:
+            target = at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True)
+        elif byte == 0x0F and at + 6 <= size and 0x80 <= code[at + 1] <= 0x8F:
+            target = at + 6 + int.from_bytes(code[at + 2 : at + 6], "little", signed=True)
+        else:
+            continue
+        if low <= target < high:
+            return True
+    return False
+
+
+def repaired(registers: memoryview | list[int]) -> dict[int, int] | None:
+    """The registers to change so that a system call which a stop interrupted is entered again; None when there is
+    nothing to repair.  The caller makes sure that no signal is pending: then the EINTR is the program's own.
+
+    Shape: {register index: value}.
+    """
+    number = registers[ORIG_RAX]
+    if registers[RAX] != (1 << 64) - EINTR or number not in UNRESTARTED_SYSCALLS:
+        return None
+    return {RAX: number, RIP: registers[RIP] - len(SYSCALL_INSTRUCTION), ORIG_RAX: (1 << 64) - 1}
