@@ -16,7 +16,9 @@ from katana_cc.report.patch_json import reason_json
 from katana_cc.report.summary import (
     SEVERITY_TITLES,
     Summary,
+    allowance,
     clean,
+    conclusion,
     count,
     from_name,
     headline,
@@ -63,7 +65,7 @@ def explain(po: PatchObject, data: bytes) -> Explanation:
     return Explanation(
         f"{i.output}: {from_name(i)} → {to_name(i)}",
         str(po.verdict),
-        _conclusion(s),
+        conclusion(s),
         (
             ("Output", i.output),
             ("From", f"{i.from_release or 'unnamed build'} (build-id {i.from_build_id})"),
@@ -106,16 +108,6 @@ def _wrap(sentence: str) -> str:
     return textwrap.fill(clean(sentence), 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
 
 
-def _conclusion(s: Summary) -> str:
-    if s.verdict is Verdict.REFUSED:
-        reasons = len(s.reasons.get("refused", ()))
-        return f"Refused: this change cannot be made in a running process, for {count(reasons, 'reason')} named below."
-    if s.verdict is Verdict.NEEDS:
-        needs = len(s.reasons.get("needs", ()))
-        return f"Can be applied once {count(needs, 'point')} below {'is' if needs == 1 else 'are'} decided."
-    return "Safe: it can be applied as it is."
-
-
 def _changes(s: Summary) -> Topic:
     if s.verdict is Verdict.REFUSED:
         return Topic("What it changes", ("Nothing: a refused patch carries its reasons only.",))
@@ -140,11 +132,16 @@ def _touched(s: Summary) -> Topic:
         sentences.append(
             "Each is stopped once, for a moment, when none of its threads is inside a function that is replaced:"
         )
+    if s.active:
+        sentences.append(
+            f"Always running: {', '.join(s.active)}. Calls in progress would go on in the old code; the patch is "
+            f"applied only when that is allowed with {allowance(s)}."
+        )
     return Topic("Whom it touches", tuple(sentences), tuple(f.name for f in s.changed))
 
 
 def _safety(s: Summary) -> Topic:
-    sentences = [_conclusion(s)]
+    sentences = [conclusion(s)]
     if s.verdict is not Verdict.REFUSED:
         ranges = len(s.changed) + sum(len(f.parts) for f in s.changed)
         if ranges:
@@ -165,7 +162,8 @@ def _handling(s: Summary) -> Topic:
     if s.verdict is Verdict.REFUSED:
         return Topic("What to do", ("Deploy the new build by a restart, or change the source so that the reasons go.",))
     sentences = [
-        "`katana apply PO --pid PID` applies it, `--dry-run` shows first what would be written.",
+        f"`katana apply PO --pid PID{' ' * bool(s.active)}{allowance(s)}` applies it, `--dry-run` shows first what "
+        "would be written.",
         "`katana revert --pid PID` writes the old bytes back exactly.",
     ]
     names = ", ".join(d.name for d in s.new_data if d.kind != "constant")

@@ -9,10 +9,10 @@ from katana_cc.patch.model import FORMAT_VERSION, PatchObject
 from katana_cc.report import names
 from katana_cc.report.summary import (
     SEVERITY_TITLES,
-    VERDICT_TEXTS,
     Reference,
     Summary,
     clean,
+    conclusion,
     count,
     headline,
     location,
@@ -23,14 +23,14 @@ from katana_cc.report.summary import (
 def render(po: PatchObject, data: bytes, *, verbose: bool = True) -> str:
     """All that `po` holds, whose file is `data`; without `verbose`, no sections, symbols and relocations."""
     summary = summarise(po)
-    lines = [*identity_lines(po, data), *change_lines(summary), *reason_lines(summary)]
+    lines = [*identity_lines(po, data, summary), *change_lines(summary), *reason_lines(summary)]
     lines += ["", "Transformations", "  none"]
     if verbose:
         lines += [*_sections(po), *_symbols(po), *_relocations(po)]
     return "\n".join(clean(line).rstrip() for line in lines) + "\n"
 
 
-def identity_lines(po: PatchObject, data: bytes) -> list[str]:
+def identity_lines(po: PatchObject, data: bytes, summary: Summary) -> list[str]:
     """Which patch it is, from which build to which, and the verdict."""
     i = po.identity
     return [
@@ -38,8 +38,8 @@ def identity_lines(po: PatchObject, data: bytes) -> list[str]:
         f"output    {i.output} ({names.machine(i.machine)})",
         f"from      {_side(i.from_release, i.from_build_id)}",
         f"to        {_side(i.to_release, i.to_build_id)}",
-        f"changes   {headline(summarise(po))}",
-        f"verdict   {po.verdict}: {VERDICT_TEXTS[po.verdict]}",
+        f"changes   {headline(summary)}",
+        f"verdict   {conclusion(summary)}",
     ]
 
 

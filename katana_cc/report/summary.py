@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from katana_cc.diff.reasons import Code
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
 
@@ -13,11 +14,6 @@ SEVERITY_TITLES: Final = {
     "refused": "Refused because",
     "needs": "Needs a decision",
     "info": "Carried, or left out for a reason",
-}
-VERDICT_TEXTS: Final = {
-    Verdict.SAFE: "can be applied as it is",
-    Verdict.NEEDS: "what needs a decision must be dealt with before it is applied",
-    Verdict.REFUSED: "cannot be applied; it carries its reasons only",
 }
 
 
@@ -65,7 +61,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All that is said of a patch object, beside its raw sections, symbols and relocations."""
+    """All that is said of a patch object, beside its raw sections, symbols and relocations.
+
+    `unnamed_bytes` are the mapped sections without a symbol; `active` the replaced functions that never return, so that
+    the patch waits for them in vain unless the user allows them by name.
+    """
 
     identity: Identity
     verdict: Verdict
@@ -78,6 +78,7 @@ class Summary:
     existing: tuple[Reference, ...]
     reasons: dict[str, tuple[Reason, ...]]
     mapped_bytes: int
+    active: tuple[str, ...]
 
 
 def summarise(po: PatchObject) -> Summary:
@@ -124,6 +125,7 @@ def summarise(po: PatchObject) -> Summary:
         tuple(r for r in references if r.address is not None),
         {s: tuple(r for r in po.reasons if r.severity == s) for s in _severities(po)},
         sum(mapped.values()),
+        tuple(r.subject for r in po.reasons if r.code == Code.MAIN_ACTIVE),
     )
 
 
@@ -141,6 +143,24 @@ def headline(summary: Summary) -> str:
     if summary.rewritten:
         words.append(f"{count(len(summary.rewritten), 'constant')} rewritten")
     return ", ".join(words) or "nothing carried"
+
+
+def conclusion(summary: Summary) -> str:
+    """What the verdict means, in a sentence."""
+    if summary.verdict is Verdict.REFUSED:
+        reasons = len(summary.reasons.get("refused", ()))
+        return f"Refused: this change cannot be made in a running process, for {count(reasons, 'reason')} named below."
+    if summary.verdict is Verdict.NEEDS:
+        needs = len(summary.reasons.get("needs", ()))
+        return f"Needs a decision: it can be applied once {count(needs, 'point')} below {'is' if needs == 1 else 'are'} settled."
+    if summary.active:
+        return f"Safe: it can be applied, with {allowance(summary)}."
+    return "Safe: it can be applied as it is."
+
+
+def allowance(summary: Summary) -> str:
+    """The options that allow the functions which are always active."""
+    return " ".join(f"--allow-active {name}" for name in summary.active)
 
 
 def one_line(po: PatchObject, path: str) -> str:

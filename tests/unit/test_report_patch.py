@@ -13,7 +13,7 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.patch.codec import encode, patch_id
-from katana_cc.patch.model import PatchObject, Reason
+from katana_cc.patch.model import PatchObject, Reason, Verdict
 from katana_cc.report.explanation import explain, to_text
 from katana_cc.report.html import page
 from katana_cc.report.patch_json import to_json
@@ -88,7 +88,15 @@ def test_text_can_be_short() -> None:
 def test_text_states_both_builds_and_the_identity() -> None:
     data = encode(sample())
     text = render(sample(), data)
-    for word in (patch_id(data), "v1.2", "ab" * 20, "3f9c21ab", "cd" * 20, "src/server", "needs"):
+    for word in (
+        patch_id(data),
+        "v1.2",
+        "ab" * 20,
+        "3f9c21ab",
+        "cd" * 20,
+        "src/server",
+        "verdict   Needs a decision: ",
+    ):
         assert word in text
 
 
@@ -142,6 +150,15 @@ def test_html_is_self_contained(po: PatchObject) -> None:
 
 def test_explain_names_the_new_variables_that_revert_takes_out() -> None:
     assert "with their values: fresh, zeroes" in " ".join(to_text(explain(sample(), encode(sample()))).split())
+
+
+def test_a_function_that_is_always_active_is_said_to_need_leave() -> None:
+    reason = Reason("function-always-active", "info", "parse", "src/parse.c", 12, "it never returns")
+    po = replace(sample(), reasons=(reason,), verdict=Verdict.SAFE)
+    explanation = " ".join(to_text(explain(po, encode(po))).split())
+    assert "Safe: it can be applied, with --allow-active parse." in explanation
+    assert "`katana apply PO --pid PID --allow-active parse` applies it" in explanation
+    assert "verdict   Safe: it can be applied, with --allow-active parse." in render(po, encode(po))
 
 
 @pytest.fixture
