@@ -128,16 +128,16 @@ def _touched(s: Summary) -> Topic:
         f"Processes that run or map {i.output} of build-id {i.from_build_id}{release}, and no others: a process of any "
         "other build is left alone."
     ]
-    if s.changed:
-        sentences.append(
-            "Each is stopped once, for a moment, when none of its threads is inside a function that is replaced:"
-        )
     if s.active:
         sentences.append(
             f"Always running: {', '.join(s.active)}. Calls in progress would go on in the old code; the patch is "
             f"applied only when that is allowed with {allowance(s)}."
         )
-    return Topic("Whom it touches", tuple(sentences), tuple(f.name for f in s.changed))
+    if len(s.changed) > len(s.active):
+        sentences.append(
+            "Each is stopped once, for a moment, when none of its threads is inside one of these functions:"
+        )
+    return Topic("Whom it touches", tuple(sentences), tuple(f.name for f in s.changed if f.name not in s.active))
 
 
 def _safety(s: Summary) -> Topic:

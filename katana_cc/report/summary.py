@@ -152,7 +152,8 @@ def conclusion(summary: Summary) -> str:
         return f"Refused: this change cannot be made in a running process, for {count(reasons, 'reason')} named below."
     if summary.verdict is Verdict.NEEDS:
         needs = len(summary.reasons.get("needs", ()))
-        return f"Needs a decision: it can be applied once {count(needs, 'point')} below {'is' if needs == 1 else 'are'} settled."
+        points = f"{count(needs, 'point')} below {'is' if needs == 1 else 'are'}"
+        return f"Needs a decision: it can be applied once {points} settled."
     if summary.active:
         return f"Safe: it can be applied, with {allowance(summary)}."
     return "Safe: it can be applied as it is."

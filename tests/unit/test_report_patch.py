@@ -115,7 +115,7 @@ def test_json_holds_digests_relocations_and_parts() -> None:
 
 def test_a_refused_change_says_so_everywhere() -> None:
     po, data = refused(), encode(refused())
-    assert "refused" in render(po, data)
+    assert "verdict   Refused: " in render(po, data)
     assert to_text(explain(po, data)).splitlines()[2].startswith("Refused: ")
     assert "katana apply" not in to_text(explain(po, data))
     assert "Refused: " in _Page(page(po, data)).text
