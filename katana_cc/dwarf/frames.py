@@ -192,9 +192,8 @@ def record_at(data: bytes | memoryview, offset: int, address: int, cies: dict[in
             cies[offset] = _cie(cursor, offset, end)
         return cies[offset]
     cie_at = body - identity
-    if cie_at not in cies:
-        if cie_at < 0 or not isinstance(record_at(data, cie_at, address, cies), Cie):
-            raise FormatError("an FDE refers to no CIE")
+    if cie_at not in cies and (cie_at < 0 or not isinstance(record_at(data, cie_at, address, cies), Cie)):
+        raise FormatError("an FDE refers to no CIE")
     return _fde(cursor, offset, end, cies[cie_at])
 
 

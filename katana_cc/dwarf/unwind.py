@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from katana_cc.dwarf.frames import Fde, Row, Rule, CfiReader, row_at
+from katana_cc.dwarf.frames import CfiReader, Fde, Row, Rule, row_at
 from katana_cc.errors import FormatError, KatanaError
 
 _MASK: Final = (1 << 64) - 1
@@ -172,7 +172,17 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_CONSTANTS: Final = {0x03: "<Q", 0x08: "<B", 0x09: "<b", 0x0A: "<H", 0x0B: "<h", 0x0C: "<I", 0x0D: "<i", 0x0E: "<Q", 0x0F: "<q"}
+_CONSTANTS: Final = {
+    0x03: "<Q",
+    0x08: "<B",
+    0x09: "<b",
+    0x0A: "<H",
+    0x0B: "<h",
+    0x0C: "<I",
+    0x0D: "<i",
+    0x0E: "<Q",
+    0x0F: "<q",
+}
 _BINARY: Final[dict[int, Callable[[int, int], int]]] = {
     0x1A: lambda a, b: a & b,
     0x1C: lambda a, b: a - b,

@@ -93,7 +93,8 @@ class Finder:
         data = bytes(self._bulk.read(vectors))
         hits = self._scan(data, vectors)
         for i in sorted(hits.keys() | set(odd)):
-            found = self._examine(order[i], i, registers, hits.get(i, []), i in odd, pid, regions)
+            words = registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]
+            found = self._examine(order[i], words, hits.get(i, []), i in odd, pid, regions)
             if found is not None:
                 return found
         return None
@@ -164,9 +165,9 @@ class Finder:
         return result
 
     def _examine(
-        self, tid: int, i: int, registers: memoryview, hits: list[tuple[int, int]], is_odd: bool, pid: int, regions: MemoryMap
-    ) -> Activity | None:  # fmt: skip
-        words = registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]
+        self, tid: int, words: memoryview, hits: list[tuple[int, int]], is_odd: bool, pid: int, regions: MemoryMap
+    ) -> Activity | None:
+        """Unwind a thread with hits, or on an odd stack."""
         if self._unwinder is None:
             self._unwinder = self._make_unwinder()
         trace = self._unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF_REGISTERS)})

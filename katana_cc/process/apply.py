@@ -155,7 +155,7 @@ def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
 
 
 def _is_same_code(work: _Work) -> bool:
-    """Whether the earlier mapping of this patch holds what we would write now: the ledger's state and variables aside."""
+    """Whether the earlier mapping of this patch holds what we would write now (ledger state and variables aside)."""
     plan = work.plan
     if plan.existing is None:
         return False

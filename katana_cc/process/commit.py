@@ -23,6 +23,7 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Activity, Finder, Guard, describe
 from katana_cc.process.ledger import MemoryEdit
+from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.phases import Phase, Step, step
 from katana_cc.process.target import Target, read_map
@@ -115,9 +116,7 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
                     threads.release()
                     ended = time.perf_counter_ns()
             if busy is None:
-                return CommitReport(
-                    count, tries, (ended - threads.stopped_at) / 1000, (ended - begun) / 1000, repaired
-                )
+                return CommitReport(count, tries, (ended - threads.stopped_at) / 1000, (ended - begun) / 1000, repaired)
             failure = _busy_error(target, busy, tries, wait)
         except BusyError as error:
             failure = error
@@ -127,7 +126,7 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _map_reader(pid: int) -> Callable[[], object]:
+def _map_reader(pid: int) -> Callable[[], MemoryMap]:
     return lambda: read_map(pid)
 
 

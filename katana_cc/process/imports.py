@@ -109,10 +109,10 @@ class Linker:
             with contextlib.suppress(TargetError):
                 link_time = resolver - module.module.bias
                 for r in module.relocations:
-                    if r.type == c.R_X86_64_IRELATIVE and r.addend == link_time and module.module.holds(resolver):
-                        # Bound at load, also those of DT_JMPREL: there is no name to look up later.
-                        if value := module.word(r.slot):
-                            return value
+                    # Bound at load, also those of DT_JMPREL: there is no name to look up later.
+                    is_it = r.type == c.R_X86_64_IRELATIVE and r.addend == link_time
+                    if is_it and module.module.holds(resolver) and (slot := module.word(r.slot)):
+                        return slot
                 if name and (value := module.bound_value(name)) and self._is_code_elsewhere(value, resolver):
                     return value
         return None
@@ -137,7 +137,7 @@ class Linker:
                 debug = module.tags.get(c.DT_DEBUG, 0)
                 if not debug:
                     continue
-                found = []
+                found: list[int] = []
                 entry = module.word(debug + 8)  # r_debug.r_map
                 while entry and len(found) < _MAX_LINK_MAP:
                     _, _, dynamic, entry = struct.unpack("<QQQQ", self._memory.read(entry, 32))

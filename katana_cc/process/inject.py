@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from katana_cc.errors import RefusedError, TargetError
@@ -33,8 +31,8 @@ _CALL_STACK: Final = 64 * 1024
 
 
 def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
-    """Map the patch and write its contents; the plan as it came to be (its base may have moved), and how long one thread
-    was stopped in microseconds.
+    """Map the patch and write its contents; the plan as it came to be (its base may have moved), and for how many
+    microseconds one thread was stopped.
 
     Raises:
         RefusedError: the kernel or the target's limits forbid it.  Nothing is left behind.
@@ -158,7 +156,7 @@ def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) ->
             raise RefusedError(
                 f"mmap in the target failed: {os.strerror(-result)}",
                 where=target.where,
-                remedy="a limit (ulimit -v, cgroup) or a policy (SELinux execmem, memory-deny-write-execute) forbids it",
+                remedy="a limit (ulimit -v, cgroup) or a policy (SELinux, memory-deny-write-execute) forbids it",
             )
     raise RefusedError("the address range near the module is taken again and again", where=target.where)
 
@@ -168,16 +166,3 @@ def _write_all(handle: int, data: bytes) -> None:
     at = 0
     while at < len(view):
         at += os.pwrite(handle, view[at:], at)
-
-
-@contextmanager
-def unmapped_on_failure(target: Target, plan: Plan) -> Iterator[None]:
-    """Take the mapping out again when the block fails before anything led into it."""
-    try:
-        yield
-    except BaseException:
-        try:
-            unmap(target, plan.base, plan.layout.size)
-        except TargetError:
-            pass  # the process is gone, and the mapping with it
-        raise

@@ -94,7 +94,8 @@ def encode(ledger: Ledger) -> bytes:
 
 def _pieces(ledger: Ledger) -> Iterator[bytes]:
     for text in (
-        ledger.patch_id, ledger.from_build_id, ledger.to_build_id, ledger.from_release, ledger.to_release, ledger.output,
+        ledger.patch_id, ledger.from_build_id, ledger.to_build_id,
+        ledger.from_release, ledger.to_release, ledger.output,
     ):  # fmt: skip
         yield _block(text.encode("utf-8", "surrogateescape"))
     yield struct.pack("<QQQ", ledger.bias, *ledger.eh_frame)
@@ -141,16 +142,20 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     if hashlib.sha256(data).digest()[:16] != checksum or state not in set(Phase):
         return None
     cursor = _Cursor(data)
-    texts = [cursor.text() for _ in range(6)]
+    patch_id, from_id, to_id, from_release, to_release, output = (cursor.text() for _ in range(6))
     bias, frame_address, frame_size = cursor.take("<QQQ")
-    parts = tuple(cursor.take("<QQQ") for _ in range(cursor.count()))
+    parts = []
+    for _ in range(cursor.count()):
+        address, part_size, protection = cursor.take("<QQQ")
+        parts.append((address, part_size, protection))
     edits = []
     for _ in range(cursor.count()):
         address, is_jump = cursor.take("<QI")
         edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), bool(is_jump)))
     old, new, variables = (tuple(cursor.range() for _ in range(cursor.count())) for _ in range(3))
     return Ledger(
-        Phase(state), base, size, *texts, bias, (frame_address, frame_size), parts, tuple(edits), old, new, variables
+        Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
+        (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
     )  # fmt: skip
 
 

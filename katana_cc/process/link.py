@@ -264,7 +264,7 @@ def _relocate(context: _Context, index: int, data: bytearray, start: int, addres
                 data[veneer : veneer + cpu.VENEER_SIZE] = code
                 continue
             raise RefusedError(
-                f"{kind.name} against {symbol.name}: the value {value & (2**64 - 1):#x} does not fit {8 * kind.width} bits",
+                f"{kind.name} against {symbol.name}: {value & (2**64 - 1):#x} does not fit {8 * kind.width} bits",
                 where=f"{section.name}+{r.offset:#x}",
                 remedy="build the program with -fPIC or -mno-direct-extern-access, or restart it with the new build",
             )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """One line: a virtual memory area.  `path` is empty for anonymous memory, `[stack]` and the like for special ones."""
+    """One line: a virtual memory area.  `path` is empty for anonymous memory, `[stack]` and so on for special."""
 
     start: int
     end: int

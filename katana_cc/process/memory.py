@@ -88,7 +88,7 @@ class ProcessMemory:
 
 
 class BulkReader:
-    """Reads many ranges at once into a buffer that is allocated beforehand and grows between stops only when it must."""
+    """Reads many ranges at once into a buffer that is allocated beforehand and grows only when it must."""
 
     def __init__(self, pid: int, capacity: int) -> None:
         self._pid = pid

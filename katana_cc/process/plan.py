@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,9 @@ class Plan:
     def data_part(self) -> tuple[int, bytes] | None:
         """(address, initial bytes) of the writable part, if there is one."""
         part = self.layout.parts[DATA]
-        return (self.base + part.offset, self.linked.image[part.offset : part.offset + part.size]) if part.size else None
+        return (
+            (self.base + part.offset, self.linked.image[part.offset : part.offset + part.size]) if part.size else None
+        )
 
 
 def refuse_unless_safe(po: PatchObject) -> None:
@@ -134,10 +137,25 @@ def prepare(target: Target, po: PatchObject, patch_id: str, allow_active: Iterab
         po, patch_id, module, resolution, tls_offset, layout, base, Linked(b"", {}),
         _ledger(po, patch_id, module, layout, base, (), ()), (), (), existing, found,
     )  # fmt: skip
+    plan = _with_earlier_resolutions(plan, target)
+    resolution = plan.resolution
     plan = relink(plan, base, dict.fromkeys((p.index for p in resolution.pending), module.start))
     plan = _with_edits(plan, target, originals, torn)
     guards = _guards(po, module, set(allow_active), originals)
     return dataclasses.replace(plan, guards=guards)
+
+
+def _with_earlier_resolutions(plan: Plan, target: Target) -> Plan:
+    """What an earlier mapping of the same patch has in its GOT slots need not be asked of the target again."""
+    if plan.existing is None:
+        return plan
+    found = {
+        p.index: int.from_bytes(target.memory.read(plan.base + plan.layout.got[p.index], 8), "little")
+        for p in plan.resolution.pending
+        if p.index in plan.layout.got
+    }
+    pending = tuple(p for p in plan.resolution.pending if p.index not in found)
+    return dataclasses.replace(plan, resolution=Resolution({**plan.resolution.addresses, **found}, pending))
 
 
 def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
@@ -168,7 +186,9 @@ def find_module(target: Target, po: PatchObject) -> Module:
     newer = any(m.build_id == po.identity.to_build_id for m in target.modules)
     remedy = "it runs the new build already" if newer else "see `katana status --pid` for the builds it runs"
     raise NotThisBuildError(
-        f"does not run {po.identity.output} with build-id {po.identity.from_build_id}", where=target.where, remedy=remedy
+        f"does not run {po.identity.output} with build-id {po.identity.from_build_id}",
+        where=target.where,
+        remedy=remedy,
     )
 
 
@@ -221,7 +241,7 @@ def _compare_functions(
                 raise RefusedError(
                     f"the code of {replacement.name} at {address:#x} is not what the build produced",
                     where=target.where,
-                    remedy="a debugger's breakpoint, a probe or another patcher has altered it; remove that, or restart",
+                    remedy="a breakpoint, a probe or another patcher has altered it; remove that, or restart",
                 )
             result[address] = (bytes(was), now)
     return result
@@ -253,9 +273,7 @@ def _guards(
     return tuple(guards)
 
 
-def _with_edits(
-    plan: Plan, target: Target, originals: dict[int, tuple[bytes, bytes]], torn: Ledger | None
-) -> Plan:
+def _with_edits(plan: Plan, target: Target, originals: dict[int, tuple[bytes, bytes]], torn: Ledger | None) -> Plan:
     """Add the edits, and the bytes that must still be there at the commit."""
     snapshot = [(address, now) for address, (_, now) in originals.items()]
     edits = []
@@ -292,7 +310,7 @@ def _with_edits(
 
 def _refuse_overlap(edits: Sequence[MemoryEdit]) -> None:
     ordered = sorted(edits, key=lambda e: e.address)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in itertools.pairwise(ordered):
         if first.address + len(first.expected) > second.address:
             raise InvalidPatchError(f"the edits of {first.name} and {second.name} overlap")
 
@@ -340,7 +358,8 @@ def _name_of(po: PatchObject, section: int) -> str:
 
 def _edits_room(po: PatchObject) -> int:
     """An upper bound of what edits and ranges add to an empty ledger."""
-    names = sum(len(s.name.encode("utf-8", "surrogateescape")) + 20 for s in (*po.sections, *po.symbols))
+    every = [s.name for s in po.sections] + [s.name for s in po.symbols]
+    names = sum(len(name.encode("utf-8", "surrogateescape")) + 20 for name in every)
     for r in po.replacements:
         name = len(r.name.encode("utf-8", "surrogateescape"))
         names += (name + 20) * (2 + len(r.parts)) + 12 + 2 * cpu.JUMP_SIZE
@@ -348,5 +367,7 @@ def _edits_room(po: PatchObject) -> int:
         names += len(e.name.encode("utf-8", "surrogateescape")) + 24 + 2 * po.sections[e.expected].size
     relocations = sum(len(s.relocations) for s in po.sections if s.flags & c.SHF_ALLOC)
     stubs = min(relocations, len(po.symbols))
-    veneers = sum(1 for s in po.sections for r in s.relocations if r.type == c.R_X86_64_PC32 and s.flags & c.SHF_EXECINSTR)
+    veneers = sum(
+        1 for s in po.sections for r in s.relocations if r.type == c.R_X86_64_PC32 and s.flags & c.SHF_EXECINSTR
+    )
     return names + 40 * stubs + 40 * veneers + 3 * 24 + PAGE // 4

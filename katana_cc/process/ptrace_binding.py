@@ -215,7 +215,7 @@ def read_vectors(pid: int, vectors: list[tuple[int, int]], local_address: int) -
         flat = [word for vector in part for word in vector]
         remote = (ctypes.c_uint64 * len(flat))(*flat)
         local = (ctypes.c_uint64 * 2)(local_address + done, wanted)
-        got = _process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(part), 0)
+        got: int = _process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(part), 0)
         if got < 0:
             if done:
                 return done

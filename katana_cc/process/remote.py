@@ -36,7 +36,9 @@ _STOP_TIMEOUT: Final = 0.5
 _CALL_TIMEOUT: Final = 1.0
 _ALL_SIGNALS: Final = (1 << 64) - 1
 # A fault forced on a thread that blocks its signal resets the handler: these stay open during a function call.
-_FAULTS: Final = sum(1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP))
+_FAULTS: Final = sum(
+    1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
+)
 _WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
 
 
@@ -81,7 +83,7 @@ class RemoteThread:
         if status_fields(self._pid).get("Seccomp", "0").strip() != "0":
             options |= pt.O_SUSPEND_SECCOMP
         everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
-        self._blocked_here = signal.pthread_sigmask(signal.SIG_BLOCK, everything)  # type: ignore[assignment]
+        self._blocked_here = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
         try:
             self._stop_one(options)
         except BaseException:
@@ -157,9 +159,7 @@ class RemoteThread:
                 os.sched_yield()
             elif report.gone:
                 raise TargetError("the process died", where=f"pid {self._pid}")
-            elif report.signal == pt.SYSCALL_STOP:
-                return report
-            elif report.is_signal_delivery and report.signal != signal.SIGSTOP:
+            elif report.signal == pt.SYSCALL_STOP or (report.is_signal_delivery and report.signal != signal.SIGSTOP):
                 return report
             else:
                 # SIGSTOP cannot be blocked: it takes effect after the detach.

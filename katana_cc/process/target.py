@@ -23,7 +23,7 @@ MEMFD_PREFIX = "/memfd:katana:"
 
 @dataclass(frozen=True, slots=True)
 class PatchMapping:
-    """A mapping a katana made.  `ledger` is None when that katana died before the ledger was whole: nothing leads in."""
+    """A mapping a katana made.  `ledger` is None when it died before the ledger was whole: nothing leads in."""
 
     base: int
     size: int
@@ -60,7 +60,7 @@ class Target:
     def _has_threads(pid: int) -> bool:
         """Whether threads live on after their leader has exited."""
         try:
-            return len(os.listdir(f"/proc/{pid}/task")) > 1
+            return len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
         except OSError:
             return False
 

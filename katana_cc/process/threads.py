@@ -33,7 +33,7 @@ STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are
 def list_threads(pid: int) -> list[int]:
     """Ids of the live threads; empty when the process is gone."""
     try:
-        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208  (quicker in the stop)
     except (FileNotFoundError, ProcessLookupError):
         return []
 
@@ -198,7 +198,7 @@ class Threads:
             self._buffer = (ctypes.c_uint64 * (pt.REGISTER_WORDS * count))()
             self.registers = memoryview(self._buffer).cast("B").cast("Q")
         base = ctypes.addressof(self._buffer)
-        alive = []
+        alive: list[int] = []
         for tid in self.order:
             try:
                 pt.read_registers_into(tid, base + len(alive) * pt.REGISTER_BYTES)

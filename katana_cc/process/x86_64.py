@@ -177,8 +177,8 @@ def load_register(code: bytes | bytearray, field: int) -> int | None:
 
 
 def load_veneer(place: int, register: int, address: int, back: int) -> tuple[bytes, bytes]:
-    """For a 7-byte load of a variable out of reach: what replaces the load (a jump to the veneer at `place`, padded), and
-    the veneer: load the address, load through it, jump `back` to the instruction after.
+    """For a 7-byte load of a variable out of reach: what replaces the load (a jump to the veneer at `place`, padded),
+    and the veneer: load the address, load through it, jump `back` to the instruction after.
     """
     high, low = register >> 3, register & 7
     code = bytes((0x48 | high, 0xB8 | low)) + struct.pack("<Q", address)  # movabs $address, %reg

@@ -43,8 +43,14 @@ def run(*words: str | Path) -> None:
 
 
 def build(
-    folder: Path, name: str, source: str, *, flags: tuple[str, ...] = ("-O2",), link: tuple[str, ...] = (), more: tuple[Path, ...] = ()
-) -> Built:  # fmt: skip
+    folder: Path,
+    name: str,
+    source: str,
+    *,
+    flags: tuple[str, ...] = ("-O2",),
+    link: tuple[str, ...] = (),
+    more: tuple[Path, ...] = (),
+) -> Built:
     """Compile `source` and link it to folder/name."""
     folder.mkdir(parents=True, exist_ok=True)
     file, obj, out = folder / f"{name}.c", folder / f"{name}.o", folder / name
@@ -60,9 +66,8 @@ def patch_from(
 ) -> PatchObject:  # fmt: skip
     """A patch that replaces `functions` of `old` by those of `new`, edits the constants `edits` in place, and carries
     the functions `carry` though the old program has them."""
-    return _Maker(
-        ElfFile(old.output.read_bytes()), ElfFile(old.object.read_bytes()), ElfFile(new.object.read_bytes()), set(functions) | set(carry)
-    ).make(old, new, functions, releases, edits)  # fmt: skip
+    exe, was, new_object = (ElfFile(path.read_bytes()) for path in (old.output, old.object, new.object))
+    return _Maker(exe, was, new_object, {*functions, *carry}).make(old, new, functions, releases, edits)
 
 
 def patch_id_of(po: PatchObject) -> str:
@@ -95,16 +100,20 @@ class _Maker:
             cold = self.existing(f"{name}.cold")
             if cold:
                 parts.append((cold[0], cold[1], hashlib.sha256(self.exe.read(*cold)).digest()))
-            replacements.append(
-                Replacement(name, was[0], was[1], hashlib.sha256(code).digest(), symbol, tuple(parts))
-            )
+            replacements.append(Replacement(name, was[0], was[1], hashlib.sha256(code).digest(), symbol, tuple(parts)))
         data_edits = [self.edit(name) for name in edits]
         self.frames()
         identity = Identity(
             old.output.name, self.exe.machine, self.exe.build_id or "", new_exe.build_id or "", *releases
         )
         return PatchObject(
-            identity, Verdict.SAFE, (), tuple(self.sections), tuple(self.symbols), tuple(replacements), tuple(data_edits)
+            identity,
+            Verdict.SAFE,
+            (),
+            tuple(self.sections),
+            tuple(self.symbols),
+            tuple(replacements),
+            tuple(data_edits),
         )
 
     def existing(self, name: str) -> tuple[int, int] | None:
@@ -158,9 +167,7 @@ class _Maker:
         index = self.carried(section)
         if kind == c.STT_FUNC and not size:
             size = section.size
-        return self.add(
-            ("new", section.number, value, name), PatchSymbol(name, c.STB_LOCAL, kind, index, value, size)
-        )
+        return self.add(("new", section.number, value, name), PatchSymbol(name, c.STB_LOCAL, kind, index, value, size))
 
     def undefined(self, name: str, binding: int, kind: int) -> int:
         found = next((s for s in self.exe.symbols if s.name == name and s.section != 0), None)

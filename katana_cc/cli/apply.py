@@ -1,0 +1,124 @@
+"""`katana apply PO`: put a patch object into running processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from katana_cc.cli.selection import add_selection, candidates
+from katana_cc.errors import ExitStatus, RefusedError
+from katana_cc.patch.codec import patch_id
+from katana_cc.patch.files import read_patch
+from katana_cc.process import survey
+from katana_cc.process.apply import ApplyReport, apply_patch
+from katana_cc.process.plan import refuse_unless_safe
+
+HELP = "put a patch object into running processes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("po", metavar="PO", help="a patch object (`katana patches` lists them)")
+    add_selection(parser)
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the edits, stop nothing")
+    parser.add_argument(
+        "--allow-active", action="append", default=[], metavar="FUNCTION", help="replace it even while it runs"
+    )
+
+
+def run(arguments: argparse.Namespace) -> ExitStatus:
+    """Applies, and says what was done to whom."""
+    data, po = read_patch(arguments.po)
+    refuse_unless_safe(po)
+    identity = patch_id(data)
+    build_id = po.identity.from_build_id
+    listing = candidates(arguments)
+    if listing is None:
+        pids, select = arguments.pid, None
+    else:
+
+        def select() -> list[int]:
+            return survey.pids_mapping(listing(), build_id)
+
+        pids = select()
+        if not pids and arguments.tree is not None:
+            raise RefusedError(
+                f"no process of the tree runs {po.identity.output} with build-id {build_id}",
+                where=f"pid {arguments.tree}",
+                remedy="see `katana status --pid` for the builds it runs",
+            )
+    reports = apply_patch(
+        po,
+        identity,
+        pids,
+        wait=arguments.wait,
+        allow_active=arguments.allow_active,
+        dry_run=arguments.dry_run,
+        must_match=listing is None,
+        select=select,
+    )
+    if arguments.json:
+        print(json.dumps({"patch": identity, "processes": [_as_json(r) for r in reports]}, indent=2))
+    elif not reports:
+        print(f"nothing to do: no process runs {po.identity.output} with build-id {build_id}")
+    else:
+        _print(reports)
+    return ExitStatus.DONE
+
+
+def _print(reports: Sequence[ApplyReport]) -> None:
+    for report in reports:
+        plan = report.plan
+        head = f"pid {report.pid} ({report.name}): {report.outcome}"
+        if report.commit is not None:
+            tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
+            print(
+                f"{head}{tries}: {len(plan.ledger.edits)} edits, {report.commit.threads} threads stopped for "
+                f"{report.commit.pause_us / 1000:.2f} ms"
+            )
+        else:
+            print(head)
+        if report.outcome == "would apply":
+            for line in _dry_run_lines(report):
+                print(f"  {line}")
+    if len(reports) > 1:
+        counts = {outcome: sum(r.outcome == outcome for r in reports) for outcome in {r.outcome for r in reports}}
+        print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+
+
+def _dry_run_lines(report: ApplyReport) -> list[str]:
+    plan = report.plan
+    where = "the earlier mapping is used again" if plan.existing else "new mapping"
+    lines = [f"{where}: {plan.base:#x}, {plan.layout.size} bytes, {plan.name}"]
+    lines += [f"code      {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.new]
+    lines += [f"variable  {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.data]
+    for edit in plan.ledger.edits:
+        kind = "jump" if edit.is_jump else "data"
+        lines.append(f"{kind}      {edit.address:#x}  {len(edit.expected):6}  {edit.name}")
+    lines += [f"the resolver of {p.name} would be called (not now)" for p in plan.resolution.pending]
+    return lines
+
+
+def _as_json(report: ApplyReport) -> dict[str, Any]:
+    plan, commit = report.plan, report.commit
+    return {
+        "pid": report.pid,
+        "name": report.name,
+        "outcome": report.outcome,
+        "output": plan.po.identity.output,
+        "module": plan.module.path,
+        "mapping": {"address": plan.base, "size": plan.layout.size, "name": plan.name},
+        "edits": [
+            {"kind": "jump" if e.is_jump else "data", "name": e.name, "address": e.address, "size": len(e.expected)}
+            for e in plan.ledger.edits
+        ],
+        "unresolved": [p.name for p in plan.resolution.pending] if report.outcome == "would apply" else [],
+        "threads": commit.threads if commit else None,
+        "tries": commit.tries if commit else None,
+        "pause_us": round(commit.pause_us, 1) if commit else None,
+        "attach_us": round(commit.attach_us, 1) if commit else None,
+        "map_pause_us": round(report.map_pause_us, 1) if commit else None,
+        "restarted_system_calls": commit.repaired if commit else None,
+    }

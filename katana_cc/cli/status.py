@@ -1,0 +1,90 @@
+"""`katana status`: what runs, and what is applied to it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from typing import Any
+
+from katana_cc.errors import ExitStatus, KatanaError
+from katana_cc.process import survey
+
+HELP = "what runs, and what is applied to it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("--pid", type=int, metavar="PID", help="one process, with the builds it runs")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(arguments: argparse.Namespace) -> ExitStatus:
+    """Prints the processes that carry a patch, or all of one process."""
+    if arguments.pid is not None:
+        found = [survey.process_status(arguments.pid)]
+    else:
+        found = []
+        for pid in survey.patched_pids(survey.all_pids()):
+            with contextlib.suppress(KatanaError):  # it ended meanwhile
+                found.append(survey.process_status(pid))
+    if arguments.json:
+        print(json.dumps({"processes": [_as_json(p) for p in found]}, indent=2))
+        return ExitStatus.DONE
+    if not found:
+        print("no process carries a patch")
+    for process in found:
+        print(f"pid {process.pid} ({process.name})")
+        if arguments.pid is not None:
+            for module in process.modules:
+                print(f"  runs     {module.build_id or '(no build-id)':40}  {module.path}")
+        for patch in process.patches:
+            for line in _patch_lines(patch):
+                print(f"  {line}")
+        if not process.patches:
+            print("  no patch")
+    return ExitStatus.DONE
+
+
+def _patch_lines(patch: survey.PatchStatus) -> list[str]:
+    ledger = patch.ledger
+    kept = ", memory kept" if patch.state == "reverted" else ""
+    if ledger is None:
+        return [f"{patch.state:8} {patch.name}: a katana died before anything led to it ({patch.size} bytes)"]
+    start = f"{ledger.from_release} ({ledger.from_build_id})" if ledger.from_release else ledger.from_build_id
+    to = f"{ledger.to_release} ({ledger.to_build_id})" if ledger.to_release else ledger.to_build_id
+    lines = [f"{patch.state:8} {ledger.patch_id}  {ledger.output}: {start} -> {to}{kept}"]
+    for edit in ledger.edits:
+        kind = "function" if edit.is_jump else "data"
+        lines.append(f"         {kind:8} {edit.address:#x}  {edit.name}")
+    return lines
+
+
+def _as_json(process: survey.ProcessStatus) -> dict[str, Any]:
+    return {
+        "pid": process.pid,
+        "name": process.name,
+        "modules": [{"path": m.path, "build_id": m.build_id, "address": m.start} for m in process.modules],
+        "patches": [_patch_as_json(p) for p in process.patches],
+    }
+
+
+def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
+    result: dict[str, Any] = {"state": patch.state, "name": patch.name, "address": patch.base, "size": patch.size}
+    ledger = patch.ledger
+    if ledger is not None:
+        result |= {
+            "patch": ledger.patch_id,
+            "output": ledger.output,
+            "from_build_id": ledger.from_build_id,
+            "to_build_id": ledger.to_build_id,
+            "from_release": ledger.from_release,
+            "to_release": ledger.to_release,
+            "edits": [
+                {"kind": "jump" if e.is_jump else "data", "name": e.name, "address": e.address, "size": len(e.expected)}
+                for e in ledger.edits
+            ],
+            "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],
+            "variables": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.data],
+        }
+    return result

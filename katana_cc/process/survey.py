@@ -1,0 +1,129 @@
+"""Which processes there are, which belong to a tree, and what patches each carries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from katana_cc.errors import KatanaError, TargetError
+from katana_cc.process.ledger import Ledger
+from katana_cc.process.phases import Bytes, Phase
+from katana_cc.process.target import MEMFD_PREFIX, Target
+
+
+@dataclass(frozen=True, slots=True)
+class PatchStatus:
+    """One patch in one process.
+
+    `state`: "applied", "reverted" (its memory is kept), "prepared" (code in place, nothing leads to it), "half applied"
+    (a katana died), "altered" (someone wrote over it), "abandoned" (no whole ledger), "unloaded" (its module is gone).
+    """
+
+    state: str
+    name: str
+    base: int
+    size: int
+    ledger: Ledger | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStatus:
+    """One mapped ELF file."""
+
+    path: str
+    build_id: str | None
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One process: what it runs, what is applied to it."""
+
+    pid: int
+    name: str
+    modules: tuple[ModuleStatus, ...]
+    patches: tuple[PatchStatus, ...]
+
+
+def all_pids() -> list[int]:
+    """Every process but this one, ascending."""
+    own = os.getpid()
+    return sorted(
+        int(name) for name in (entry.name for entry in Path("/proc").iterdir()) if name.isdigit() and int(name) != own
+    )
+
+
+def tree_pids(root: int) -> list[int]:
+    """A process and its descendants, parents first.
+
+    Raises:
+        TargetError: there is no such process.
+    """
+    children: dict[int, list[int]] = {}
+    for pid in all_pids():
+        parent = _parent_of(pid)
+        if parent is not None:
+            children.setdefault(parent, []).append(pid)
+    if not Path(f"/proc/{root}").exists():
+        raise TargetError(f"there is no process {root}", where=f"pid {root}")
+    found = [root]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return [p for p in found if p != os.getpid()]
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[1])  # the name before it may hold anything
+
+
+def pids_mapping(pids: list[int], build_id: str) -> list[int]:
+    """Those that map the ELF file of that build-id; those that cannot be read are left out."""
+    found = []
+    for pid in pids:
+        try:
+            with Target(pid) as target:
+                if any(m.build_id == build_id for m in target.modules):
+                    found.append(pid)
+        except KatanaError:
+            continue
+    return found
+
+
+def patched_pids(pids: list[int]) -> Iterator[int]:
+    """Those that hold a mapping katana made; reads /proc/PID/maps only."""
+    for pid in pids:
+        try:
+            if MEMFD_PREFIX.encode() in Path(f"/proc/{pid}/maps").read_bytes():
+                yield pid
+        except OSError:
+            continue
+
+
+def process_status(pid: int) -> ProcessStatus:
+    """What one process runs and carries.
+
+    Raises:
+        TargetError: gone, or not ours to read.
+    """
+    with Target(pid) as target:
+        modules = tuple(ModuleStatus(m.path, m.build_id, m.start) for m in target.modules)
+        patches = tuple(PatchStatus(_state(target, m.ledger), m.name, m.base, m.size, m.ledger) for m in target.patches)
+        return ProcessStatus(pid, target.name, modules, patches)
+
+
+def _state(target: Target, ledger: Ledger | None) -> str:
+    if ledger is None:
+        return "abandoned"
+    try:
+        found = ledger.found_bytes(target.memory)
+    except TargetError:
+        return "unloaded"  # dlclose took the module away
+    if found is Bytes.OLD or (not ledger.edits and ledger.state is not Phase.APPLIED):
+        return "reverted" if ledger.state in (Phase.REVERTED, Phase.REVERTING) else "prepared"
+    return found.value
