@@ -41,6 +41,7 @@ from katana_cc.patch.model import (
     Verdict,
 )
 from katana_cc.patch.pool import LiteralPool
+from katana_cc.patch.sources import with_sources
 
 CARRIED_TYPES: Final = frozenset(
     {c.R_X86_64_64, c.R_X86_64_PC32, c.R_X86_64_PLT32, c.R_X86_64_32, c.R_X86_64_32S, c.R_X86_64_PC64,
@@ -90,7 +91,9 @@ class _Builder:
             self.sections[pool.section] = pool.finish()
         sections = tuple(s for s in self.sections if s is not None)
         assert len(sections) == len(self.sections)
-        return PatchObject(identity, Verdict.SAFE, (), sections, tuple(self.symbols), replacements, edits)
+        patch = PatchObject(identity, Verdict.SAFE, (), sections, tuple(self.symbols), replacements, edits)
+        code = [(n, place) for place, n in self._carried.items() if sections[n].flags & c.SHF_EXECINSTR]
+        return with_sources(patch, [(n, self.diff.debug.info(self.new, p.unit), p.section) for n, p in code])
 
     def _drain(self) -> None:
         while self._queue:
@@ -418,11 +421,11 @@ class _Builder:
         data, relocations = self._old_contents(old_place, address, source.size)
         kind = c.SHT_PROGBITS
         self.sections.append(
-            PatchSection(f".katana.old.{name}", kind, 0, 8, data, len(data), relocations=tuple(relocations))
+            PatchSection(f".katold.{name}", kind, 0, 8, data, len(data), relocations=tuple(relocations))
         )
         replacement = len(self.sections)
         self.sections.append(None)
-        blank = PatchSection(f".katana.new.{name}", kind, 0, 8, view.elf.contents(source), source.size)
+        blank = PatchSection(f".katnew.{name}", kind, 0, 8, view.elf.contents(source), source.size)
         self.sections[replacement] = self._translated(place, blank)
         return DataEdit(name, address, expected, replacement)
 

@@ -30,6 +30,7 @@ from katana_cc.patch.lineprogram import ADDRESS_SIZE, VERSION, Buffer, LineSeque
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
 
 LANG_C11: Final = 0x1D  # DWARF 5, table 7.17
+LANG_C_PLUS_PLUS_14: Final = 0x21
 _OFFSET_SIZE: Final = 4
 _RANGES_HEADER: Final = struct.Struct("<HBBI")  # version, address size, segment selector size, offset entry count
 _RELOCATIONS: Final = {_OFFSET_SIZE: c.R_X86_64_32, ADDRESS_SIZE: c.R_X86_64_64}

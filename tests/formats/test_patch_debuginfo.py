@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions
 from katana_cc.dwarf.lines import Row, line_rows
+from katana_cc.dwarf.sections import DwarfProblem
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import InvalidPatchError
 from katana_cc.patch.checks import check_file
 from katana_cc.patch.codec import decode, encode
 from katana_cc.patch.debuginfo import CarriedFunction, with_debug_information
 from katana_cc.patch.model import PatchObject
+from katana_cc.patch.sources import with_sources
 from tests.support.patches import carried_sections, from_object, sample
 
 SOURCE = """\
@@ -198,3 +201,50 @@ def test_no_index_changes() -> None:
 def test_what_makes_no_sense_is_refused(bad: CarriedFunction) -> None:
     with pytest.raises(InvalidPatchError):
         with_debug_information(sample(), [bad])
+
+
+def _origins(elf: ElfFile, first: int) -> list[tuple[int, DebugInfo | DwarfProblem, int]]:
+    info = open_debug_info(elf)
+    code = [s for s in carried_sections(elf) if s.flags & 4]
+    places = {s.number: i for i, s in enumerate(carried_sections(elf))}
+    return [(first + places[s.number], info, s.number) for s in code]
+
+
+def test_sources_of_several_directories_are_all_found_by_gdb(tmp_path: Path) -> None:
+    """A unit has one directory; a function from elsewhere must not be looked for there."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    first = _compile("gcc -O0", one)
+    (two / "other.c").write_text("\n\nint other(int x)\n{\n  return x + 5;\n}\n")
+    subprocess.run(["gcc", "-g", "-O0", "-ffunction-sections", "-c", "other.c"], cwd=two, check=True)
+    second = ElfFile((two / "other.o").read_bytes())
+    a, b = from_object(first), from_object(second)
+    joined = replace(a, sections=(*a.sections, *(replace(s, relocations=()) for s in b.sections)))
+    po = with_sources(joined, [*_origins(first, 0), *_origins(second, len(a.sections))])
+    path = tmp_path / "p.kpo"
+    path.write_bytes(encode(po))
+    add = f"add-symbol-file {path} -s .text.pick 0x100000 -s .text.other 0x200000"
+    words = ["-ex", add, "-ex", "list pick", "-ex", "list *0x200000"]
+    out = _silent("gdb", "-nx", "-batch", *words, cwd=tmp_path)
+    assert "if (x > 3)" in out
+    assert "return x + 5;" in out
+
+
+def test_cpp_functions_are_named_as_in_cpp(tmp_path: Path) -> None:
+    (tmp_path / "s.cc").write_text("namespace space { struct S { int m(int); }; int S::m(int x) { return x * 3; } }\n")
+    subprocess.run(["g++", "-g", "-O1", "-ffunction-sections", "-c", "s.cc"], cwd=tmp_path, check=True)
+    elf = ElfFile((tmp_path / "s.o").read_bytes())
+    path = tmp_path / "p.kpo"
+    path.write_bytes(encode(with_sources(from_object(elf), _origins(elf, 0))))
+    out = _silent("readelf", "--debug-dump=info", path, cwd=tmp_path)
+    assert re.search(r"DW_AT_name +: space::S::m\n", out)
+    assert "(C++14)" in out
+
+
+def test_an_object_without_debug_information_adds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "s.c").write_text("int f(int x) { return x; }\n")
+    subprocess.run(["gcc", "-g0", "-ffunction-sections", "-c", "s.c"], cwd=tmp_path, check=True)
+    elf = ElfFile((tmp_path / "s.o").read_bytes())
+    po = from_object(elf)
+    assert with_sources(po, _origins(elf, 0)) == po
