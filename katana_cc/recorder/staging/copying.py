@@ -95,9 +95,10 @@ class Input:
 class Copies:
     """Copies the inputs of one link into `objects`, each file once."""
 
-    def __init__(self, objects: bytes, cwd: bytes) -> None:
+    def __init__(self, objects: bytes, cwd: bytes, kind: str) -> None:
         self.objects = objects
         self.cwd = cwd
+        self.kind = kind  # of linker, as `contributing_files` tells it
         self.inputs: dict[bytes, Input] = {}
         self.identities: set[str] = set()
         self.lto = False
@@ -141,7 +142,8 @@ class Copies:
             thin = file.read(8) == b"!<thin>\n"
         if not thin:
             return
-        folder = os.path.dirname(path)  # members of a thin archive are relative to it: ar(1), "T"
+        # lld names a member as the archive does, relative to it (ar(1), "T"); gold and mold as they opened it.
+        folder = os.path.dirname(path) if self.kind == "lld" else b""
         for member in members:
             copied = self._copy(os.path.join(folder, member))
             if copied is not None:

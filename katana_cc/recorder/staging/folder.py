@@ -56,9 +56,13 @@ class Staged:
             except FileExistsError:
                 pass
         temporary = os.path.join(folder, b"link.json.tmp-%d" % os.getpid())
-        with open(temporary, "w") as file:
-            file.write(to_json(entry) + "\n")
-        os.rename(temporary, os.path.join(folder, b"link.json"))
+        try:
+            with open(temporary, "w") as file:
+                file.write(to_json(entry) + "\n")
+            os.rename(temporary, os.path.join(folder, b"link.json"))
+        except OSError:
+            remove_file(temporary)
+            raise
 
     def sweep(self) -> None:
         """Drop what is dead, if nobody else is staging; else leave it to the next.  The lock is shared again after."""

@@ -60,7 +60,6 @@ def stage(link: Link, map_path: bytes) -> None:
         text = file.read()
     places = (link.environ.get(name, b"") for name in (b"KATANA_DIR", b"KATANA_PROJECT", b"HOME"))
     store, root = find_store(link.cwd, *places)
-    _become_owner(store)
     staged = Staged(store)
     try:
         key = output_key(link.output, root, link.options.soname)
@@ -75,12 +74,13 @@ def stage(link: Link, map_path: bytes) -> None:
             _ingest(store, link_key(link.output))
         staged.sweep()
     finally:
+        _give_to_owner(store)
         staged.close()
 
 
 def _stage_into(staged: Staged, link: Link, text: bytes, status: os.stat_result, key: bytes, root: bytes) -> bool:
     kind, names = contributing_files(text)
-    copies = Copies(staged.objects, link.cwd)
+    copies = Copies(staged.objects, link.cwd, kind)
     copies.add_all(names)
     # From here on every input is safe; what follows only describes them.
     folder = staged.link_folder(link.output)
@@ -155,18 +155,22 @@ def _output_status(output: bytes) -> os.stat_result | None:
         return None
 
 
-def _become_owner(store: bytes) -> None:
-    """As root in somebody's project (`sudo make install` relinks), write as him, or his next build could not."""
+def _give_to_owner(store: bytes) -> None:
+    """As root in somebody's project (`sudo make install` relinks): what we wrote is his, or his next build could not."""
     if os.geteuid() != 0:
         return
-    folder = store if os.path.isdir(store) else os.path.dirname(store)
-    owner = os.stat(folder)
-    if owner.st_uid != 0 and not owner.st_mode & 0o1000:
+    owner = os.stat(os.path.dirname(store))
+    if owner.st_uid == 0 or owner.st_mode & 0o1000:
+        return
+    paths = [store]
+    for folder, folders, files in os.walk(store):
+        paths += [os.path.join(folder, name) for name in folders + files]
+    for path in paths:
         try:
-            os.setegid(owner.st_gid)
-            os.seteuid(owner.st_uid)
+            if os.lstat(path).st_uid == 0:
+                os.lchown(path, owner.st_uid, owner.st_gid)
         except OSError:
-            pass  # an owner that does not exist in this user namespace
+            pass  # gone meanwhile, or an owner that does not exist in this user namespace
 
 
 def _say_once_that_lto_is_off(store: bytes) -> None:
