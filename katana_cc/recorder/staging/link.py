@@ -156,7 +156,7 @@ def _output_status(output: bytes) -> os.stat_result | None:
 
 
 def _give_to_owner(store: bytes) -> None:
-    """As root in somebody's project (`sudo make install` relinks): what we wrote is his, or his next build could not."""
+    """As root in somebody's project (`sudo make install` relinks): what we wrote is his, or his next build fails."""
     if os.geteuid() != 0:
         return
     owner = os.stat(os.path.dirname(store))
