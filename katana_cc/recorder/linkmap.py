@@ -33,6 +33,8 @@ _MOLD = re.compile(rb"^ *(?:0x)?([0-9a-f]+) +(\d+) +\d+ {9}(\S[^\n]*):\(([^\n()]
 
 _NOT_ALLOCATED: Final = (".debug_", ".comment", ".note.GNU-stack", ".gnu.build.attributes", ".stab", ".gnu.lto_")
 
+_LINKERS_OWN: Final = ("<internal>", "linker stubs", "** merge strings", "** merge constants", "** eh_frame")
+
 
 def parse(data: bytes, where: str = "link map") -> list[Contribution]:
     """All contributions in a link map, in its order; the format is recognised by its heading.
@@ -52,7 +54,9 @@ def parse(data: bytes, where: str = "link map") -> list[Contribution]:
         if start < 0 and not data.startswith(b"Memory map"):
             raise FormatError("not a link map of GNU ld, gold, lld or mold", where=where)
         found = _gnu_style(data, max(start, 0))
-    return [x for x in found if x.size and not x.section.startswith(_NOT_ALLOCATED)]
+    return [
+        x for x in found if x.size and x.file not in _LINKERS_OWN and not x.section.startswith(_NOT_ALLOCATED)
+    ]
 
 
 def _gnu_style(data: bytes, start: int) -> Iterator[Contribution]:

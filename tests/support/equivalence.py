@@ -1,0 +1,177 @@
+"""Whether a patch object means what the new build means, judged from the two linked outputs alone.
+
+For every carried function and object that the new output's symbol table knows: the same bytes, and each relocated
+field leads, as the new link resolved it, to what the patch object's relocation names.  Nothing of the diff is used: an
+existing thing is known by the name that the old output's symbol table has at its address, a new one by the name in the
+new output's, an import by its PLT stub (as objdump labels it) or by its dynamic relocation, a literal by its contents.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.dynamic import DynamicTables
+from katana_cc.elf.fields import EXTENTS, GOT_RELATIVE, PC_RELATIVE
+from katana_cc.elf.reader import ElfFile
+from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection
+
+_STUB = re.compile(r"^([0-9a-f]+) <(.+)@plt>:$", re.MULTILINE)
+_THREAD = (c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF)
+
+
+def stem(name: str) -> str:
+    """The name without file and number: `a.c:n.0` → `n`, and clang's `f.n` → `n`."""
+    name = re.sub(r"^.*:", "", name)
+    return re.sub(r"(\.(\d+|cold|part|isra|constprop|llvm))+$", "", name)
+
+
+class Output:
+    """A linked output as its symbol table tells it."""
+
+    def __init__(self, path: Path) -> None:
+        self.elf = ElfFile(path.read_bytes(), str(path))
+        self.tables = DynamicTables(self.elf)
+        self.names: dict[int, set[str]] = {}
+        self.at: dict[str, list[int]] = {}
+        self.threads: dict[int, set[str]] = {}
+        for s in self.elf.symbols:
+            if s.section == c.SHN_UNDEF or not s.name:
+                continue
+            if s.type == c.STT_TLS:
+                self.threads.setdefault(s.value, set()).add(stem(s.name))
+            elif s.type in (c.STT_FUNC, c.STT_OBJECT, c.STT_NOTYPE, c.STT_GNU_IFUNC):
+                self.names.setdefault(s.value, set()).add(stem(s.name.split("@")[0]))
+                self.at.setdefault(s.name, []).append(s.value)
+        text = subprocess.run(["objdump", "-d", path], check=True, capture_output=True, text=True).stdout
+        self.stubs = {int(a, 16): n.split("@")[0] for a, n in _STUB.findall(text)}
+        self.thread_size = next(
+            (s.memory_size + -s.memory_size % s.alignment for s in self.elf.segments if s.type == c.PT_TLS), 0
+        )
+
+    def read(self, address: int, size: int) -> bytes:
+        return self.elf.read(address, size)
+
+
+def inequivalences(po: PatchObject, old_path: Path, new_path: Path) -> list[str]:
+    """All places where the patch object and the new build differ, a sentence each."""
+    checker = _Checker(po, Output(old_path), Output(new_path))
+    found: list[str] = []
+    for number, section in enumerate(po.sections):
+        if not section.flags & c.SHF_ALLOC or section.name == ".eh_frame":
+            continue
+        places = checker.places(number)
+        if places:
+            attempts = [list(checker.compare(section, address)) for address in places]
+            found += min(attempts, key=len)
+    for edit in po.data_edits:
+        places = checker.new.at.get(edit.name, [])
+        attempts = [list(checker.compare(po.sections[edit.replacement], address)) for address in places]
+        found += min(attempts, key=len) if attempts else []
+    return found
+
+
+class _Checker:
+    def __init__(self, po: PatchObject, old: Output, new: Output) -> None:
+        self.po, self.old, self.new = po, old, new
+        self._places: dict[int, list[int]] = {}
+
+    def places(self, number: int) -> list[int]:
+        """Where a carried section may be in the new output."""
+        if number not in self._places:
+            names = [
+                y.name for y in self.po.symbols
+                if y.section == number and y.name and y.value == 0 and y.type in (c.STT_FUNC, c.STT_OBJECT)
+            ]  # fmt: skip
+            found = [a for name in names for a in self.new.at.get(name, ())]
+            self._places[number] = list(dict.fromkeys(found))
+        return self._places[number]
+
+    def compare(self, section: PatchSection, address: int) -> Iterator[str]:
+        data = self.new.read(address, section.size)
+        free: set[int] = set()
+        for r in section.relocations:
+            before, after = EXTENTS[r.type]
+            free |= set(range(r.offset - before, r.offset + after))
+        if section.data:
+            for at, (a, b) in enumerate(zip(section.data, data, strict=True)):
+                if a != b and at not in free:
+                    yield f"{section.name}+{at:#x}: {a:02x} is {b:02x} in the new output"
+                    return
+        for r in section.relocations:
+            if not self._agrees(r, data, address):
+                name = self.po.symbols[r.symbol].name or f"section {self.po.symbols[r.symbol].section}"
+                yield f"{section.name}+{r.offset:#x}: type {r.type} to {name}{r.addend:+#x} disagrees"
+
+    def _agrees(self, r: PatchRelocation, data: bytes, address: int) -> bool:
+        width = 8 if r.type in (c.R_X86_64_64, c.R_X86_64_PC64) else 4
+        signed = r.type not in (c.R_X86_64_64, c.R_X86_64_32)
+        value = int.from_bytes(data[r.offset : r.offset + width], "little", signed=signed)
+        if r.type in _THREAD:
+            return self._agrees_thread(r, value)
+        if r.type == c.R_X86_64_64:
+            dynamic = self.new.tables.relocations.get(address + r.offset)
+            if dynamic is not None and dynamic.symbol:
+                return self._means(r, 0, dynamic.symbol, dynamic.addend)
+            return self._means(r, dynamic.addend if dynamic is not None else value, "", 0)
+        if r.type in PC_RELATIVE:
+            value += address + r.offset
+        if r.type in GOT_RELATIVE:
+            # Either relaxed, or through a slot.
+            slot = value + 4
+            dynamic = self.new.tables.relocations.get(slot)
+            if dynamic is not None and dynamic.symbol:
+                return self._means(r, 0, dynamic.symbol, r.addend)
+            if self._means(r, value, "", 0):
+                return True
+            held = dynamic.addend if dynamic is not None else int.from_bytes(self.new.read(slot, 8), "little")
+            return self._means(r, held - 4, "", 0)
+        return self._means(r, value, "", 0)
+
+    def _means(self, r: PatchRelocation, point: int, name: str, name_addend: int) -> bool:
+        """Whether `point` (S + A in the new output), or the import `name`, is what the relocation's symbol is."""
+        y = self.po.symbols[r.symbol]
+        bias = 4 if r.type in PC_RELATIVE else 0
+        start = point - r.addend
+        if name:
+            same = stem(name) == stem(y.name) or (
+                y.section is not None and any(stem(z.name) == stem(name) for z in self._symbols(y.section))
+            )
+            return same and name_addend == r.addend
+        if y.section is None and y.value == 0:
+            stub = self.new.stubs.get(point + bias, "")
+            if stub == y.name:
+                return True
+            return y.name in self.new.names.get(start, ()) or (y.binding == c.STB_WEAK and start in (0, -bias))
+        if y.section is None:
+            wanted = self.old.names.get(y.value, set())
+            wanted = wanted or {stem(y.name)}
+            stub = self.new.stubs.get(point + bias, "")
+            return bool(wanted & self.new.names.get(start, set())) or stub in wanted
+        section = self.po.sections[y.section]
+        if section.flags & c.SHF_MERGE:
+            at = r.addend + y.value + bias
+            if section.flags & c.SHF_STRINGS:
+                end = section.data.index(bytes(section.entry_size), at) + section.entry_size
+            else:
+                end = at + section.entry_size
+            return self.new.read(point + bias, end - at) == section.data[at:end]
+        places = self.places(y.section)
+        stub = self.new.stubs.get(point + bias, "")
+        if stub and any(z.name == stub for z in self._symbols(y.section)):
+            return True
+        # What no symbol names (jump tables) is compared where a symbol names its user.
+        return not places or start - y.value in places
+
+    def _symbols(self, section: int) -> Iterator[object]:
+        return (z for z in self.po.symbols if z.section == section and z.name)
+
+    def _agrees_thread(self, r: PatchRelocation, value: int) -> bool:
+        if r.type == c.R_X86_64_GOTTPOFF:
+            return True
+        y = self.po.symbols[r.symbol]
+        offset = value - r.addend + self.new.thread_size
+        return stem(y.name) in self.new.threads.get(offset, set())
