@@ -1,0 +1,98 @@
+"""The figures a run yields, and the report they make: plain values, written as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from bench.measure import median, quantile
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure.
+
+    `value` is in `unit` ("ms", "s", "ns", "x" for a ratio, "MB" of 10^6 bytes, "kB", "bytes").  `floor` is what the
+    same work costs without us, in the same unit, measured in the same run; None where the value is a ratio already.
+    `low` and `high` are the quartiles of the samples.  `target` is the most the value may be; None where none is set.
+    """
+
+    group: str
+    name: str
+    what: str
+    value: float
+    unit: str
+    floor: float | None = None
+    low: float | None = None
+    high: float | None = None
+    samples: int = 1
+    target: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None when there is none."""
+        return None if self.target is None else self.value <= self.target
+
+    @property
+    def ratio(self) -> float | None:
+        """The value over its floor; None without a floor."""
+        return self.value / self.floor if self.floor else None
+
+    def as_json(self) -> dict[str, object]:
+        """The figure as JSON holds it: floats with five significant digits, which is more than any clock gives."""
+        names = ("group", "name", "what", "value", "unit", "floor", "low", "high", "samples", "target", "note")
+        row: dict[str, object] = {name: rounded(getattr(self, name)) for name in names}
+        row["ratio"] = rounded(self.ratio)
+        row["met"] = self.met
+        return row
+
+
+def of_samples(
+    group: str,
+    name: str,
+    what: str,
+    samples: Sequence[float],
+    unit: str,
+    *,
+    floor: float | None = None,
+    target: float | None = None,
+    note: str = "",
+    best: bool = False,
+) -> Figure:
+    """A figure whose value is the median of samples (or, with `best`, the least), with their quartiles."""
+    value = min(samples) if best else median(samples)
+    low, high = quantile(samples, 0.25), quantile(samples, 0.75)
+    return Figure(group, name, what, value, unit, floor, low, high, len(samples), target, note)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All figures of a run; `machine` describes what it ran on, `left_out` what could not be measured and why."""
+
+    machine: dict[str, object]
+    quick: bool
+    figures: tuple[Figure, ...]
+    left_out: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The report as a JSON document."""
+        document = {
+            "format": FORMAT,
+            "machine": self.machine,
+            "quick": self.quick,
+            "left_out": list(self.left_out),
+            "seconds": {name: rounded(value) for name, value in self.seconds.items()},
+            "figures": [figure.as_json() for figure in self.figures],
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+
+def rounded(value: object) -> object:
+    """Floats to five significant digits; anything else as it is."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
