@@ -184,7 +184,7 @@ def _commit(work: _Work, wait: float) -> CommitReport:
     commit = Commit(plan.base, phase, Step.BEGIN_COMMIT, Step.END_COMMIT, plan.guards, plan.snapshot, edits, resets)
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
-    tables.preload([plan.module])
+    tables.preload(target.modules)
     return run(target, commit, tables.unwinder, wait)
 
 

@@ -108,5 +108,6 @@ def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
     commit = Commit(ledger.base, ledger.state, Step.BEGIN_REVERT, Step.END_REVERT, guards, snapshot, edits)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
+    tables.preload(target.modules)
     report = run(target, commit, tables.unwinder, wait)
     return RevertReport(target.pid, target.name, "reverted", ledger, report)

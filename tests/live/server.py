@@ -1,0 +1,108 @@
+"""A running C program that a test talks to, and the `katana` command run on it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from katana_cc.patch.codec import encode, patch_id
+from katana_cc.patch.model import PatchObject
+
+
+class Server:
+    """A program with a line protocol on its standard streams."""
+
+    def __init__(self, words: Sequence[str | Path]) -> None:
+        self._process = subprocess.Popen(
+            [str(w) for w in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.pid = self._process.pid
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        """The next line it says."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
+
+    def tell(self, command: str) -> None:
+        """A command without an answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def ask(self, command: str) -> str:
+        """A command and its answer."""
+        self.tell(command)
+        return self.line()
+
+    def kill(self) -> None:
+        """End it without waiting for it: it stays a zombie until `close`."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@contextmanager
+def serving(*words: str | Path) -> Iterator[Server]:
+    """A server for the length of a block."""
+    server = Server(words)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def write_patch(folder: Path, po: PatchObject, name: str = "patch.kpo") -> Path:
+    """The patch object as a file."""
+    path = folder / name
+    path.write_bytes(encode(po))
+    return path
+
+
+def identity(po: PatchObject) -> str:
+    """The patch's identity."""
+    return patch_id(encode(po))
+
+
+def katana(*words: str | Path | int) -> subprocess.CompletedProcess[str]:
+    """Run the command; never raises."""
+    program = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *(str(w) for w in words)], capture_output=True, text=True, check=False
+    )
+
+
+def katana_json(*words: str | Path | int) -> Any:
+    """Run the command with --json; it must succeed."""
+    done = katana(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def code_of(pid: int) -> bytes:
+    """All executable, file-backed memory of a process but katana's own."""
+    result = b""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            fields = line.split()
+            if "x" in fields[1] and len(fields) > 5 and "katana" not in line and fields[5].startswith("/"):
+                start, end = (int(x, 16) for x in fields[0].split("-"))
+                memory.seek(start)
+                result += memory.read(end - start)
+    return result
+
+
+def mappings(pid: int) -> list[str]:
+    """The lines of /proc/PID/maps that katana made."""
+    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "katana:" in line]
