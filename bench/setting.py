@@ -49,6 +49,7 @@ class Setting:
         values["LC_ALL"] = "C.UTF-8"
         if store is not None:
             values["KATANA_DIR"] = str(store)
+        values["KATANA_STRICT"] = "1"  # a link that was not recorded must not pass for a cheap one
         return values
 
     def folder(self, name: str) -> Path:
