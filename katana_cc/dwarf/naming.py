@@ -51,6 +51,8 @@ class Naming:
     def __init__(self, info: DebugInfo) -> None:
         self._info = info
         self._texts: dict[int, tuple[str, str]] = {}
+        self._members: dict[int, list[tuple[Die, str]]] = {}
+        self._facts: dict[int, tuple[str, int, str]] = {}
         self._open: set[int] = set()
         self._sizes: dict[int, int] = {}
         self._scopes: dict[int, str] = {}
@@ -202,59 +204,70 @@ class Naming:
 
     @cached_property
     def _givers(self) -> tuple[dict[int, tuple[Entry, str]], dict[int, tuple[Die, str]]]:
-        """What names anonymous aggregates: the first typedef of each, the first member that holds or points at it."""
+        """What names anonymous aggregates: the first typedef of each, the first member that holds or points at it, the
+        first typedef of a pointer to it."""
         info = self._info
         typedefs: dict[int, tuple[Entry, str]] = {}
+        indirect: dict[int, tuple[Entry, str]] = {}
         holders: dict[int, tuple[Die, str]] = {}
-        tags: set[str] = set()
         anonymous: set[int] = set()
         aggregates: list[Die] = []
         for entry in info.outline:
             if entry.tag in AGGREGATES:
                 die = info.die(entry.offset, entry.unit)
-                name = next((t for link in self.chain(die) if (t := link.text(d.DW_AT_name))), "")
-                if name:
-                    tags.add(name)
-                else:
+                if not any(link.text(d.DW_AT_name) for link in self.chain(die)):
                     anonymous.add(die.offset)
                 if die.tag != d.DW_TAG_enumeration_type:
                     aggregates.append(die)
         for entry in info.outline:
             if entry.tag == d.DW_TAG_typedef:
                 die = info.die(entry.offset, entry.unit)
-                target = self.target(die)
-                if target is not None and target.offset in anonymous and target.offset not in typedefs:
-                    name = die.text(d.DW_AT_name)
-                    # `struct x` and a typedef `x` of something else may live side by side in C.
-                    typedefs[target.offset] = entry, f"typedef {name}" if name in tags else name
+                target, name = self.target(die), die.text(d.DW_AT_name)
+                if target is not None and target.offset in anonymous:
+                    typedefs.setdefault(target.offset, (entry, name))
+                elif target is not None and target.tag in _POINTERS:  # typedef struct { ... } *handle;
+                    inner = self.peeled(target, arrays=True, pointers=True)
+                    if inner is not None and inner.offset in anonymous:
+                        indirect.setdefault(inner.offset, (entry, f"(*{name})"))
         if anonymous - typedefs.keys():
             for die in aggregates:
                 for member, label in self.members(die):
                     inner = self.peeled(self.target(member), arrays=True, pointers=True)
                     if inner is not None and inner.offset in anonymous:
                         holders.setdefault(inner.offset, (die, label))
-        return typedefs, holders
+        named = {offset: giver for offset, giver in indirect.items() if offset not in holders}
+        return named | typedefs, holders
 
     def members(self, die: Die) -> list[tuple[Die, str]]:
         """The data members of an aggregate with their names; nameless ones are numbered, `(anonymous 1)`.  Static
         members are no part of an object, and left out."""
-        result = []
-        nameless = 0
-        for child in self._info.children(die):
-            if (
-                child.tag != d.DW_TAG_member
-                or d.DW_AT_external in child.attributes
-                or d.DW_AT_declaration in child.attributes
-            ):
-                continue
-            name = child.text(d.DW_AT_name)
-            if not name:
-                nameless += 1
-                name = f"(anonymous {nameless})"
-            result.append((child, name))
-        return result
+        found = self._members.get(die.offset)
+        if found is None:
+            found = self._members[die.offset] = []
+            nameless = 0
+            for child in self._info.children(die):
+                held = child.attributes
+                if child.tag != d.DW_TAG_member or d.DW_AT_external in held or d.DW_AT_declaration in held:
+                    continue
+                name = child.text(d.DW_AT_name)
+                if not name:
+                    nameless += 1
+                    name = f"(anonymous {nameless})"
+                found.append((child, name))
+        return found
 
-    # -- texts ---------------------------------------------------------------------------------------------------------
+    # -- types ---------------------------------------------------------------------------------------------------------
+
+    def facts(self, die: Die | None) -> tuple[str, int, str]:
+        """(canonical text, size in bytes, name of the aggregate it holds by value or "") of a type."""
+        if die is None:
+            return "void", 0, ""
+        found = self._facts.get(die.offset)
+        if found is None:
+            inner = self.peeled(die, arrays=True)
+            held = self.aggregate(inner) if inner is not None and inner.tag in AGGREGATES else ""
+            found = self._facts[die.offset] = self.text(die), self.size(die), held
+        return found
 
     def text(self, die: Die | None) -> str:
         """The canonical text of a type; None is void."""

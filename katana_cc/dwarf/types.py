@@ -151,22 +151,16 @@ def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -
 
 
 def _member(names: Naming, member: Die, label: str) -> Member:
-    target = names.target(member)
+    text, size, aggregate = names.facts(names.target(member))
     return Member(
         name=label,
         bit_offset=names.bit_offset(member),
         bit_size=member.integer(d.DW_AT_bit_size),
-        size=names.size(target),
-        type=names.text(target),
-        aggregate=held_aggregate(names, target),
+        size=size,
+        type=text,
+        aggregate=aggregate,
         line=member.integer(d.DW_AT_decl_line) or 0,
     )
-
-
-def held_aggregate(names: Naming, die: Die | None) -> str:
-    """The name of the aggregate that a variable or member of this type holds by value; "" when it holds none."""
-    inner = names.peeled(die, arrays=True)
-    return names.aggregate(inner) if inner is not None and inner.tag in AGGREGATES else ""
 
 
 def _base(names: Naming, inheritance: Die) -> Base:

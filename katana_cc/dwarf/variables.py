@@ -17,7 +17,6 @@ from katana_cc.dwarf.dies import DebugInfo, Entry
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place
-from katana_cc.dwarf.types import held_aggregate
 from katana_cc.dwarf.units import Block, Die
 
 _EXPRESSIONS = frozenset({d.DW_FORM_exprloc, d.DW_FORM_block, d.DW_FORM_block1, d.DW_FORM_block2, d.DW_FORM_block4})
@@ -114,6 +113,7 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         return None
     holder = next((link for link in chain if d.DW_AT_type in link.attributes), die)
     target = names.target(holder)
+    text, size, aggregate = names.facts(target)
     at, line = names.declared_at(entry)
     qualified = names.qualified(entry)
     scope = qualified[: -len(name)].removesuffix("::")
@@ -126,9 +126,9 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         linkage_name=next(
             (t for x in chain if (t := x.text(d.DW_AT_linkage_name) or x.text(d.DW_AT_MIPS_linkage_name))), ""
         ),
-        type=names.text(target),
-        size=names.size(target),
-        aggregate=held_aggregate(names, target),
+        type=text,
+        size=size,
+        aggregate=aggregate,
         place=place,
         external=any(d.DW_AT_external in link.attributes for link in chain),
         declaration=declaration,

@@ -243,3 +243,18 @@ def test_type_units_give_the_same_layouts(tmp_path: Path, command: tuple[str, ..
     assert {k: (v.shape, v.file, v.line) for k, v in plain.items()} == {
         k: (v.shape, v.file, v.line) for k, v in split.items() if k in plain
     }
+
+
+def test_type_behind_a_handle_has_a_layout(tmp_path: Path) -> None:
+    """`typedef struct { ... } *handle;` names no struct; left out, a change of what handles point at would pass."""
+    old = "typedef struct { int a; } *handle; int f(handle h) { return h->a; }"
+    new = "typedef struct { long z; int a; } *handle; int f(handle h) { return h->a; }"
+    before, after = (layouts(build(tmp_path, text, "gcc", "-g")) for text in (old, new))
+    grown = compare_layouts(before, after)[0]
+    assert grown.text == "struct (*handle) grew from 4 to 16 bytes: new field `z` at offset 0"
+
+
+def test_tag_and_typedef_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    source = "typedef struct { int a; } item; struct item { long b; }; item one; struct item two;"
+    found = layouts(build(tmp_path, source, "gcc", "-g"))
+    assert sorted((k, v.size) for k, v in found.items()) == [("item", 4), ("item#2", 8)]
