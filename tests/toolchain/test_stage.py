@@ -295,8 +295,7 @@ def test_a_deployed_output_is_ingested_at_once(katana: Installation, sources: Pa
     done = copied.run(copied.cc, "gcc", "main.c", "g.c", "-o", "prog", cwd=sources)
     assert done.returncode == 0
     lines = done.stderr.decode().splitlines()
-    assert lines[:2] == [str(sources / ".katana"), key]
-    assert len(lines) == 3 and "the ingester ended with status 3" in lines[2]
+    assert lines == [str(sources / ".katana"), key]  # and no word of ours: the ingester says itself what is wrong
     assert done.stdout == b""
     strict = copied.run(copied.cc, "gcc", "main.c", "g.c", "-o", "prog", cwd=sources, KATANA_STRICT="1")
     assert strict.returncode == 1

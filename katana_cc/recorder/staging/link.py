@@ -46,14 +46,15 @@ class Link:
         return notes
 
 
-def stage(link: Link, map_path: bytes) -> None:
+def stage(link: Link, map_path: bytes) -> bool:
     """Stage one link; ingest it at once when its output belongs to a deployed release.
 
-    Raises StagingError or OSError.  Where the store can still be written then, a gap is recorded for the output.
+    False when the ingester failed, which has said why.  Raises StagingError or OSError; where the store can still be
+    written then, a gap is recorded for the output.
     """
     status = _output_status(link.output)
     if status is None:
-        return
+        return True
     if _is_set(link.environ, b"KATANA_READONLY"):
         raise StagingError("KATANA_READONLY is set")
     with open(map_path, "rb") as file:
@@ -70,9 +71,9 @@ def stage(link: Link, map_path: bytes) -> None:
             raise
         if link.environ.get(b"KATANA_LTO_OFF") and not lto:
             _say_once_that_lto_is_off(store)
-        if _is_deployed(store, key):
-            _ingest(store, link_key(link.output))
+        ingested = not _is_deployed(store, key) or _ingest(store, link_key(link.output))
         staged.sweep()
+        return ingested
     finally:
         _give_to_owner(store)
         staged.close()
@@ -193,15 +194,16 @@ def _is_deployed(store: bytes, key: bytes) -> bool:
         return False
 
 
-def _ingest(store: bytes, key: str) -> None:
+def _ingest(store: bytes, key: str) -> bool:
     """Hand a link of a deployed output to the ingester, in an interpreter that has the libraries; wait for it."""
     command = [sys.executable, "-I", "-m", "katana_cc.recorder.ingest", os.fsdecode(store), key]
     sys.stderr.flush()
     to_stderr = [(os.POSIX_SPAWN_DUP2, 2, 1)]
     child = os.posix_spawn(sys.executable, command, os.environ, file_actions=to_stderr)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status:
-        raise StagingError(f"the ingester ended with status {status}")
+    if status < 0:
+        raise StagingError(f"the ingester was killed by signal {-status}")
+    return status == 0
 
 
 def _is_set(environ: dict[bytes, bytes], name: bytes) -> bool:
@@ -224,12 +226,12 @@ def main(arguments: list[str]) -> int:
         return 0
     map_path, linker, added = words[:3]
     link = Link(linker, added == b"1", words[3:], dict(os.environb))
+    strict = _is_set(link.environ, b"KATANA_STRICT")
     try:
-        stage(link, map_path)
-        return 0
+        return int(not stage(link, map_path) and strict)
     except (StagingError, OSError) as error:
         reason = str(error)
     except Exception as error:  # the boundary to somebody's build: a bug of ours must not break it either
         reason = f"{type(error).__name__}: {error}, which is a bug in katana-cc"
     warn(f"{as_text(link.options.output)} is not recorded: {reason.replace(os.linesep, ' ')}")
-    return 1 if _is_set(link.environ, b"KATANA_STRICT") else 0
+    return int(strict)
