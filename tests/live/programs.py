@@ -18,6 +18,7 @@ HEAD = r"""
 #include <time.h>
 #include <unistd.h>
 #define NOINLINE __attribute__((noinline, noclone))
+static volatile int seen; // makes `answer` long enough for a jump
 static void say(const char *text) { puts(text); fflush(stdout); }
 """
 
@@ -90,7 +91,7 @@ BLOCKING = (
     HEAD
     + r"""
 static int pair[2], waker[2];
-NOINLINE int answer(int x) { /*ANSWER*/ return x + 1; }
+NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 static pthread_barrier_t all;
 static char results[4][80];
 static void *in_epoll(void *unused) {
@@ -155,7 +156,7 @@ SIGNALS = (
     HEAD
     + r"""
 static volatile int got; static volatile long sum;
-NOINLINE int answer(int x) { /*ANSWER*/ return x + 1; }
+NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 static void on(int s, siginfo_t *i, void *c) { (void)s; (void)c; __sync_fetch_and_add(&got, 1); __sync_fetch_and_add(&sum, i->si_value.sival_int); }
 static void *spin(void *unused) { for (;;) { volatile int x = 0; for (int i = 0; i < 1000; i++) x += answer(i); } return unused; }
 int main(void) {
@@ -192,7 +193,7 @@ CHURN = (
     HEAD
     + r"""
 static volatile long born;
-NOINLINE int answer(int x) { /*ANSWER*/ return x + 1; }
+NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 static void *brief(void *p) { __sync_fetch_and_add(&born, answer(0) != 0); return p; }
 static void *maker(void *p) { for (;;) { pthread_t t; if (!pthread_create(&t, 0, brief, 0)) pthread_join(t, 0); } return p; }
 int main(void) {
@@ -244,7 +245,7 @@ SECCOMP = (
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
-NOINLINE int answer(int x) { /*ANSWER*/ return x + 1; }
+NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 int main(void) {
   struct sock_filter code[] = {
     BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
