@@ -38,6 +38,14 @@ class Run:
     cpu: float
     peak: int
 
+    def __sub__(self, other: Run) -> Run:
+        """What this took more than another; the peak stays."""
+        return Run(self.wall - other.wall, self.cpu - other.cpu, self.peak)
+
+    def __add__(self, other: Run) -> Run:
+        """One after the other."""
+        return Run(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak))
+
 
 def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Run:
     """Run a command to its end, its output kept aside.

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 from bench.figures import Figure, of_samples
-from bench.measure import MeasureError, Run, differences, interleave, median, run, walls
+from bench.measure import MeasureError, Run, cpus, interleave, median, run, walls
 from bench.setting import Setting
 from bench.workload import Workload
 
@@ -23,134 +25,128 @@ GROUP = "recording"
 
 def measure(setting: Setting, workload: Workload) -> Iterator[Figure]:
     """Yield the figures of a workload that is built already (its objects are there)."""
-    group = f"{GROUP}.{workload.name}"
-    release = partial(_release, setting, workload)
-    note = workload.note
-    workload.change(setting, 0)
-    plain_map = partial(_link, setting, workload, "map")
-    katana = partial(_link, setting, workload, "katana")
-
-    def forget(_: int) -> None:
-        shutil.rmtree(workload.store, ignore_errors=True)
-
+    subject = _Subject(setting, workload)
     rounds = setting.rounds(9, 2)
-    cold = interleave(
-        {"plain": partial(_link, setting, workload, "plain"), "map": plain_map, "katana": katana}, rounds, forget
-    )
-    links = cold["katana"]
-    staging = differences(walls(links), walls(cold["map"]))
-    ingesting: list[Run] = []
+    workload.change(setting, 0)
+    yield from _cold(subject, rounds)
+    # The store holds the first build by now, which is not deployed.
+    yield from _relink(subject, rounds)
+    workload.change(setting, 0)
+    subject.link("katana")
+    subject.release("v1")
+    yield from _deployed(subject, rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    setting: Setting
+    workload: Workload
+
+    @property
+    def group(self) -> str:
+        return f"{GROUP}.{self.workload.name}"
+
+    def link(self, how: str) -> Run:
+        """One link: "plain", "map" (plain with -Map), or "katana"."""
+        workload = self.workload
+        env = self.setting.environment(workload.store)
+        if how == "katana":
+            return run(workload.link_command(self.setting.wrapper, workload.output), cwd=workload.where, env=env)
+        extra = ["-Wl,--build-id=sha1"]
+        if how == "map":
+            extra.append(f"-Wl,-Map={self.setting.scratch / 'plain.map'}")
+        command = workload.link_command(self.setting.compiler, f"{workload.output}.plain", *extra)
+        return run(command, cwd=workload.where, env=env)
+
+    def release(self, *arguments: str) -> Run:
+        command = [self.setting.command("katana-release"), *arguments]
+        return run(command, cwd=self.workload.where, env=self.setting.environment(self.workload.store))
+
+    def seconds(
+        self, name: str, what: str, runs: Sequence[Run], floor: Sequence[Run], note: str, target: float | None = None
+    ) -> Iterator[Figure]:
+        """Two figures: wall clock and CPU time, each over the median of what `floor` took."""
+        for suffix, clock, words in (("", walls, "wall clock"), ("_cpu", cpus, "CPU time")):
+            least = median(clock(floor))
+            yield of_samples(
+                self.group, name + suffix, f"{what}, {words}", clock(runs), "s", floor=least, target=target, note=note
+            )
+
+    def megabytes(self, name: str, what: str, runs: Sequence[Run], floor: Sequence[Run]) -> Figure:
+        """The largest process of some runs; the floor is that of others."""
+        peaks = [max(r.peak for r in group) / 1e6 for group in (runs, floor)]
+        return Figure(self.group, name, what, peaks[0], "MB", peaks[1], samples=len(runs), note="floor: the plain link")
+
+
+def _cold(subject: _Subject, rounds: int) -> Iterator[Figure]:
+    def forget(_: int) -> None:
+        shutil.rmtree(subject.workload.store, ignore_errors=True)
+
+    links = interleave({how: partial(subject.link, how) for how in ("plain", "map", "katana")}, rounds, forget)
+    staging = _more(links["katana"], links["map"])
+    ingestion: list[Run] = []
     for number in range(rounds):
         forget(number)
-        katana()
-        ingesting.append(release("base", "--not-deployed"))
-    ingestion = walls(ingesting)
-    floor = median(walls(cold["map"]))
-    with_map = f"floor: the plain link with -Map; without a map {median(walls(cold['plain'])):.3f} s"
-    yield of_samples(
-        group,
-        "cold_link",
-        f"cold link of {workload.objects} objects through katana-ld",
-        walls(links),
-        "s",
-        floor=floor,
-        note=with_map,
-    )
-    yield of_samples(group, "cold_staging", "of it staging: over the plain link with -Map", staging, "s", floor=floor)
-    start = median(
-        [
-            run([setting.command("katana-release"), "--version"], cwd=workload.where, env=setting.environment()).wall
-            for _ in range(rounds)
-        ]
-    )
-    yield of_samples(
-        group,
-        "cold_ingestion",
-        "katana-release of that link",
-        ingestion,
-        "s",
-        floor=start,
-        note="floor: its start alone",
-    )
+        subject.link("katana")
+        ingestion.append(subject.release("base", "--not-deployed"))
+    starts = [subject.release("--version") for _ in range(rounds)]
+    objects = f"{subject.workload.note}; floor: the plain link with -Map"
+    yield from subject.seconds("cold_link", "cold link through katana-ld", links["katana"], links["plain"],
+                               "floor: the plain link without -Map")  # fmt: skip
+    yield from subject.seconds("cold_staging", "of it staging: over the plain link with -Map", staging, links["map"],
+                               objects)  # fmt: skip
+    yield from subject.seconds("cold_ingestion", "katana-release of that link", ingestion, starts,
+                               "floor: katana-release --version")  # fmt: skip
     both = [a + b for a, b in zip(staging, ingestion, strict=True)]
-    yield of_samples(
-        group, "cold", "recording a cold link: staging and ingestion", both, "s", floor=floor, target=0.5, note=note
-    )
-    memory = max(r.peak for r in links) / 1e6
-    linker = max(r.peak for r in cold["map"]) / 1e6
-    yield Figure(group, "link_peak", "peak memory of the recorded link", memory, "MB", linker, samples=rounds)
-    yield Figure(
-        group,
-        "ingestion_peak",
-        "peak memory of the ingestion",
-        max(r.peak for r in ingesting) / 1e6,
-        "MB",
-        linker,
-        samples=rounds,
-        note="floor: the linker's own",
-    )
-    yield from _relinks(setting, workload, rounds)
+    yield from subject.seconds("cold", "recording a cold link: staging and katana-release", both, links["map"],
+                               objects, 0.5)  # fmt: skip
+    yield subject.megabytes("link_peak", "peak memory of the recorded link", links["katana"], links["map"])
+    yield subject.megabytes("ingestion_peak", "peak memory of the ingestion", ingestion, links["map"])
 
 
-def _relinks(setting: Setting, workload: Workload, rounds: int) -> Iterator[Figure]:
-    """The store holds the base by now, not deployed."""
-    group = f"{GROUP}.{workload.name}"
-    plain_map = partial(_link, setting, workload, "map")
-    katana = partial(_link, setting, workload, "katana")
-    release = partial(_release, setting, workload)
-    staging: list[float] = []
-    ingestion: list[float] = []
-    for number in range(rounds):
-        workload.change(setting, 1 + number)
-        pair = interleave({"map": plain_map, "katana": katana}, 1)
-        staging += differences(walls(pair["katana"]), walls(pair["map"]))
-        ingestion.append(release(f"again-{number}", "--not-deployed").wall)
+def _relink(subject: _Subject, rounds: int) -> Iterator[Figure]:
+    numbers = count()
+    ingestion: list[Run] = []
+
+    def link_and_release() -> Run:
+        linked = subject.link("katana")
+        ingestion.append(subject.release(f"again-{next(numbers)}", "--not-deployed"))
+        return linked
+
+    links = interleave(
+        {"map": lambda: subject.link("map"), "katana": link_and_release},
+        rounds,
+        lambda number: subject.workload.change(subject.setting, 1 + number),
+    )
+    staging = _more(links["katana"], links["map"])
     both = [a + b for a, b in zip(staging, ingestion, strict=True)]
-    yield of_samples(group, "relink_staging", "one changed object: staging", staging, "s")
-    yield of_samples(group, "relink", "one changed object: staging and katana-release", both, "s", target=0.25)
-
-    workload.change(setting, 0)
-    katana()
-    release("v1")
-    same = interleave({"map": plain_map, "katana": katana}, rounds)
-    yield of_samples(
-        group,
-        "deployed_unchanged",
-        "deployed, nothing changed: added to the link",
-        differences(walls(same["katana"]), walls(same["map"])),
-        "s",
+    note = "floor: the plain link with -Map"
+    yield from subject.seconds("relink_staging", "one changed object: staging", staging, links["map"], note)
+    yield from subject.seconds(
+        "relink", "one changed object: staging and katana-release", both, links["map"], note, 0.25
     )
-    emission: list[float] = []
-    peaks: list[int] = []
-    plain: list[float] = []
-    for number in range(rounds):
-        workload.change(setting, 100 + number)
-        pair = interleave({"map": plain_map, "katana": katana}, 1)
-        emission += differences(walls(pair["katana"]), walls(pair["map"]))
-        plain += walls(pair["map"])
-        peaks += [r.peak for r in pair["katana"]]
-    rows = patches(setting, workload)
-    if len(rows) != rounds or any(row["verdict"] == "refused" for row in rows):
+
+
+def _deployed(subject: _Subject, rounds: int) -> Iterator[Figure]:
+    variants = {how: partial(subject.link, how) for how in ("map", "katana")}
+    same = interleave(variants, rounds)
+    note = "floor: the plain link with -Map"
+    added = _more(same["katana"], same["map"])
+    yield from subject.seconds("deployed_unchanged", "deployed, nothing changed: added", added, same["map"], note)
+    before = len(patches(subject.setting, subject.workload))
+    changed = interleave(variants, rounds, lambda number: subject.workload.change(subject.setting, 100 + number))
+    rows = patches(subject.setting, subject.workload)
+    if len(rows) != before + rounds or any(row["verdict"] == "refused" for row in rows):
         verdicts = ", ".join(str(row["verdict"]) for row in rows) or "none"
-        raise MeasureError(f"{rounds} one-function changes gave these patch objects: {verdicts}", where=workload.name)
-    yield of_samples(
-        group,
-        "emission",
-        "one-function change: from the end of the plain link to the patch object",
-        emission,
-        "s",
-        floor=median(plain),
-        target=1.0,
-        note="floor: the plain link",
-    )
-    yield Figure(
-        group,
-        "emission_peak",
-        "peak memory of that link with diff and patch object",
-        max(peaks) / 1e6,
-        "MB",
-        samples=rounds,
-    )
+        raise MeasureError(f"{rounds} one-function changes gave these patch objects: {verdicts}", where=subject.group)
+    added = _more(changed["katana"], changed["map"])
+    what = "one-function change: from the plain link's end to the patch object"
+    yield from subject.seconds("emission", what, added, changed["map"], note, 1.0)
+    yield subject.megabytes("emission_peak", "peak memory of that link and the diff", changed["katana"], changed["map"])
+
+
+def _more(ours: Sequence[Run], theirs: Sequence[Run]) -> list[Run]:
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
 def patches(setting: Setting, workload: Workload) -> list[dict[str, object]]:
@@ -161,18 +157,3 @@ def patches(setting: Setting, workload: Workload) -> list[dict[str, object]]:
     )  # fmt: skip
     rows: list[dict[str, object]] = json.loads(done.stdout)
     return rows
-
-
-def _link(setting: Setting, workload: Workload, how: str) -> Run:
-    env = setting.environment(workload.store)
-    if how == "katana":
-        return run(workload.link_command(setting.wrapper, workload.output), cwd=workload.where, env=env)
-    extra = ["-Wl,--build-id=sha1"]
-    if how == "map":
-        extra.append(f"-Wl,-Map={setting.scratch / 'plain.map'}")
-    return run(workload.link_command(setting.compiler, f"{workload.output}.plain", *extra), cwd=workload.where, env=env)
-
-
-def _release(setting: Setting, workload: Workload, name: str, *options: str) -> Run:
-    command = [setting.command("katana-release"), name, *options]
-    return run(command, cwd=workload.where, env=setting.environment(workload.store))
