@@ -101,12 +101,12 @@ def workload(setting: Setting, source: Path) -> Workload:
     tls = _has_openssl(setting)
     flags = (*_FLAGS, f"BUILD_TLS={'yes' if tls else 'no'}")
     place = source / "src"
-    # MAKECMDGOALS other than "clean" makes the makefile write its own settings first, so this is the real command.
+    # The real compiler, since the makefile asks it which C standard it knows.
     shown = subprocess.run(
-        ["make", "-n", "V=1", *flags, "CC=THE-COMPILER", *_TARGETS],
+        ["make", "-n", "V=1", *flags, f"CC={setting.compiler}", *_TARGETS],
         cwd=place, capture_output=True, text=True, check=False, env=setting.environment(),
     ).stdout  # fmt: skip
-    lines = [shlex.split(line) for line in shown.splitlines() if line.startswith("THE-COMPILER ")]
+    lines = [shlex.split(line) for line in shown.splitlines() if line.startswith(f"{setting.compiler} ")]
     links = [words[1:] for words in lines if words[-1:] and "redis-server" in words and "-o" in words]
     compiles = [words[1:] for words in lines if "-c" in words and "server.o" in words]
     if not links or not compiles:
