@@ -38,4 +38,3 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Built]:
 
 
 TIMES_TEN = COUNTER.replace("/*ANSWER*/", "static int news; news++; calls++; return 10 * x + news;")
-

@@ -7,6 +7,7 @@ looked up in the linked old program's symbol table, else carried too, else left 
 from __future__ import annotations
 
 import hashlib
+import struct
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +67,8 @@ def patch_from(
 ) -> PatchObject:  # fmt: skip
     """A patch that replaces `functions` of `old` by those of `new`, edits the constants `edits` in place, and carries
     the functions `carry` though the old program has them."""
-    exe, was, new_object = (ElfFile(path.read_bytes()) for path in (old.output, old.object, new.object))
-    return _Maker(exe, was, new_object, {*functions, *carry}).make(old, new, functions, releases, edits)
+    exe, new_object = (ElfFile(path.read_bytes()) for path in (old.output, new.object))
+    return _Maker(exe, new_object, {*functions, *carry}).make(old, new, functions, releases, edits)
 
 
 def patch_id_of(po: PatchObject) -> str:
@@ -78,7 +79,6 @@ def patch_id_of(po: PatchObject) -> str:
 @dataclass
 class _Maker:
     exe: ElfFile
-    old_object: ElfFile
     new: ElfFile
     replaced: set[str]
     sections: list[PatchSection] = field(default_factory=list)
@@ -186,24 +186,26 @@ class _Maker:
     def edit(self, name: str) -> DataEdit:
         was = self.existing(name)
         assert was is not None
+        # The old contents as linked: what the dynamic linker will have filled in stands in .rela.dyn.
+        old: list[PatchRelocation] = []
+        for table in (x for x in self.exe.sections if x.name == ".rela.dyn"):
+            for offset, info, addend in struct.iter_unpack("<QQq", self.exe.contents(table)):
+                if was[0] <= offset < was[0] + was[1] and info & 0xFFFFFFFF == c.R_X86_64_RELATIVE:
+                    entry = PatchSymbol(f"old.{addend:x}", c.STB_GLOBAL, c.STT_NOTYPE, None, addend, 0)
+                    old.append(PatchRelocation(offset - was[0], c.R_X86_64_64, self.add(entry.name, entry), 0))
+        symbol = next(s for s in self.new.symbols if s.name == name)
+        section = self.new.sections[symbol.section]
+        data = self.new.contents(section)[symbol.value : symbol.value + symbol.size]
+        new = [
+            PatchRelocation(r.offset - symbol.value, r.type, self.reference(r.symbol), r.addend)
+            for r in self.new.relocations(section.number)
+        ]
         indices = []
-        for obj, tag in ((self.old_object, "old"), (self.new, "new")):
-            symbol = next(s for s in obj.symbols if s.name == name)
-            section = obj.sections[symbol.section]
-            data = obj.contents(section)[symbol.value : symbol.value + symbol.size]
-            relocations = []
-            for r in obj.relocations(section.number):
-                target = obj.symbols[r.symbol]
-                found = self.existing(target.name)
-                if found is None:
-                    relocations.append(PatchRelocation(r.offset, r.type, self.reference(r.symbol), r.addend))
-                else:
-                    key = ("old", target.name)
-                    entry = PatchSymbol(target.name, c.STB_GLOBAL, c.STT_FUNC, None, found[0], found[1])
-                    relocations.append(PatchRelocation(r.offset, r.type, self.add(key, entry), r.addend))
+        for contents, relocations in ((self.exe.read(*was), old), (data, new)):
             indices.append(len(self.sections))
+            label = f".edit.{name}.{len(indices)}"
             self.sections.append(
-                PatchSection(f".katana.{tag}.{name}", c.SHT_PROGBITS, 0, 8, data, len(data), 0, tuple(relocations))
+                PatchSection(label, c.SHT_PROGBITS, 0, 8, contents, len(contents), 0, tuple(relocations))
             )
         return DataEdit(name, was[0], indices[0], indices[1])
 

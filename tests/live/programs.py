@@ -26,7 +26,7 @@ COUNTER = (
     HEAD
     + r"""
 static int calls;
-static __thread int mine = 7;
+__thread int mine = 7;
 const int *keep = 0;
 int (*hook)(int) = 0;
 static const char *const names[] = {"one", "two", "three"};

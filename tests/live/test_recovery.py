@@ -1,0 +1,124 @@
+"""A katana that dies leaves the target old, or new, or in a state that the next one finishes or undoes."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from katana_cc.process.ledger import STATE_OFFSET, encode_state
+from katana_cc.process.phases import Phase
+from katana_cc.process.target import Target
+from tests.live.conftest import TIMES_TEN
+from tests.live.handmade import Built, build, patch_from
+from tests.live.programs import COUNTER
+from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+
+
+def _two(tmp_path: Path) -> tuple[Built, Path]:
+    """A patch of two functions."""
+    old = build(tmp_path / "old", "server", COUNTER.replace("/*OTHER*/", "calls++;"))
+    new = build(tmp_path / "new", "server", TIMES_TEN.replace("/*OTHER*/", "calls++; if (x < 100) return 1000 + x;"))
+    return old, write_patch(tmp_path, patch_from(old, new, ("answer", "other")))
+
+
+def _tear(pid: int) -> None:
+    """Leave the process as a katana does that is killed between two edits."""
+    with Target(pid) as target:
+        (mapping,) = target.patches
+        assert mapping.ledger is not None
+        edit = mapping.ledger.edits[0]
+        target.memory.write(edit.address, edit.replacement)
+        target.memory.write(mapping.base + STATE_OFFSET, encode_state(Phase.COMMITTING))
+
+
+def test_half_applied_patch_is_finished(tmp_path: Path) -> None:
+    """A bug: the bytes of the first edit are not the expected ones, so that nothing can be done any more."""
+    old, patch = _two(tmp_path)
+    with serving(old.output) as server:
+        before = code_of(server.pid)
+        katana("apply", patch, "--pid", server.pid)
+        katana("revert", "--pid", server.pid)
+        _tear(server.pid)
+        state = katana_json("status", "--pid", server.pid)["processes"][0]["patches"][0]["state"]
+        assert state == "half applied"
+        done = katana("apply", patch, "--pid", server.pid)
+        assert done.returncode == 0, done.stderr
+        assert (server.ask("a 1"), server.ask("o 1")) == ("11", "1001")
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert code_of(server.pid) == before
+
+
+def test_half_applied_patch_is_undone(tmp_path: Path) -> None:
+    """A bug: revert refuses since not every jump is there."""
+    old, patch = _two(tmp_path)
+    with serving(old.output) as server:
+        before = code_of(server.pid)
+        katana("apply", patch, "--pid", server.pid)
+        katana("revert", "--pid", server.pid)
+        _tear(server.pid)
+        done = katana("revert", "--pid", server.pid)
+        assert done.returncode == 0, done.stderr
+        assert code_of(server.pid) == before
+        assert (server.ask("a 1"), server.ask("o 1")) == ("2", "0")
+
+
+def test_mapping_without_a_ledger_is_removed_by_the_next_apply(tmp_path: Path) -> None:
+    """A bug: what a killed katana mapped stays for ever, or is taken for a patch."""
+    old, patch = _two(tmp_path)
+    with serving(old.output) as server:
+        katana("apply", patch, "--pid", server.pid)
+        katana("revert", "--pid", server.pid)
+        with Target(server.pid) as target:
+            target.memory.write(target.patches[0].base, bytes(8))
+        assert katana_json("status", "--pid", server.pid)["processes"][0]["patches"][0]["state"] == "abandoned"
+        assert katana("apply", patch, "--pid", server.pid).returncode == 0
+        assert server.ask("a 1") == "11"
+        assert len(mappings(server.pid)) == 3
+
+
+def test_state_word_is_no_truth(tmp_path: Path) -> None:
+    """A bug: the ledger's word is believed over the bytes."""
+    old, patch = _two(tmp_path)
+    with serving(old.output) as server:
+        katana("apply", patch, "--pid", server.pid)
+        with Target(server.pid) as target:
+            target.memory.write(target.patches[0].base + STATE_OFFSET, encode_state(Phase.MAPPED))
+        assert katana_json("status", "--pid", server.pid)["processes"][0]["patches"][0]["state"] == "applied"
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("a 1") == "2"
+
+
+def test_katana_killed_at_any_moment_leaves_a_working_target(tmp_path: Path) -> None:
+    """A bug: a crash, a stopped target, or a patch that can be neither finished nor undone."""
+    old, patch = _two(tmp_path)
+    program = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    with serving(old.output, "20") as server:
+        before = code_of(server.pid)
+        duration = _time_of(lambda: katana("apply", patch, "--pid", server.pid))
+        katana("revert", "--pid", server.pid)
+        for _ in range(12):
+            words = [sys.executable, "-c", program, "apply", str(patch), "--pid", str(server.pid)]
+            with subprocess.Popen(words, stdout=subprocess.DEVNULL) as katana_process:
+                # A random moment is what is tested here, not a wait for something.
+                time.sleep(chance.uniform(0.4, 1.0) * duration)
+                katana_process.send_signal(signal.SIGKILL)
+            answers = server.ask("a 1"), server.ask("o 1")
+            assert answers[0] == "2" or int(answers[0]) > 10, seed
+            assert answers[1] in ("0", "1001"), seed
+            assert katana("apply", patch, "--pid", server.pid).returncode == 0, seed
+            assert int(server.ask("a 1")) > 10, seed
+            assert katana("revert", "--pid", server.pid).returncode == 0, seed
+            assert code_of(server.pid) == before, seed
+
+
+def _time_of(action: object) -> float:
+    assert callable(action)
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
