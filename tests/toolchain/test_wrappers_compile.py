@@ -83,6 +83,13 @@ def test_a_link_of_objects_gains_only_our_folder(
     assert words(katana, echo, tmp_path, *arguments) == [f"-B{katana.libexec}/", *arguments]
 
 
+@pytest.mark.parametrize("arguments", [["conftest.c"], ["-o", "x", "sub/conftst1.c"]])
+def test_a_probe_is_built_with_our_flags_but_not_linked_by_us(
+    katana: Installation, echo: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    assert words(katana, echo, tmp_path, *arguments) == [*ADDED, *arguments]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
