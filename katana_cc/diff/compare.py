@@ -6,16 +6,20 @@ literals and unnamed data of equal contents (followed recursively), the same imp
 everything moves in every link.
 
 A function that differs only in immediates that are its own line numbers (`__LINE__` in an assertion) is told apart:
-with equal size and equal references, every differing field must hold a line of the old line table before and the line
-of the same instruction in the new one after.
+with equal size and equal references, every differing field must hold, before and after, a line at or shortly after that
+of its own instruction, and have moved as far as the instruction's line did.
+
+Literals that differ only in what `__DATE__` and `__TIME__` are, and whose new value is about the time of the new link,
+are told apart too: a file that is compiled again for nothing should not be a patch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from enum import Enum, auto
 
 from katana_cc.diff.correlate import Correlation
+from katana_cc.diff.harmless import same_but_built_later
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.view import Kind, ObjectView, Reference
 from katana_cc.elf import constants as c
@@ -26,6 +30,7 @@ class Outcome(Enum):
     """The result of comparing two sections."""
 
     SAME = auto()
+    DATES = auto()  # nothing but the time of the build
     BYTES = auto()  # same size, same references, other bytes
     REFERENCES = auto()  # it refers to something else
     SIZE = auto()
@@ -44,6 +49,7 @@ class Comparison:
         self.new = new
         self.correlation = correlation
         self.view = view
+        self._dated = False
         self._known: dict[tuple[Place, Place], Outcome] = {}
 
     def compare(self, old: Place, new: Place) -> Outcome:
@@ -51,7 +57,12 @@ class Comparison:
         known = self._known.get((old, new))
         if known is None:
             self._known[old, new] = Outcome.SAME
-            known = self._known[old, new] = self._compare(old, new)
+            outer, self._dated = self._dated, False
+            known = self._compare(old, new)
+            if known is Outcome.SAME and self._dated:
+                known = Outcome.DATES
+            self._known[old, new] = known
+            self._dated = outer
         return known
 
     def _compare(self, old: Place, new: Place) -> Outcome:
@@ -76,19 +87,68 @@ class Comparison:
             return Outcome.BYTES if any(blank) else Outcome.SAME
         before = masked(old_view.data(old.section), (r.relocation for r in old_references), relaxed=False)
         after = masked(new_view.data(new.section), (r.relocation for r in new_references), relaxed=False)
-        return Outcome.SAME if before == after else Outcome.BYTES
+        if before == after:
+            return Outcome.SAME
+        if not new_section.flags & c.SHF_EXECINSTR and same_but_built_later(before, after, self.new.snapshot.time):
+            return Outcome.DATES
+        return Outcome.BYTES
+
+    def changed_pointers(self, old: Place, new: Place) -> list[tuple[int, frozenset[Kind]]] | None:
+        """Offset and target kinds (old and new) of each pointer of two data that means another thing than before.
+
+        None when the two do not hold pointers at the same offsets, or other fields than whole pointers.
+        """
+        before = self.view(self.old, old.unit).references(old.section)
+        after = self.view(self.new, new.unit).references(new.section)
+        offsets = [[(r.relocation.offset, r.relocation.type) for r in side] for side in (before, after)]
+        if offsets[0] != offsets[1]:
+            return None
+        found = []
+        for a, b in zip(before, after, strict=True):
+            if self.correspond(old, a, new, b):
+                continue
+            if a.relocation.type != c.R_X86_64_64:
+                return None
+            kinds = {self._target_kind(self.old, old, a), self._target_kind(self.new, new, b)}
+            found.append((a.relocation.offset, frozenset(kinds)))
+        return found
+
+    def _target_kind(self, program: Program, place: Place, reference: Reference) -> Kind:
+        if reference.literal is not None:
+            return Kind.LITERAL
+        resolved = self.resolve(program, place, reference)
+        if resolved is None:
+            return Kind.OTHER
+        target, base = resolved
+        kind = self.view(program, target.unit).kinds.get(target.section, Kind.OTHER)
+        return Kind.OTHER if kind is Kind.FUNCTION and base + reference.addend else kind
+
+    def bytes_differ(self, old: Place, new: Place) -> bool:
+        """Whether two data of equal shape differ outside their pointers."""
+        sides = []
+        for program, place in ((self.old, old), (self.new, new)):
+            view = self.view(program, place.unit)
+            sides.append(masked(view.data(place.section), view.elf.relocations(place.section), relaxed=False))
+        return sides[0] != sides[1]
 
     def correspond(self, old: Place, a: Reference, new: Place, b: Reference) -> bool:
         """Whether `a` in the old section `old` and `b` in the new section `new` refer to the same thing."""
         if (a.literal is None) != (b.literal is None):
             return False
         if a.literal is not None:
-            return a.literal == b.literal and a.by_section == b.by_section and (a.by_section or a.addend == b.addend)
+            assert b.literal is not None
+            if a.by_section != b.by_section or (not a.by_section and a.addend != b.addend):
+                return False
+            if a.literal == b.literal:
+                return True
+            later = same_but_built_later(a.literal, b.literal, self.new.snapshot.time)
+            self._dated |= later
+            return later
         if a.section == b.section == -1:
             return a.base == b.base and a.addend == b.addend
         here, there = self.resolve(self.old, old, a), self.resolve(self.new, new, b)
         if here is None or there is None:
-            return here is there and a.name == b.name and a.addend == b.addend
+            return here is there and self.old.meant(a.name) == self.new.meant(b.name) and a.addend == b.addend
         (old_target, old_base), (new_target, new_base) = here, there
         if old_base + a.addend != new_base + b.addend:
             return False
@@ -98,53 +158,17 @@ class Comparison:
             self.view(self.old, old_target.unit).kinds.get(old_target.section),
             self.view(self.new, new_target.unit).kinds.get(new_target.section),
         )
-        return kinds[0] is kinds[1] and kinds[0] in _BY_CONTENT and self.compare(old_target, new_target) is Outcome.SAME
+        if kinds[0] is not kinds[1] or kinds[0] not in _BY_CONTENT:
+            return False
+        outcome = self.compare(old_target, new_target)
+        self._dated |= outcome is Outcome.DATES
+        return outcome in (Outcome.SAME, Outcome.DATES)
 
     def resolve(self, program: Program, place: Place, reference: Reference) -> tuple[Place, int] | None:
         """The section and offset a reference means; None for imports, COMMON and linker-made symbols."""
         if reference.section > 0:
             return Place(place.unit, reference.section), reference.base
-        definition = program.globals.get(reference.name)
+        definition = program.globals.get(program.meant(reference.name))
         if definition is None or definition.place is None:
             return None
         return definition.place, definition.value
-
-
-def only_lines_differ(old: bytes, new: bytes, pairs: Collection[tuple[int, int]]) -> bool:
-    """Whether every difference of two equally long pieces of code is a line number that moved.
-
-    Args:
-        old: code with relocated fields zeroed.
-        new: the same of the new build.
-        pairs: (old line, new line) of instructions at equal offsets.
-    """
-    moved = {pair for pair in pairs if pair[0] != pair[1]}
-    if len(old) != len(new) or not moved:
-        return False
-    at = 0
-    size = len(old)
-    while at < size:
-        if old[at] == new[at]:
-            at += 1
-            continue
-        end = _line_field(old, new, at, moved)
-        if end is None:
-            return False
-        at = end
-    return True
-
-
-def _line_field(old: bytes, new: bytes, at: int, moved: Collection[tuple[int, int]]) -> int | None:
-    """The end of an immediate that starts at or up to three bytes before `at` and holds a moved line; None if none."""
-    for start in range(at, max(-1, at - 4), -1):
-        end = start + 4
-        if end > len(old):
-            continue
-        pair = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
-        if pair in moved:
-            return end
-    # push imm8, cmp $imm8: a line below 128 in one byte.
-    pair = old[at], new[at]
-    if max(pair) < 128 and pair in moved:
-        return at + 1
-    return None

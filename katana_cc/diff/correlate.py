@@ -7,21 +7,25 @@ sections are what is correlated.  Two objects of the same unit name are matched 
 2. A local's name without the compiler's numbers (`counter.0` → `counter`) is its identity when only one on either side
    has it.  So renumbering (`.3` became `.5`, because another static appeared) changes nothing.
 3. Several of one stem (a `static int n` in each of several functions; two clones of one function) are told apart by
-   who uses them: the set of functions that refer to each.  Equal sets pair first, then the one best overlap.
+   the scope debug information declares them in (`f()::n`), then by who uses them: the set of functions that refer to
+   each.  Equal sets pair first, then the one best overlap.  Even a single one is not the same when its scope differs
+   and no function uses both: `n` of `f` went, and `g` got one.
 4. Of what is left, equal canonical keys pair, then equal exact names, when the two sides have as many.
 5. What is still open stays unpaired.  For functions and constants that is harmless (the new one is carried).  A
    writable variable that could be one of several is *ambiguous*: code that uses it is refused, since a wrong guess
    would read another variable's live value.
 
-A global that moved to another unit is found by name afterwards.  Unnamed read-only data (jump tables) and literals have
-no identity and are compared by content wherever something refers to them.
+A variable or function that turned static or global in its file keeps its identity; a global that moved to another unit
+is found by name afterwards.  A unit that is gone and a new one that define mostly the same names are one renamed file.
+A section that holds several data (without -fdata-sections) is identified by its own name.  Unnamed read-only data (jump
+tables) and literals have no identity and are compared by content wherever something refers to them.
 
 Out of scope here: renamed functions and variables; they are a removed and a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from katana_cc.diff.program import Place, Program
@@ -29,6 +33,9 @@ from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.recorder.record import stem
 
+Scopes = Callable[[Program, int], Mapping[int, str]]  # section → `f()::n`, for variables that debug information knows
+
+_RENAMED = 0.5  # two units that share half of the names they define are one file under a new name
 _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
 
 
@@ -54,23 +61,81 @@ def match_units(old: Program, new: Program) -> Correlation:
     """Pair the objects of two links by name; identical ones are not looked at any further."""
     result = Correlation()
     by_name = {u.name: i for i, u in enumerate(old.snapshot.units)}
+    open_units: list[int] = []
     for i, unit in enumerate(new.snapshot.units):
-        other = by_name.pop(unit.name, None)
-        if other is None:
-            result.new_units.append(i)
-        elif old.snapshot.units[other].blob == unit.blob:
+        other = by_name.get(unit.name)
+        if other is not None and old.snapshot.units[other].blob == unit.blob:
+            del by_name[unit.name]
             result.same_units[i] = other
         else:
-            result.changed_units.append((other, i))
-    result.removed_units = sorted(by_name.values())
+            open_units.append(i)
+    # `x.o`, `x.o#2`: several of one name are numbered in link order, which may have changed.
+    several = {_base_name(u.name) for p in (old, new) for u in p.snapshot.units if "#" in u.name}
+    pairs = []
+    for i in list(open_units):
+        name = new.snapshot.units[i].name
+        if name in by_name and _base_name(name) not in several:
+            pairs.append((by_name.pop(name), i))
+            open_units.remove(i)
+    pairs += _most_alike(old, new, list(by_name.values()), open_units, _same_base_name, 0.0)
+    matched = {o for o, _ in pairs}
+    left = [o for o in by_name.values() if o not in matched]
+    pairs += _most_alike(old, new, left, open_units, lambda _o, _n: True, _RENAMED)
+    for o, n in sorted(pairs, key=lambda p: p[1]):
+        if old.snapshot.units[o].blob == new.snapshot.units[n].blob:
+            result.same_units[n] = o
+        else:
+            result.changed_units.append((o, n))
+    result.new_units = open_units
+    result.removed_units = sorted(set(by_name.values()) - {o for o, _ in pairs})
     return result
 
 
-def correlate(old: Program, new: Program, view: Callable[[Program, int], ObjectView]) -> Correlation:
+def _base_name(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def _same_base_name(old_name: str, new_name: str) -> bool:
+    return _base_name(old_name) == _base_name(new_name)
+
+
+def _most_alike(
+    old: Program, new: Program, olds: list[int], news: list[int], fits: Callable[[str, str], bool], least: float
+) -> list[tuple[int, int]]:
+    """Pair units by the share of names both define, the most alike first; what is paired leaves `news`."""
+    if not olds or not news:
+        return []
+    old_names = {o: _defined(old, o) for o in olds}
+    new_names = {n: _defined(new, n) for n in news}
+    scored = []
+    for o in olds:
+        for n in news:
+            if not fits(old.unit_name(o), new.unit_name(n)):
+                continue
+            same = old.snapshot.units[o].blob == new.snapshot.units[n].blob
+            both, either = old_names[o] & new_names[n], old_names[o] | new_names[n]
+            share = 2.0 if same else len(both) / len(either) if either else 0.0
+            if share >= least:
+                scored.append((-share, n, o))
+    pairs: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for _, n, o in sorted(scored):
+        if n in news and o not in taken:
+            pairs.append((o, n))
+            taken.add(o)
+            news.remove(n)
+    return pairs
+
+
+def _defined(program: Program, unit: int) -> frozenset[str]:
+    return frozenset(stem(s.name) for s in program.record(unit).symbols if s.type in (c.STT_FUNC, c.STT_OBJECT))
+
+
+def correlate(old: Program, new: Program, view: Callable[[Program, int], ObjectView], scopes: Scopes) -> Correlation:
     """The correlation of two programs; `view` gives the (cached) view of a unit."""
     result = match_units(old, new)
     for old_unit, new_unit in result.changed_units:
-        _match_sections(result, old, new, old_unit, new_unit, view)
+        _match_sections(result, old, new, old_unit, new_unit, view, scopes)
     for unit in [*result.new_units, *(n for _, n in result.changed_units)]:
         _match_moved(result, old, new, unit, view)
     return result
@@ -83,32 +148,69 @@ def _match_sections(
     old_unit: int,
     new_unit: int,
     view: Callable[[Program, int], ObjectView],
+    scopes: Scopes,
 ) -> None:
     old_view, new_view = view(old, old_unit), view(new, new_unit)
+    sides = _Sides(old_view, new_view, scopes(old, old_unit), scopes(new, new_unit))
+    open_olds: dict[str, list[int]] = {}
+    open_news: dict[str, list[int]] = {}
     for o, n in _whole_sections(old_view, new_view):
         result.old_of[Place(new_unit, n)] = Place(old_unit, o)
     old_groups, new_groups = _groups(old_view), _groups(new_view)
     for identity, news in new_groups.items():
         olds = old_groups.get(identity, [])
         if len(olds) == len(news) == 1:
-            pairs = [(olds[0], news[0])]
+            pairs = [(olds[0], news[0])] if identity[0] or sides.may_be_one(olds[0], news[0]) else []
         else:
             keys = (_keys(old, old_unit), _keys(new, new_unit))
-            pairs = _tell_apart(old_view, new_view, olds, news, keys)
+            pairs = _tell_apart(sides, olds, news, keys)
         paired = {n for _, n in pairs}
         for o, n in pairs:
             result.old_of[Place(new_unit, n)] = Place(old_unit, o)
         left_over = len(olds) > len(pairs)
         for n in news:
-            if n not in paired and left_over and new_view.kinds[n] in (Kind.DATA, Kind.THREAD):
+            if n in paired or not left_over or new_view.kinds[n] not in (Kind.DATA, Kind.THREAD):
+                continue
+            unpaired = (o for o in olds if o not in {p for p, _ in pairs})
+            if any(sides.may_be_one(o, n) for o in unpaired) and not identity[0]:
                 result.ambiguous.add(Place(new_unit, n))
+        if len(news) == 1 and not pairs and not olds:
+            open_news.setdefault(identity[2], []).append(news[0])
+    for identity, olds in old_groups.items():
+        if len(olds) == 1 and identity not in new_groups:
+            open_olds.setdefault(identity[2], []).append(olds[0])
+    # It turned static, or lost that: `counter` of this file is still `counter` of this file.
+    for name, news in open_news.items():
+        olds = open_olds.get(name, [])
+        if len(olds) == len(news) == 1 and old_view.is_function(olds[0]) == new_view.is_function(news[0]):
+            result.old_of[Place(new_unit, news[0])] = Place(old_unit, olds[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """The two objects whose locals are told apart."""
+
+    old: ObjectView
+    new: ObjectView
+    old_scopes: Mapping[int, str]
+    new_scopes: Mapping[int, str]
+
+    def may_be_one(self, o: int, n: int) -> bool:
+        """Whether a single local of one stem on either side can be the same thing."""
+        before, after = self.old_scopes.get(o, ""), self.new_scopes.get(n, "")
+        if not before or not after or before == after:
+            return True
+        return bool(self.old.users.get(o, _NOBODY) & self.new.users.get(n, _NOBODY))
+
+
+_NOBODY: frozenset[str] = frozenset()
 
 
 def _groups(view: ObjectView) -> dict[tuple[bool, bool, str], list[int]]:
     """Sections by identity: (global?, function?, name or stem)."""
     found: dict[tuple[bool, bool, str], list[int]] = {}
     for number, kind in view.kinds.items():
-        if kind in _IDENTIFIED and view.symbols_in.get(number):
+        if kind in _IDENTIFIED and view.symbols_in.get(number) and not view.is_shared(number):
             strong = view.is_global(number)
             symbols = view.symbols_in[number]
             name = next((s.name for s in symbols if s.binding != c.STB_LOCAL), symbols[0].name)
@@ -122,7 +224,7 @@ def _whole_sections(old_view: ObjectView, new_view: ObjectView) -> list[tuple[in
     for view in (old_view, new_view):
         by_name: dict[tuple[str, Kind], list[int]] = {}
         for number, kind in view.kinds.items():
-            unnamed = kind in _IDENTIFIED and not view.symbols_in.get(number)
+            unnamed = kind in _IDENTIFIED and (not view.symbols_in.get(number) or view.is_shared(number))
             if kind in (Kind.CODE, Kind.OTHER, Kind.STARTUP) or unnamed:
                 by_name.setdefault((view.elf.sections[number].name, kind), []).append(number)
         found.append(by_name)
@@ -140,13 +242,13 @@ def _keys(program: Program, unit: int) -> dict[int, str]:
 
 
 def _tell_apart(
-    old_view: ObjectView,
-    new_view: ObjectView,
+    sides: _Sides,
     olds: Iterable[int],
     news: Iterable[int],
     keys: tuple[dict[int, str], dict[int, str]],
 ) -> list[tuple[int, int]]:
     """Pair several locals of one stem."""
+    old_view, new_view = sides.old, sides.new
     olds, news = list(olds), list(news)
     pairs: list[tuple[int, int]] = []
 
@@ -163,16 +265,23 @@ def _tell_apart(
             if len(mine) == 1 and len(rivals) == 1:
                 settle(mine[0], n)
 
-    nobody: frozenset[str] = frozenset()
-    by(lambda o: old_view.users.get(o, nobody), lambda n: new_view.users.get(n, nobody))
+    by(lambda o: sides.old_scopes.get(o) or o, lambda n: sides.new_scopes.get(n) or str(n))
+    if not olds or not news:
+        return pairs
+    if all(n in sides.new_scopes for n in news) and all(o in sides.old_scopes for o in olds):
+        # All scopes are known, and none of those left is in both builds: only functions that were renamed remain.
+        candidates = [(o, n) for o in olds for n in news if sides.may_be_one(o, n)]
+        if not candidates:
+            return pairs
+    by(lambda o: old_view.users.get(o, _NOBODY), lambda n: new_view.users.get(n, _NOBODY))
     # A user that was added or went (or was inlined differently): the one best overlap, if there is only one.
     for n in list(news):
-        mine_users = new_view.users.get(n, nobody)
-        scored = sorted(((len(mine_users & old_view.users.get(o, nobody)), o) for o in olds), reverse=True)
+        mine_users = new_view.users.get(n, _NOBODY)
+        scored = sorted(((len(mine_users & old_view.users.get(o, _NOBODY)), o) for o in olds), reverse=True)
         if not scored or not scored[0][0] or (len(scored) > 1 and scored[1][0] == scored[0][0]):
             continue
         best = scored[0][1]
-        rivals = [m for m in news if m != n and new_view.users.get(m, nobody) & old_view.users.get(best, nobody)]
+        rivals = [m for m in news if m != n and new_view.users.get(m, _NOBODY) & old_view.users.get(best, _NOBODY)]
         if not rivals:
             settle(best, n)
     functions = [n for n in news if new_view.kinds[n] is Kind.FUNCTION]
@@ -198,6 +307,7 @@ def _match_moved(
             if definition is None or definition.place is None or definition.place in taken:
                 continue
             old_kind = view(old, definition.place.unit).kinds.get(definition.place.section)
-            if old_kind is kind and definition.value == s.value:
+            data = (Kind.DATA, Kind.CONST, Kind.THREAD)
+            if (old_kind is kind or (kind in data and old_kind in data)) and definition.value == s.value:
                 result.old_of[place] = definition.place
                 break

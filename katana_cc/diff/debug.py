@@ -6,6 +6,7 @@ so any change of a type that both builds define is a refusal, until data can be 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 from katana_cc.diff.correlate import Correlation
@@ -31,6 +32,7 @@ class DebugCache:
     def __init__(self, view: Callable[[Program, int], ObjectView]) -> None:
         self.view = view
         self._infos: dict[str, DebugInfo | DwarfProblem] = {}
+        self._scopes: dict[str, dict[int, str]] = {}
         self._declared: dict[str, dict[int, tuple[str, int]]] = {}
 
     def info(self, program: Program, unit: int) -> DebugInfo | DwarfProblem:
@@ -39,6 +41,18 @@ class DebugCache:
         if blob not in self._infos:
             self._infos[blob] = open_debug_info(program.object(unit), expand_zstd)
         return self._infos[blob]
+
+    def scopes(self, program: Program, unit: int) -> dict[int, str]:
+        """Section → qualified name (`f()::n`) of the one variable it holds."""
+        blob = program.snapshot.units[unit].blob
+        if blob not in self._scopes:
+            found: dict[int, str] = {}
+            info = self.info(program, unit)
+            if isinstance(info, DebugInfo):
+                with contextlib.suppress(FormatError):
+                    found = {v.place.section: v.qualified for v in variables(info) if v.place and _stored(v)}
+            self._scopes[blob] = found
+        return self._scopes[blob]
 
     def declared(self, program: Program, place: Place) -> tuple[str, int]:
         """(file, line) of the declaration of what `place` holds; ("", 0) when not known."""
@@ -61,13 +75,15 @@ class DebugCache:
         except FormatError:
             return  # names without a place are better than none; compare_types refuses damaged information
 
-    def line_pairs(self, old: Program, old_place: Place, new: Program, new_place: Place) -> set[tuple[int, int]]:
-        """(old line, new line) of instructions at equal offsets; empty where a line table is missing."""
-        before, after = self.info(old, old_place.unit), self.info(new, new_place.unit)
-        if isinstance(before, DwarfProblem) or isinstance(after, DwarfProblem):
-            return set()
-        rows = lines.line_rows(before, old_place.section), lines.line_rows(after, new_place.section)
-        return {(a, b) for _file, a, b in lines.line_pairs(*rows)}
+    def lines(self, program: Program, place: Place) -> list[tuple[int, int]]:
+        """(offset, line) of the line table of a code section, by offset; empty where there is none."""
+        info = self.info(program, place.unit)
+        if isinstance(info, DwarfProblem):
+            return []
+        try:
+            return sorted((r.offset, r.line) for r in lines.line_rows(info, place.section))
+        except FormatError:
+            return []
 
     def compare_types(
         self, old: Program, old_unit: int, new: Program, new_unit: int, correlation: Correlation

@@ -11,19 +11,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from katana_cc.diff.compare import Comparison, Outcome, only_lines_differ
+from katana_cc.diff.compare import Comparison, Outcome
 from katana_cc.diff.correlate import Correlation, correlate
 from katana_cc.diff.debug import DebugCache
+from katana_cc.diff.harmless import only_lines_differ
+from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.recreate import recreate
+from katana_cc.diff.replaceable import check_replaceable
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS, masked
+from katana_cc.elf.fields import masked
 from katana_cc.patch.model import Reason
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
-
-SMALLEST_FUNCTION = 5  # bytes of `jmp rel32`
 
 
 @dataclass(slots=True)
@@ -31,18 +33,21 @@ class Changes:
     """The result of a diff.
 
     `replaced[new]` is the old function a new one takes the place of; `edits` are constants rewritten where they are,
-    as (new, old); `recreated` are constants carried anew although there was an old one, since their size changed.
+    as (new, old); `recreated` are constants carried anew although there was an old one, since their size changed;
+    `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it.
     """
 
     replaced: dict[Place, Place] = field(default_factory=dict)
     edits: dict[Place, Place] = field(default_factory=dict)
     recreated: set[Place] = field(default_factory=set)
+    pointers: dict[Place, tuple[Place, tuple[int, ...]]] = field(default_factory=dict)
     reasons: list[Reason] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
         """Whether a running process would not notice any of it: nothing to carry and nothing refused."""
-        return not self.replaced and not self.edits and all(r.severity == INFO for r in self.reasons)
+        carried = self.replaced or self.edits or self.pointers
+        return not carried and all(r.severity == INFO for r in self.reasons)
 
 
 class Diff:
@@ -72,7 +77,7 @@ class Diff:
     @cached_property
     def correlation(self) -> Correlation:
         """Which place is which."""
-        return correlate(self.old, self.new, self.view)
+        return correlate(self.old, self.new, self.view, self.debug.scopes)
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -81,16 +86,16 @@ class Diff:
 
     def run(self) -> Changes:
         """All changes with their reasons."""
-        self._check_outputs()
+        check_outputs(self)
         for old_unit, new_unit in self.correlation.changed_units:
             self._compare_unit(old_unit, new_unit)
         for unit in self.correlation.new_units:
             self._new_unit(unit)
-        self._recreate_label_tables()
-        self._pull_in_users_of_recreated()
+        check_names(self)
+        recreate(self)
         # From here on the set of replaced functions, edits and recreated constants is fixed.
         for place, old_place in self.changes.replaced.items():
-            self._check_replaceable(place, old_place)
+            check_replaceable(self, place, old_place)
         for old_unit, new_unit in self.correlation.changed_units:
             self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit, self.correlation)
         self.changes.reasons = _unique(self.changes.reasons)
@@ -113,23 +118,6 @@ class Diff:
         self.changes.reasons.append(Reason(code.value, severity, subject, file, line, text))
 
     # Passes
-
-    def _check_outputs(self) -> None:
-        old, new = self.old.image, self.new.image
-        if (old.type, old.machine) != (new.type, new.machine):
-            text = "the old output is position-independent and the new one is not, or the other way round"
-            self.reason(Code.MACHINE_CHANGED, REFUSED, None, text)
-        for tag, value in old.dynamic:
-            if tag == c.DT_TEXTREL or (tag == c.DT_FLAGS and value & c.DF_TEXTREL):
-                self.reason(
-                    Code.TEXT_RELOCATIONS, REFUSED, None, "the old output has relocations in its code (DT_TEXTREL)"
-                )
-        for unit in self.correlation.removed_units:
-            view = self.view(self.old, unit)
-            for number, kind in view.kinds.items():
-                if kind is Kind.STARTUP:
-                    place = Place(unit, number)
-                    self.reason(Code.STARTUP_CHANGED, REFUSED, place, "its start-up code is gone", program=self.old)
 
     def _compare_unit(self, old_unit: int, new_unit: int) -> None:
         view = self.view(self.new, new_unit)
@@ -155,96 +143,182 @@ class Diff:
         self._note_removed(old_unit)
 
     def _compare_function(self, place: Place, old_place: Place | None) -> None:
-        if old_place is None or self.old.address(old_place) is None:
-            return  # new, or never in the output: carried when something refers to it
+        if old_place is None:
+            self._check_new_name(place)
+            return  # carried when something refers to it
         outcome = self._function_outcome(old_place, place)
         if outcome is Outcome.SAME:
+            return
+        if self.old.address(old_place) is None:
+            self._check_absent(place, old_place)
+            return
+        if outcome is Outcome.DATES:
+            self.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
             return
         if outcome is Outcome.BYTES and self._only_lines(old_place, place):
             self.reason(Code.LINES_ONLY, INFO, place, "only its own line numbers moved; left out")
             return
         self.changes.replaced[place] = old_place
-        moved = self.correlation.changed_units and (old_place.unit, place.unit) not in self.correlation.changed_units
+        moved = (old_place.unit, place.unit) not in self.correlation.changed_units
         code = Code.FUNCTION_MOVED if moved else Code.FUNCTION_CHANGED
-        how = {
-            Outcome.SIZE: "its code changed",
-            Outcome.BYTES: "its code changed",
-            Outcome.REFERENCES: "it refers to other functions, data or literals",
-            Outcome.SAME: "",
-        }[outcome]
+        how = "it refers to other functions, data or literals" if outcome is Outcome.REFERENCES else "its code changed"
         self.reason(code, INFO, place, how)
+
+    def _check_new_name(self, place: Place) -> None:
+        """A new section whose global name existed before: in a way that cannot be paired."""
+        view = self.view(self.new, place.unit)
+        for s in view.symbols_in.get(place.section, ()):
+            before = self.old.globals.get(s.name) if s.binding != c.STB_LOCAL else None
+            if before is None or before.address is None:
+                continue
+            if before.place is None and view.kinds[place.section] is Kind.DATA:
+                if before.size != s.size:
+                    text = (
+                        f"{s.name} changed its size from {before.size} to {s.size} bytes; its live value would not fit"
+                    )
+                    self.reason(Code.DATA_RESIZED, REFUSED, place, text)
+                elif any(view.data(place.section)):
+                    text = "its initial value changed; the live value is kept"
+                    self.reason(Code.INITIALISER_KEPT, INFO, place, text)
+                continue
+            code = Code.CODE_SHARED_SECTION if view.kinds[place.section] is Kind.FUNCTION else Code.DATA_REARRANGED
+            text = (
+                f"the old {s.name} lies in a section with others (built without -ffunction-sections -fdata-sections?)"
+            )
+            self.reason(code, REFUSED, place, text)
+
+    def _check_absent(self, place: Place, old_place: Place) -> None:
+        """The old thing has no address: collected as unused, which is harmless, or folded, or not found."""
+        old_view = self.view(self.old, old_place.unit)
+        names = {s.name for s in old_view.symbols_in.get(old_place.section, ())}
+        folded = {n for several in self.old.snapshot.folded.values() for n in several}
+        stripped = not self.old.snapshot.linker_symbols
+        if why := self.old.unplaced.get(old_place):
+            self.reason(Code.NOT_PLACED, REFUSED, place, f"its place in the old output is not known: {why}")
+        elif names & folded or (self.old.options.icf and stripped):
+            text = "the linker may have folded the old one with another that is equal (--icf)"
+            self.reason(Code.FUNCTION_FOLDED, REFUSED, place, text)
 
     def _function_outcome(self, old_place: Place, place: Place) -> Outcome:
         old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
         old_parts, parts = old_view.parts.get(old_place.section, []), view.parts.get(place.section, [])
-        outcome = self.comparison.compare(old_place, place)
-        if outcome in (Outcome.SIZE, Outcome.REFERENCES):
-            return outcome
+        outcomes = [self.comparison.compare(old_place, place)]
         if len(old_parts) != len(parts):
-            return Outcome.SIZE
-        for a, b in zip(old_parts, parts, strict=True):
-            part = self.comparison.compare(Place(old_place.unit, a), Place(place.unit, b))
-            if part in (Outcome.SIZE, Outcome.REFERENCES):
-                return part
-            if part is Outcome.BYTES:
-                outcome = part
-        return outcome
+            outcomes.append(Outcome.SIZE)
+        else:
+            for a, b in zip(old_parts, parts, strict=True):
+                outcomes.append(self.comparison.compare(Place(old_place.unit, a), Place(place.unit, b)))
+        return max(outcomes, key=lambda o: o.value)
 
     def _only_lines(self, old_place: Place, place: Place) -> bool:
         old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
         sections = [(old_place.section, place.section)]
         sections += zip(old_view.parts.get(old_place.section, []), view.parts.get(place.section, []), strict=True)
-        pairs: set[tuple[int, int]] = set()
-        for a, b in sections:
-            pairs |= self.debug.line_pairs(self.old, Place(old_place.unit, a), self.new, Place(place.unit, b))
         for a, b in sections:
             before = masked(old_view.data(a), old_view.elf.relocations(a), relaxed=False)
             after = masked(view.data(b), view.elf.relocations(b), relaxed=False)
-            if before != after and not only_lines_differ(before, after, pairs):
+            if before == after:
+                continue
+            lines = (
+                self.debug.lines(self.old, Place(old_place.unit, a)),
+                self.debug.lines(self.new, Place(place.unit, b)),
+            )
+            if not only_lines_differ(before, after, *lines):
                 return False
         return True
 
     def _compare_constant(self, place: Place, old_place: Place | None) -> None:
-        if old_place is None or self.old.address(old_place) is None:
+        if old_place is None:
+            self._check_new_name(place)
             return
         old_kind = self.view(self.old, old_place.unit).kinds.get(old_place.section)
         outcome = self.comparison.compare(old_place, place)
-        if old_kind is not Kind.CONST:
+        if self.old.address(old_place) is None:
+            if outcome is not Outcome.SAME:
+                self._check_absent(place, old_place)
+        elif old_kind is not Kind.CONST:
             text = "it was a writable variable and is read-only now; the live value would be lost"
             self.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
+        elif outcome is Outcome.SAME or self._rearranged(place, old_place):
+            return
         elif outcome is Outcome.SIZE:
             self.changes.recreated.add(place)
-            if self.view(self.new, place.unit).is_global(place.section):
-                text = "this read-only table changed its size, and other objects may hold its address"
+            exported = [s.name for s in self.view(self.new, place.unit).symbols_in.get(place.section, ())
+                        if s.binding != c.STB_LOCAL and s.name in self.old.tables.by_name]  # fmt: skip
+            if exported:
+                text = "this read-only table changed its size, and other modules may hold its address"
                 self.reason(Code.CONSTANT_SHARED, REFUSED, place, text)
             else:
                 self.reason(Code.CONSTANT_RECREATED, INFO, place, "this read-only table changed its size; made anew")
-        elif outcome is not Outcome.SAME:
+        elif outcome is Outcome.DATES:
+            self.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
+        else:
             self.changes.edits[place] = old_place
             self.reason(Code.CONSTANT_CHANGED, INFO, place, "this read-only data is rewritten where it is")
 
+    def _rearranged(self, place: Place, old_place: Place) -> bool:
+        """Refuse a section of several data (no -fdata-sections) in which something came, went or moved."""
+        before = self.view(self.old, old_place.unit).layout(old_place.section)
+        after = self.view(self.new, place.unit).layout(place.section)
+        if before == after or (len(before) == len(after) == 1):
+            return False
+        name = self.view(self.new, place.unit).elf.sections[place.section].name
+        text = f"section {name} holds several variables, and they are arranged otherwise (build with -fdata-sections)"
+        self.reason(Code.DATA_REARRANGED, REFUSED, place, text)
+        return True
+
     def _compare_variable(self, place: Place, old_place: Place | None, kind: Kind) -> None:
         if old_place is None:
+            self._check_new_name(place)
             return
         old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
         old_kind = old_view.kinds.get(old_place.section)
         outcome = self.comparison.compare(old_place, place)
         if self.old.address(old_place) is None:
+            if outcome is not Outcome.SAME and old_place in self.old.unplaced:
+                self._check_absent(place, old_place)
             return
         if old_kind is not kind:
             text = "it was read-only, writable or thread-local before and is not now"
             self.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
+        elif self._rearranged(place, old_place):
+            return
         elif outcome is Outcome.SIZE:
             sizes = (old_view.elf.sections[old_place.section].size, view.elf.sections[place.section].size)
             code = Code.THREAD_LOCAL if kind is Kind.THREAD else Code.DATA_RESIZED
             text = f"this variable changed its size from {sizes[0]} to {sizes[1]} bytes; its live value would not fit"
             self.reason(code, REFUSED, place, text)
+        elif kind is Kind.THREAD and outcome is not Outcome.SAME:
+            text = "the initial value of a thread-local changed; threads that start later would still get the old one"
+            self.reason(Code.THREAD_LOCAL, REFUSED, place, text)
         elif outcome is Outcome.REFERENCES and self._only_labels(view, place.section):
-            pass  # a label table: _recreate_label_tables
+            pass  # a label table: recreate.py
         elif outcome is Outcome.REFERENCES:
-            text = "pointers in its initial value changed, and its live value may still be the old one"
+            self._compare_pointers(place, old_place)
+        elif outcome in (Outcome.BYTES, Outcome.DATES):
+            self.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+
+    def _compare_pointers(self, place: Place, old_place: Place) -> None:
+        """Pointers to functions are rewritten where the live one is still the old initial one, those to literals kept.
+
+        A pointer to a literal is a value like a number: the old literal stays where it is.  A pointer to a function is
+        behaviour: a table of handlers must gain the new one.  Pointers to data are neither; they are refused.
+        """
+        moved = self.comparison.changed_pointers(old_place, place)
+        if moved is None:
+            text = "pointers in its initial value came or went, and its live value may still be the old one"
             self.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
-        elif outcome is Outcome.BYTES:
+            return
+        functions = [at for at, kinds in moved if kinds <= {Kind.FUNCTION}]
+        if any(not kinds <= {Kind.FUNCTION} and not kinds <= {Kind.LITERAL} for _, kinds in moved):
+            text = "pointers to data in its initial value changed, and its live value may still be the old one"
+            self.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
+            return
+        if functions:
+            self.changes.pointers[place] = (old_place, tuple(functions))
+            text = f"{len(functions)} function pointers in it are rewritten, if they are still what they were initially"
+            self.reason(Code.POINTER_TAKEN_OVER, INFO, place, text)
+        if len(functions) < len(moved) or self.comparison.bytes_differ(old_place, place):
             self.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
 
     @staticmethod
@@ -258,8 +332,10 @@ class Diff:
     def _compare_whole(self, place: Place, old_place: Place | None, kind: Kind) -> None:
         view = self.view(self.new, place.unit)
         name = view.elf.sections[place.section].name
-        if old_place is not None and self.comparison.compare(old_place, place) is Outcome.SAME:
-            return
+        if old_place is not None and self.comparison.compare(old_place, place) in (Outcome.SAME, Outcome.DATES):
+            old_view = self.view(self.old, old_place.unit)
+            if kind is Kind.CODE or old_view.layout(old_place.section) == view.layout(place.section):
+                return
         if kind is Kind.STARTUP:
             text = f"{name}: constructors or destructors changed; they run at start and exit"
             self.reason(Code.STARTUP_CHANGED, REFUSED, place, text)
@@ -279,11 +355,15 @@ class Diff:
             if kind is Kind.FUNCTION and not view.is_part(number):
                 text = "it is gone in the new build; the old one stays for pointers that still lead to it"
                 self.reason(Code.FUNCTION_REMOVED, INFO, place, text, program=self.old)
-            elif kind is Kind.DATA and view.symbols_in.get(number):
-                self.reason(Code.DATA_REMOVED, INFO, place, "it is gone in the new build; left alone", program=self.old)
-            elif kind in (Kind.STARTUP, Kind.OTHER):
+            elif kind in (Kind.DATA, Kind.THREAD) and view.is_shared(number) and view.symbols_in.get(number):
                 name = view.elf.sections[number].name
-                code = Code.STARTUP_CHANGED if kind is Kind.STARTUP else Code.SECTION_CHANGED
+                text = f"section {name}, which held several variables, is gone (build with -fdata-sections)"
+                self.reason(Code.DATA_REARRANGED, REFUSED, place, text, program=self.old)
+            elif kind in (Kind.DATA, Kind.THREAD) and view.symbols_in.get(number):
+                self.reason(Code.DATA_REMOVED, INFO, place, "it is gone in the new build; left alone", program=self.old)
+            elif kind in (Kind.STARTUP, Kind.OTHER, Kind.CODE):
+                name = view.elf.sections[number].name
+                code = _WHOLE[kind]
                 self.reason(code, REFUSED, place, f"section {name} is gone", program=self.old)
 
     def _new_unit(self, unit: int) -> None:
@@ -297,106 +377,20 @@ class Diff:
             old_place = self.correlation.old_of.get(place)
             if kind in (Kind.STARTUP, Kind.OTHER):
                 self._compare_whole(place, None, kind)
-            elif old_place is not None:
-                if kind is Kind.FUNCTION:
+            elif kind is Kind.FUNCTION:
+                if number not in view.parent:
                     self._compare_function(place, old_place)
-                elif kind is Kind.CONST:
-                    self._compare_constant(place, old_place)
-                else:
-                    self._compare_variable(place, old_place, kind)
+            elif kind is Kind.CONST:
+                self._compare_constant(place, old_place)
+            elif kind in (Kind.DATA, Kind.THREAD):
+                self._compare_variable(place, old_place, kind)
 
-    def _recreate_label_tables(self) -> None:
-        """Tables of labels (computed goto) belong to their function: a new function needs its own.
 
-        They may be writable and may even be unchanged: with the old table the new code would jump into the old code.
-        """
-        for place in list(self.changes.replaced):
-            view = self.view(self.new, place.unit)
-            for number in view.referrers.get(place.section, ()):
-                if view.kinds[number] not in (Kind.CONST, Kind.DATA, Kind.THREAD):
-                    continue
-                if not any(r.section == place.section and r.base + r.addend for r in view.references(number)):
-                    continue
-                table = Place(place.unit, number)
-                users = {view.parent.get(n, n) for n in view.referrers.get(number, ())}
-                if users <= {place.section} and not view.is_global(number) and view.kinds[number] is not Kind.THREAD:
-                    self.changes.recreated.add(table)
-                    self.changes.edits.pop(table, None)
-                else:
-                    text = f"it holds labels of {view.label(place.section)}, which changed, and others use it too"
-                    self.reason(Code.DATA_POINTERS_CHANGED, REFUSED, table, text)
-
-    def _pull_in_users_of_recreated(self) -> None:
-        """Everything that refers to a constant made anew has to refer to the new one: to a fixed point."""
-        waiting = sorted(self.changes.recreated)
-        seen: set[Place] = set()
-        while waiting:
-            target = waiting.pop()
-            if target in seen:
-                continue
-            seen.add(target)
-            view = self.view(self.new, target.unit)
-            for number in view.referrers.get(target.section, ()):
-                if view.kinds[number] is Kind.ANONYMOUS:
-                    waiting.append(Place(target.unit, number))
-                else:
-                    self._refers_to_recreated(view, Place(target.unit, view.parent.get(number, number)), target)
-
-    def _refers_to_recreated(self, view: ObjectView, place: Place, target: Place) -> None:
-        old_place = self.correlation.old_of.get(place)
-        if old_place is None or self.old.address(old_place) is None or place in self.changes.replaced:
-            return
-        kind = view.kinds[place.section]
-        text = f"it uses {view.label(target.section)}, which is made anew"
-        if kind is Kind.FUNCTION:
-            self.changes.replaced[place] = old_place
-            self.reason(Code.CALLEE_MOVED, INFO, place, text)
-        elif kind is Kind.CONST and place not in self.changes.edits and place not in self.changes.recreated:
-            self.changes.edits[place] = old_place
-            self.reason(Code.CONSTANT_CHANGED, INFO, place, text)
-        elif kind in (Kind.DATA, Kind.THREAD):
-            text = f"it may hold the address of {view.label(target.section)}, which is made anew"
-            self.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
-        elif kind is Kind.CODE:
-            self.reason(Code.CODE_SHARED_SECTION, REFUSED, place, text)
-
-    def _check_replaceable(self, place: Place, old_place: Place) -> None:
-        """Refuse what cannot be jumped away from."""
-        old_view = self.view(self.old, old_place.unit)
-        address = self.old.address(old_place)
-        assert address is not None
-        size = old_view.elf.sections[old_place.section].size
-        if size < SMALLEST_FUNCTION:
-            text = f"the old function has {size} bytes, a jump needs {SMALLEST_FUNCTION}"
-            self.reason(Code.FUNCTION_TOO_SMALL, REFUSED, place, text)
-        if others := self.old.snapshot.folded.get(address):
-            text = f"the linker folded it with {', '.join(others)}: changing one would change all"
-            self.reason(Code.FUNCTION_FOLDED, REFUSED, place, text)
-        for number in (old_place.section, *old_view.parts.get(old_place.section, ())):
-            self._check_bytes(place, Place(old_place.unit, number))
-        if old_view.label(old_place.section) == "main":
-            text = "main is on the stack for the whole life of the process: it can never be replaced there"
-            self.reason(Code.MAIN_ACTIVE, INFO, place, text)
-
-    def _check_bytes(self, place: Place, old_place: Place) -> None:
-        """The old output must hold the old object's bytes where the recorder says: the jump goes there."""
-        address = self.old.address(old_place)
-        why = self.old.unplaced.get(old_place)
-        if address is None or why:
-            self.reason(
-                Code.NOT_PLACED, REFUSED, place, f"its place in the old output is not known: {why or 'not in it'}"
-            )
-            return
-        elf = self.view(self.old, old_place.unit).elf
-        data = elf.contents(elf.sections[old_place.section])
-        relocations = elf.relocations(old_place.section)
-        if any(r.type not in EXTENTS for r in relocations):
-            return  # the comparison said so already
-        final = self.old.image.read(address, len(data))
-        if masked(final, relocations, relaxed=True) != masked(data, relocations, relaxed=True):
-            self.reason(
-                Code.BYTES_UNEXPECTED, REFUSED, place, "the old output does not hold the old object's code there"
-            )
+_WHOLE = {
+    Kind.STARTUP: Code.STARTUP_CHANGED,
+    Kind.OTHER: Code.SECTION_CHANGED,
+    Kind.CODE: Code.CODE_SHARED_SECTION,
+}
 
 
 def _unique(reasons: Iterable[Reason]) -> list[Reason]:

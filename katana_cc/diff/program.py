@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from katana_cc.diff.options import LinkOptions, link_options
 from katana_cc.elf import constants as c
+from katana_cc.elf.dynamic import DynamicTables
 from katana_cc.elf.reader import ElfFile
 from katana_cc.recorder import record as records
 from katana_cc.recorder.record import ObjectRecord
@@ -32,6 +34,7 @@ class Definition:
     type: int
     binding: int
     address: int | None
+    visibility: int = c.STV_DEFAULT
 
 
 class ObjectCache:
@@ -96,6 +99,56 @@ class Program:
         return self.snapshot.placements.get((place.unit, place.section))
 
     @cached_property
+    def tables(self) -> DynamicTables:
+        """What the dynamic linker reads of the output."""
+        return DynamicTables(self.image)
+
+    @cached_property
+    def imports(self) -> frozenset[str]:
+        """Names that come from libraries; those the linker copied into the program (R_X86_64_COPY) too."""
+        copied = {x.symbol for x in self.tables.relocations.values() if x.type == c.R_X86_64_COPY}
+        return frozenset(s.name for s in self.tables.symbols if s.name and not s.defined) | copied
+
+    @cached_property
+    def is_library(self) -> bool:
+        """Whether the output is a shared library: position-independent and without an interpreter of its own."""
+        flags = dict(self.image.dynamic).get(c.DT_FLAGS_1, 0)
+        dynamic = self.image.type == c.ET_DYN and not flags & c.DF_1_PIE
+        return dynamic and not any(s.type == c.PT_INTERP for s in self.image.segments)
+
+    @cached_property
+    def binds_itself(self) -> bool:
+        """Whether the names it defines always mean its own definitions (-Bsymbolic, executables)."""
+        tags = dict(self.image.dynamic)
+        symbolic = c.DT_SYMBOLIC in tags or bool(tags.get(c.DT_FLAGS, 0) & c.DF_SYMBOLIC)
+        return not self.is_library or symbolic
+
+    def interposable(self, name: str) -> bool:
+        """Whether another module may define `name` in this library's stead."""
+        known = self.tables.by_name.get(name)
+        if self.binds_itself or known is None or not known.defined:
+            return False
+        definition = self.globals.get(name)
+        function = definition is not None and definition.type == c.STT_FUNC
+        if function and "-Bsymbolic-functions" in self.snapshot.arguments:
+            return False
+        return definition is None or definition.visibility == c.STV_DEFAULT
+
+    @cached_property
+    def options(self) -> LinkOptions:
+        """What the link's options say of the meaning of names."""
+        return link_options(self.snapshot.arguments)
+
+    def meant(self, name: str) -> str:
+        """The name that an undefined `name` of an object came to mean (`--wrap`, ld(1))."""
+        wrapped = self.options.wrapped
+        if name in wrapped:
+            return f"__wrap_{name}"
+        if name.startswith("__real_") and name.removeprefix("__real_") in wrapped:
+            return name.removeprefix("__real_")
+        return name
+
+    @cached_property
     def globals(self) -> dict[str, Definition]:
         """Who defines each global or weak name: what is in the output before what is not, strong before weak."""
         self.cache.load_records([u.blob for u in self.snapshot.units])
@@ -114,6 +167,6 @@ class Program:
                     address, value = (None if base is None else base + s.value), s.value
                 rank = (int(address is not None), {c.STB_WEAK: 0}.get(s.binding, 1))
                 if s.name not in found or rank > found[s.name][0]:
-                    definition = Definition(s.name, place, value, s.size, s.type, s.binding, address)
+                    definition = Definition(s.name, place, value, s.size, s.type, s.binding, address, s.visibility)
                     found[s.name] = rank, definition
         return {name: definition for name, (_, definition) in found.items()}

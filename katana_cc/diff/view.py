@@ -85,6 +85,11 @@ class ObjectView:
         return found
 
     @cached_property
+    def undefined(self) -> frozenset[str]:
+        """Names the object takes from others."""
+        return frozenset(s.name for s in self.elf.symbols if s.name and s.section == c.SHN_UNDEF)
+
+    @cached_property
     def allocated(self) -> tuple[Section, ...]:
         """All allocated sections that hold something."""
         return tuple(s for s in self.elf.sections if s.flags & c.SHF_ALLOC and s.size)
@@ -113,12 +118,12 @@ class ObjectView:
             return Kind.THREAD
         if s.flags & c.SHF_MERGE:
             return Kind.LITERAL
-        named = any(x.type == c.STT_OBJECT for x in symbols)
         relro = s.name.startswith(".data.rel.ro")
         if s.flags & c.SHF_WRITE and not relro:
-            return Kind.DATA if named or s.name.startswith((".data", ".bss", ".ldata", ".lbss")) else Kind.OTHER
+            # Any other name may be a linker set (`__start_NAME`), or mean something to a linker script.
+            return Kind.DATA if s.name.startswith((".data", ".bss", ".ldata", ".lbss")) else Kind.OTHER
         if s.name.startswith((".rodata", ".lrodata")) or relro:
-            return Kind.CONST if named else Kind.ANONYMOUS
+            return Kind.CONST if any(x.type == c.STT_OBJECT for x in symbols) else Kind.ANONYMOUS
         return Kind.OTHER
 
     def label(self, section: int) -> str:
@@ -129,6 +134,22 @@ class ObjectView:
     def is_global(self, section: int) -> bool:
         """Whether anything in the section has a global or weak name."""
         return any(s.binding != c.STB_LOCAL for s in self.symbols_in.get(section, ()))
+
+    def is_function(self, section: int) -> bool:
+        """Whether a section holds one function."""
+        return self.kinds.get(section) is Kind.FUNCTION
+
+    def is_shared(self, section: int) -> bool:
+        """Whether a data section is not one datum's own (`.data.NAME`): made without -fdata-sections."""
+        if self.kinds.get(section) not in (Kind.DATA, Kind.CONST, Kind.THREAD):
+            return False
+        name = self.elf.sections[section].name
+        return not any(name.endswith("." + s.name) for s in self.symbols_in.get(section, ()))
+
+    def layout(self, section: int) -> list[tuple[int, int, str]]:
+        """(offset, size, name without numbers) of the data in a section."""
+        symbols = self.symbols_in.get(section, ())
+        return sorted((s.value, s.size, stem(s.name)) for s in symbols if s.type in (c.STT_OBJECT, c.STT_TLS))
 
     def is_part(self, section: int) -> bool:
         """Whether a function section is the .cold half of another one."""

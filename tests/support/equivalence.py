@@ -17,7 +17,7 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.dynamic import DynamicTables
 from katana_cc.elf.fields import EXTENTS, GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf.reader import ElfFile
-from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection
+from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
 
 _STUB = re.compile(r"^([0-9a-f]+) <(.+)@plt>:$", re.MULTILINE)
 _THREAD = (c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF)
@@ -47,10 +47,24 @@ class Output:
                 self.names.setdefault(s.value, set()).add(stem(s.name.split("@")[0]))
                 self.at.setdefault(s.name, []).append(s.value)
         text = subprocess.run(["objdump", "-d", path], check=True, capture_output=True, text=True).stdout
-        self.stubs = {int(a, 16): n.split("@")[0] for a, n in _STUB.findall(text)}
+        self.stubs = {int(a, 16): self._meant(n.split("@")[0]) for a, n in _STUB.findall(text)}
         self.thread_size = next(
             (s.memory_size + -s.memory_size % s.alignment for s in self.elf.segments if s.type == c.PT_TLS), 0
         )
+
+    def in_stubs(self, address: int) -> bool:
+        """Whether there is a procedure linkage table at `address`."""
+        return any(
+            s.name.startswith((".plt", ".iplt")) and 0 <= address - s.address < s.size for s in self.elf.sections
+        )
+
+    def _meant(self, label: str) -> str:
+        """What a PLT stub leads to; that of a program's own IFUNC is labelled `*ABS*+0x1139`, by its resolver."""
+        if not label.startswith("*ABS*+"):
+            return label
+        names = self.names.get(int(label.removeprefix("*ABS*+"), 16), {label})
+        kinds = {s.name for s in self.elf.symbols if s.type == c.STT_GNU_IFUNC}
+        return next(iter(sorted(names & kinds)), label)
 
     def read(self, address: int, size: int) -> bytes:
         return self.elf.read(address, size)
@@ -66,12 +80,18 @@ def inequivalences(po: PatchObject, old_path: Path, new_path: Path) -> list[str]
         places = checker.places(number)
         if places:
             attempts = [list(checker.compare(section, address)) for address in places]
-            found += min(attempts, key=len)
+            best: list[str] = min(attempts, key=_count)
+            found += best
     for edit in po.data_edits:
         places = checker.new.at.get(edit.name, [])
         attempts = [list(checker.compare(po.sections[edit.replacement], address)) for address in places]
-        found += min(attempts, key=len) if attempts else []
+        best = min(attempts, key=_count, default=[])
+        found += best
     return found
+
+
+def _count(problems: list[str]) -> int:
+    return len(problems)
 
 
 class _Checker:
@@ -147,6 +167,8 @@ class _Checker:
                 return True
             return y.name in self.new.names.get(start, ()) or (y.binding == c.STB_WEAK and start in (0, -bias))
         if y.section is None:
+            if y.type == c.STT_GNU_IFUNC and self.new.in_stubs(point + bias):
+                return True  # lld's stubs have no label
             wanted = self.old.names.get(y.value, set())
             wanted = wanted or {stem(y.name)}
             stub = self.new.stubs.get(point + bias, "")
@@ -166,7 +188,7 @@ class _Checker:
         # What no symbol names (jump tables) is compared where a symbol names its user.
         return not places or start - y.value in places
 
-    def _symbols(self, section: int) -> Iterator[object]:
+    def _symbols(self, section: int) -> Iterator[PatchSymbol]:
         return (z for z in self.po.symbols if z.section == section and z.name)
 
     def _agrees_thread(self, r: PatchRelocation, value: int) -> bool:

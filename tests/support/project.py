@@ -152,7 +152,8 @@ class Project:
                 del objects[name]
                 continue
             jobs.append(subprocess.Popen(command, cwd=self.folder))
-        assert not any([job.wait() for job in jobs]), "a compilation failed"
+        failed = [job.args for job in jobs if job.wait()]
+        assert not failed
         inputs = [objects[n] for n in (order or objects) if n not in archived]
         if archived:
             (self.folder / "libpart.a").unlink(missing_ok=True)
@@ -189,9 +190,10 @@ class Project:
             (objects / ident).write_bytes(data)
             archive = data.startswith(b"!<arch>")
             inputs.append({"path": name, "absolute": os.path.normpath(source), "file": ident, "archive": archive})
+        argv = [part for word in words for part in word.removeprefix("-Wl,").split(",")]
         info = {
             "format": 1, "output": str(self.folder / output), "output_key": output, "map": "map", "image": "output",
-            "inputs": inputs, "argv": list(words), "linker": f"ld.{self.variant.linker}", "notes": [], "lto": False,
+            "inputs": inputs, "argv": argv, "linker": f"ld.{self.variant.linker}", "notes": [], "lto": False,
             "time": time.time(),
         }  # fmt: skip
         (place / "link.json").write_text(json.dumps(info))

@@ -1,0 +1,65 @@
+"""Whether an old function can be jumped away from, judged by the old output alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from katana_cc.diff.program import Place
+from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.view import Kind
+from katana_cc.elf import constants as c
+from katana_cc.elf.fields import EXTENTS, masked
+
+if TYPE_CHECKING:
+    from katana_cc.diff.engine import Diff
+
+SMALLEST_FUNCTION = 5  # bytes of `jmp rel32`
+
+
+def check_replaceable(diff: Diff, place: Place, old_place: Place) -> None:
+    """Refuse what cannot be jumped away from."""
+    old_view = diff.view(diff.old, old_place.unit)
+    address = diff.old.address(old_place)
+    assert address is not None
+    size = old_view.elf.sections[old_place.section].size
+    if size < SMALLEST_FUNCTION:
+        text = f"the old function has {size} bytes, a jump needs {SMALLEST_FUNCTION}"
+        diff.reason(Code.FUNCTION_TOO_SMALL, REFUSED, place, text)
+    if others := diff.old.snapshot.folded.get(address):
+        text = f"the linker folded it with {', '.join(others)}: changing one would change all"
+        diff.reason(Code.FUNCTION_FOLDED, REFUSED, place, text)
+    for number in (old_place.section, *old_view.parts.get(old_place.section, ())):
+        _check_bytes(diff, place, Place(old_place.unit, number))
+    if any(s.type == c.STT_GNU_IFUNC for s in old_view.symbols_in.get(old_place.section, ())):
+        text = "it resolves an IFUNC, which happens once, when the program starts"
+        diff.reason(Code.IFUNC, REFUSED, place, text)
+    if _runs_at_start(diff, place):
+        text = "it runs once, before main: what it does differently would never happen in a running process"
+        diff.reason(Code.STARTUP_CHANGED, REFUSED, place, text)
+    if old_view.label(old_place.section) == "main":
+        text = "main is on the stack for the whole life of the process: it can never be replaced there"
+        diff.reason(Code.MAIN_ACTIVE, INFO, place, text)
+
+
+def _runs_at_start(diff: Diff, place: Place) -> bool:
+    """Whether a function is a constructor.  A destructor is no different from other functions."""
+    view = diff.view(diff.new, place.unit)
+    startup = (n for n in view.referrers.get(place.section, ()) if view.kinds[n] is Kind.STARTUP)
+    return any(not view.elf.sections[n].name.startswith((".fini_array", ".dtors")) for n in startup)
+
+
+def _check_bytes(diff: Diff, place: Place, old_place: Place) -> None:
+    """The old output must hold the old object's bytes where the recorder says: the jump goes there."""
+    address = diff.old.address(old_place)
+    why = diff.old.unplaced.get(old_place)
+    if address is None or why:
+        diff.reason(Code.NOT_PLACED, REFUSED, place, f"its place in the old output is not known: {why or 'not in it'}")
+        return
+    elf = diff.view(diff.old, old_place.unit).elf
+    data = elf.contents(elf.sections[old_place.section])
+    relocations = elf.relocations(old_place.section)
+    if any(r.type not in EXTENTS for r in relocations):
+        return  # the comparison said so already
+    final = diff.old.image.read(address, len(data))
+    if masked(final, relocations, relaxed=True) != masked(data, relocations, relaxed=True):
+        diff.reason(Code.BYTES_UNEXPECTED, REFUSED, place, "the old output does not hold the old object's code there")

@@ -1,0 +1,88 @@
+"""Data rewritten in place: what must be there now, and what is to be there.
+
+Both are sections of the patch object with relocations, for the dynamic linker relocated the old contents too.  What is
+compared are the final bytes of the old output, with the fields that the dynamic linker wrote as it wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from katana_cc.diff.program import Place
+from katana_cc.elf import constants as c
+from katana_cc.patch.carrying import Carrier
+from katana_cc.patch.model import DataEdit, PatchRelocation, PatchSection, PatchSymbol
+from katana_cc.patch.references import References
+
+
+class Edits:
+    """Makes data edits, adding their sections to `carrier`."""
+
+    def __init__(self, carrier: Carrier, references: References) -> None:
+        self.carrier = carrier
+        self.references = references
+        self.diff = carrier.diff
+        self.old = self.diff.old
+        self.old_tables = self.old.tables
+
+    def whole(self, place: Place, old_place: Place) -> DataEdit:
+        view = self.carrier.view(place)
+        source = view.elf.sections[place.section]
+        name = view.label(place.section)
+        address = self.old.address(old_place)
+        assert address is not None
+        expected = len(self.carrier.sections)
+        data, relocations = self._old_contents(old_place, address, source.size)
+        kind = c.SHT_PROGBITS
+        self.carrier.sections.append(
+            PatchSection(f".katold.{name}", kind, 0, 8, data, len(data), relocations=tuple(relocations))
+        )
+        replacement = len(self.carrier.sections)
+        self.carrier.sections.append(None)
+        blank = PatchSection(f".katnew.{name}", kind, 0, 8, view.elf.contents(source), source.size)
+        self.carrier.sections[replacement] = self.references.translated(place, blank)
+        return DataEdit(name, address, expected, replacement)
+
+    def pointer(self, place: Place, old_place: Place, at: int) -> DataEdit:
+        """One pointer at offset `at` of a variable: it must still be the old initial one."""
+        name = f"{self.carrier.view(place).label(place.section)}+{at:#x}"
+        base = self.old.address(old_place)
+        assert base is not None
+        data, found = self._old_contents(old_place, base, at + 8)
+        expected = len(self.carrier.sections)
+        relocations = tuple(PatchRelocation(0, r.type, r.symbol, r.addend) for r in found if r.offset == at)
+        kind = c.SHT_PROGBITS
+        self.carrier.sections.append(PatchSection(f".katold.{name}", kind, 0, 8, data[at:], 8, relocations=relocations))
+        reference = next(r for r in self.carrier.view(place).references(place.section) if r.relocation.offset == at)
+        moved = self.references.translate(place, reference)
+        fields = () if moved is None else (PatchRelocation(0, moved.type, moved.symbol, moved.addend),)
+        self.carrier.sections.append(PatchSection(f".katnew.{name}", kind, 0, 8, bytes(8), 8, relocations=fields))
+        return DataEdit(name, base + at, expected, len(self.carrier.sections) - 1)
+
+    def _old_contents(self, place: Place, address: int, size: int) -> tuple[bytes, Iterable[PatchRelocation]]:
+        """What must be in the target at `address`: the final bytes, with what the dynamic linker added."""
+        data = bytearray(self.old.image.read(address, size))
+        relocations = []
+        moved = self.old.image.type == c.ET_DYN
+        for r in self.old.object(place.unit).relocations(place.section):
+            if r.type != c.R_X86_64_64:
+                continue
+            dynamic = self.old_tables.relocations.get(address + r.offset)
+            if dynamic is not None and dynamic.symbol:
+                symbol = PatchSymbol(dynamic.symbol, c.STB_GLOBAL, c.STT_NOTYPE, None, 0, 0)
+                known = self.old_tables.by_name.get(dynamic.symbol)
+                if known is not None and known.value:
+                    symbol = PatchSymbol(dynamic.symbol, c.STB_GLOBAL, c.STT_NOTYPE, None, known.value, 0)
+                addend = dynamic.addend
+            elif moved:
+                held = int.from_bytes(data[r.offset : r.offset + 8], "little")
+                value = dynamic.addend if dynamic is not None else held
+                if not value:
+                    continue  # an absent weak symbol
+                symbol = PatchSymbol(f"old.{value:x}", c.STB_GLOBAL, c.STT_NOTYPE, None, value, 0)
+                addend = 0
+            else:
+                continue
+            data[r.offset : r.offset + 8] = bytes(8)
+            relocations.append(PatchRelocation(r.offset, r.type, self.carrier.symbol(symbol), addend))
+        return bytes(data), relocations
