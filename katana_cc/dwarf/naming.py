@@ -15,6 +15,7 @@ Qualified names: namespaces and classes with `::`; types local to a function bel
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from typing import Final
 
@@ -42,7 +43,8 @@ _POINTERS: Final = {
 }
 _INTEGERS: Final = {1: "char", 2: "short", 4: "int", 8: "long", 16: "__int128"}
 _FLOATS: Final = {2: "_Float16", 4: "float", 8: "double", 16: "long double"}
-_DEPTH_LIMIT: Final = 60  # of types in types: no program comes near, and damaged input must end somewhere
+_DEPTH_LIMIT: Final = 150  # of types in types: damaged input must end somewhere
+_TEXT_LIMIT: Final = 8192  # characters of a type's text
 
 
 class Naming:
@@ -55,6 +57,7 @@ class Naming:
         self._facts: dict[int, tuple[str, int, str]] = {}
         self._open: set[int] = set()
         self._sizes: dict[int, int] = {}
+        self._entered: list[int] = []
         self._scopes: dict[int, str] = {}
         self._names: dict[int, str] = {}
 
@@ -120,22 +123,32 @@ class Naming:
         """The qualified name of the scope that outline entry `number` opens; "" for a unit."""
         if number < 0:
             return ""
-        found = self._scopes.get(number)
-        if found is None:
-            self._scopes[number] = ""  # what damaged input that is inside itself finds on its way round
-            entry = self._info.outline[number]
-            if entry.parent < 0:
-                found = ""
-            elif entry.tag == d.DW_TAG_namespace:
-                name = self._info.die(entry.offset, entry.unit).text(d.DW_AT_name) or "(anonymous namespace)"
-                found = _join(self.scope(entry.parent), name)
-            elif entry.tag == d.DW_TAG_subprogram:
-                found = self.qualified(entry) + "()"
-            else:
-                name = self.aggregate(self._info.die(entry.offset, entry.unit))
-                found = name or _join(self.scope(entry.parent), "(anonymous)")
-            self._scopes[number] = found
-        return found
+        # From the outermost inwards, so that no nesting is too deep for the stack.
+        missing = []
+        outer = number
+        while outer >= 0 and outer not in self._scopes:
+            missing.append(outer)
+            outer = self._info.outline[outer].parent
+        for inner in reversed(missing):
+            self._scopes[inner] = ""  # what damaged input that is inside itself finds on its way round
+            if len(self._entered) > _DEPTH_LIMIT:
+                raise self._endless(None)
+            self._entered.append(inner)
+            try:
+                self._scopes[inner] = self._scope(self._info.outline[inner])
+            finally:
+                self._entered.pop()
+        return self._scopes[number]
+
+    def _scope(self, entry: Entry) -> str:
+        if entry.parent < 0:
+            return ""
+        if entry.tag == d.DW_TAG_subprogram:
+            return self.qualified(entry) + "()"
+        die = self._info.die(entry.offset, entry.unit)
+        if entry.tag == d.DW_TAG_namespace:
+            return _join(self.scope(entry.parent), die.text(d.DW_AT_name) or "(anonymous namespace)")
+        return self.aggregate(die) or _join(self.scope(entry.parent), "(anonymous)")
 
     def qualified(self, entry: Entry) -> str:
         """The qualified name of a function, variable or named type; "" when it has no name."""
@@ -279,11 +292,18 @@ class Naming:
             return "void", ""
         found = self._texts.get(die.offset)
         if found is None:
-            if die.offset in self._open or len(self._open) > _DEPTH_LIMIT:
+            if die.offset in self._open:
                 return "...", ""  # only a nameless aggregate inside itself comes here
+            if len(self._open) > _DEPTH_LIMIT:
+                raise self._endless(die)
             self._open.add(die.offset)
             try:
-                found = self._texts[die.offset] = self._make(die)
+                found = self._make(die)
+                if len(found[0]) + len(found[1]) > _TEXT_LIMIT:
+                    # Function types that take function types double at each level; what is compared stays exact.
+                    digest = hashlib.sha256("\0".join(found).encode("utf-8", "surrogateescape")).hexdigest()
+                    found = f"(type of {len(found[0]) + len(found[1])} characters, {digest[:32]})", ""
+                self._texts[die.offset] = found
             finally:
                 self._open.discard(die.offset)
         return found

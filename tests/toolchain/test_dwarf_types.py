@@ -258,3 +258,16 @@ def test_tag_and_typedef_of_one_name_are_both_kept(tmp_path: Path) -> None:
     source = "typedef struct { int a; } item; struct item { long b; }; item one; struct item two;"
     found = layouts(build(tmp_path, source, "gcc", "-g"))
     assert sorted((k, v.size) for k, v in found.items()) == [("item", 4), ("item#2", 8)]
+
+
+def test_texts_that_double_at_each_level_stay_short_and_exact(tmp_path: Path) -> None:
+    def source(innermost: str) -> str:
+        levels = [
+            f"typedef void f0({innermost});",
+            *(f"typedef void f{i}(f{i - 1} *, f{i - 1} *);" for i in range(1, 40)),
+        ]
+        return " ".join(levels) + " struct s { f39 *call; } v;"
+
+    one, same, other = (layouts(build(tmp_path, source(t), "gcc", "-g"))["s"] for t in ("int", "int", "long"))
+    assert len(one.members[0].type) < 10_000
+    assert one.members[0].type == same.members[0].type != other.members[0].type
