@@ -13,6 +13,7 @@ from katana_cc.dwarf.dies import DebugInfo
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place
+from katana_cc.dwarf.texts import texts
 from katana_cc.dwarf.units import Die, Unit
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
@@ -92,11 +93,11 @@ def _functions(info: DebugInfo) -> tuple[Function, ...]:
 
 def prototype(info: DebugInfo, function: Function) -> str:
     """A function's type as canonical text: `int (struct request *, unsigned long)`."""
-    names = naming(info)
+    names, types = naming(info), texts(info)
     chain = names.chain(info.die(function.die))
-    result = next((names.text(names.target(x)) for x in chain if d.DW_AT_type in x.attributes), "void")
+    result = next((types.text(names.target(x)) for x in chain if d.DW_AT_type in x.attributes), "void")
     # The parameters of a concrete instance may be in part optimised away: the first to declare them has them all.
-    return f"{result} ({names.parameters(chain[-1])})"
+    return f"{result} ({types.parameters(chain[-1])})"
 
 
 def _linkage_name(die: Die) -> str:

@@ -14,6 +14,7 @@ from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.dies import DebugInfo, Entry
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import AGGREGATES, Naming, naming
+from katana_cc.dwarf.texts import Texts, texts
 from katana_cc.dwarf.units import Block, Die
 
 
@@ -30,7 +31,7 @@ class Member:
     """A data member.  Offsets in bits from the start of the aggregate.
 
     `bit_size` is that of a bit-field, else None; `size` is that of the declared type in bytes (0: open array).  `type`
-    is canonical (`katana_cc.dwarf.naming`).  `aggregate` is the key in `layouts` of the aggregate it holds by value,
+    is canonical (`katana_cc.dwarf.texts`).  `aggregate` is the key in `layouts` of the aggregate it holds by value,
     itself or as array elements, else "".
     """
 
@@ -126,7 +127,7 @@ def _layouts(info: DebugInfo) -> dict[str, TypeLayout]:
 
 
 def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -> TypeLayout:
-    kind = TypeKind(AGGREGATES[die.tag])
+    kind, types = TypeKind(AGGREGATES[die.tag]), texts(info)
     enumerators: list[Enumerator] = []
     bases: list[Base] = []
     if kind is TypeKind.ENUM:
@@ -136,13 +137,15 @@ def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -
             if child.tag == d.DW_TAG_enumerator
         ]
     elif die.children and info.cpp:
-        bases = [_base(names, child) for child in info.children(die) if child.tag == d.DW_TAG_inheritance]
+        bases = [_base(names, types, child) for child in info.children(die) if child.tag == d.DW_TAG_inheritance]
     holder, line = names.declared_at(entry)
     return TypeLayout(
         name=name,
         kind=kind,
-        size=names.size(die),
-        members=() if kind is TypeKind.ENUM else tuple(_member(names, m, label) for m, label in names.members(die)),
+        size=types.size(die),
+        members=()
+        if kind is TypeKind.ENUM
+        else tuple(_member(names, types, m, label) for m, label in names.members(die)),
         enumerators=tuple(enumerators),
         bases=tuple(bases),
         file=line_tables(info).file(holder.unit, holder.integer(d.DW_AT_decl_file)),
@@ -150,11 +153,11 @@ def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -
     )
 
 
-def _member(names: Naming, member: Die, label: str) -> Member:
-    text, size, aggregate = names.facts(names.target(member))
+def _member(names: Naming, types: Texts, member: Die, label: str) -> Member:
+    text, size, aggregate = types.facts(names.target(member))
     return Member(
         name=label,
-        bit_offset=names.bit_offset(member),
+        bit_offset=types.bit_offset(member),
         bit_size=member.integer(d.DW_AT_bit_size),
         size=size,
         type=text,
@@ -163,8 +166,8 @@ def _member(names: Naming, member: Die, label: str) -> Member:
     )
 
 
-def _base(names: Naming, inheritance: Die) -> Base:
+def _base(names: Naming, types: Texts, inheritance: Die) -> Base:
     target = names.target(inheritance)
     location = inheritance.attributes.get(d.DW_AT_data_member_location, 0)
     virtual = inheritance.integer(d.DW_AT_virtuality) or isinstance(location, Block)
-    return Base(names.text(target), -1 if virtual else int(location))
+    return Base(types.text(target), -1 if virtual else int(location))

@@ -17,6 +17,7 @@ from katana_cc.dwarf.dies import DebugInfo, Entry
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place
+from katana_cc.dwarf.texts import texts
 from katana_cc.dwarf.units import Block, Die
 
 _EXPRESSIONS = frozenset({d.DW_FORM_exprloc, d.DW_FORM_block, d.DW_FORM_block1, d.DW_FORM_block2, d.DW_FORM_block4})
@@ -28,7 +29,7 @@ class Variable:
     """One variable.
 
     `name` is as declared, `scope` what it is in: a namespace, a class, a function (`serve()`), "" for the file.
-    `type` is canonical (`katana_cc.dwarf.naming`), `size` in bytes; `aggregate` is the key in `layouts` of what it
+    `type` is canonical (`katana_cc.dwarf.texts`), `size` in bytes; `aggregate` is the key in `layouts` of what it
     holds by value.
     `place` is None for one that is only declared here, or that the compiler took apart or away (`why` says so).
     """
@@ -113,7 +114,7 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         return None
     holder = next((link for link in chain if d.DW_AT_type in link.attributes), die)
     target = names.target(holder)
-    text, size, aggregate = names.facts(target)
+    text, size, aggregate = texts(info).facts(target)
     at, line = names.declared_at(entry)
     qualified = names.qualified(entry)
     scope = qualified[: -len(name)].removesuffix("::")
