@@ -12,7 +12,7 @@ from typing import Final
 
 from bench.workload import Workload
 
-FUNCTIONS: Final = 24
+FUNCTIONS: Final = 6
 
 _HEADER = """\
 #ifndef PROGRAM_H
