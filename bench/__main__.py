@@ -49,18 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="katana-bench-") as scratch:
             setting = make_setting(Path(scratch), arguments.quick)
             report = _measure(setting, chosen)
-        _write(report, arguments.out, whole=not arguments.quick and not arguments.only)
+        _write(report, arguments.out, whole=not (arguments.quick or arguments.only or report.failed))
     except KatanaError as error:
         print(f"bench/run: {error}", file=sys.stderr)
         return int(error.status)
     except KeyboardInterrupt:
         return 130
-    return int(ExitStatus.DONE)
+    for name, reason in report.failed.items():
+        print(f"bench/run: {name} could not be measured: {reason}", file=sys.stderr)
+    return 1 if report.failed else int(ExitStatus.DONE)
 
 
 def _measure(setting: Setting, chosen: Sequence[str]) -> Report:
     figures: list[Figure] = []
     left_out: list[str] = []
+    failed: dict[str, str] = {}
     seconds: dict[str, float] = {}
 
     def take(name: str, found: Iterator[Figure]) -> None:
@@ -70,6 +73,8 @@ def _measure(setting: Setting, chosen: Sequence[str]) -> Report:
             figures.extend(found)
         except NotPermitted as error:
             left_out.append(f"{name}: {error}")
+        except KatanaError as error:
+            failed[name] = str(error)  # what the other groups found in minutes must not be lost
         seconds[name] = time.monotonic() - started
 
     machine = describe_machine(setting.compiler)
@@ -88,7 +93,7 @@ def _measure(setting: Setting, chosen: Sequence[str]) -> Report:
                 if name in chosen and name != builds.GROUP:
                     take(f"{name}.{workload.name}", measure_workload(setting, workload))
     machine["load_after"] = os.getloadavg()[0]
-    return Report(machine, setting.quick, tuple(figures), tuple(left_out), seconds)
+    return Report(machine, setting.quick, tuple(figures), tuple(left_out), failed, seconds)
 
 
 def _workloads(setting: Setting) -> tuple[list[Workload], list[str]]:
@@ -105,13 +110,13 @@ def _write(report: Report, out: Path, *, whole: bool) -> None:
     print(table(report))
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(report.to_json())
-    (out / "chart.svg").write_text(chart(report))
+    (out / "benchmarks.svg").write_text(chart(report))
     (out / "benchmarks.md").write_text(page(report))
     if whole:
         # The last whole run is what the documentation shows.
         (ROOT / "docs" / "benchmarks.md").write_text(page(report))
         (ROOT / "docs" / "benchmarks.svg").write_text(chart(report))
-    print(f"\nresults.json, benchmarks.md and chart.svg are in {out}", file=sys.stderr)
+    print(f"\nresults.json, benchmarks.md and benchmarks.svg are in {out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

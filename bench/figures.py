@@ -72,12 +72,14 @@ def of_samples(
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All figures of a run; `machine` describes what it ran on, `left_out` what could not be measured and why."""
+    """All figures of a run; `machine` describes what it ran on, `left_out` what this system
+    does not allow to be measured, `failed` the groups that went wrong; each with the reason."""
 
     machine: dict[str, object]
     quick: bool
     figures: tuple[Figure, ...]
     left_out: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -87,6 +89,7 @@ class Report:
             "machine": self.machine,
             "quick": self.quick,
             "left_out": list(self.left_out),
+            "failed": self.failed,
             "seconds": {name: rounded(value) for name, value in self.seconds.items()},
             "figures": [figure.as_json() for figure in self.figures],
         }

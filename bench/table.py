@@ -48,6 +48,7 @@ def table(report: Report) -> str:
         for row in rows
     ]
     lines += [f"left out: {reason}" for reason in report.left_out]
+    lines += [f"FAILED: {name}: {reason}" for name, reason in report.failed.items()]
     return "\n".join(lines)
 
 

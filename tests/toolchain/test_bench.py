@@ -118,7 +118,7 @@ def test_the_table_shows_every_figure(quick: Outcome) -> None:
 
 
 def test_the_chart_has_a_bar_for_every_target(quick: Outcome) -> None:
-    chart = ElementTree.parse(quick.out / "chart.svg").getroot()
+    chart = ElementTree.parse(quick.out / "benchmarks.svg").getroot()
     bars = [e for e in chart.iter("{http://www.w3.org/2000/svg}rect") if e.find("{*}title") is not None]
     assert len(bars) == sum(bool(f["target"]) for f in quick.figures)
     assert all(float(bar.attrib["width"]) > 0 for bar in bars)
