@@ -26,6 +26,7 @@ from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.phases import Phase, Step, step
+from katana_cc.process.priority import first_in_line
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
 
@@ -100,7 +101,7 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
         threads = Threads(target.pid)
         regions = read_map(target.pid)
         try:
-            with _undisturbed():
+            with _undisturbed(), first_in_line():
                 begun = time.perf_counter_ns()
                 try:
                     threads.seize()

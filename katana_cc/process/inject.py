@@ -18,6 +18,7 @@ from katana_cc.process import x86_64 as cpu
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE, Part
 from katana_cc.process.place import choose_base
 from katana_cc.process.plan import Plan, relink
+from katana_cc.process.priority import first_in_line
 from katana_cc.process.remote import RemoteThread, find_syscall_instruction
 from katana_cc.process.target import Target
 
@@ -40,7 +41,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
     syscall_address = find_syscall_instruction(target.memory, target.regions)
     handle = -1
     base = 0
-    with RemoteThread(target.memory, syscall_address) as remote:
+    with first_in_line(), RemoteThread(target.memory, syscall_address) as remote:
         resolved = _call_resolvers(remote, plan)
         _unmap_leftovers(remote, target)
         number = _memfd(remote, target, plan.name)
@@ -74,7 +75,7 @@ def unmap(target: Target, base: int, size: int) -> None:
         TargetError: the process is gone (then so is the mapping), or the kernel refuses.
     """
     syscall_address = find_syscall_instruction(target.memory, target.regions)
-    with RemoteThread(target.memory, syscall_address) as remote:
+    with first_in_line(), RemoteThread(target.memory, syscall_address) as remote:
         result = remote.syscall(cpu.SYS_MUNMAP, base, size)
     if result < 0:
         raise TargetError(f"munmap of {base:#x} failed: {os.strerror(-result)}", where=target.where)

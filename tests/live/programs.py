@@ -35,7 +35,10 @@ NOINLINE int helper(int x) { return x + 1; }
 /*GLOBALS*/
 NOINLINE int answer(int x) { /*ANSWER*/ calls++; return helper(x); }
 NOINLINE int other(int x) { /*OTHER*/ return x - 1; }
-static void *idle(void *unused) { int e = epoll_create1(0); struct epoll_event ev; epoll_wait(e, &ev, 1, -1); return unused; }
+static void *idle(void *unused) {
+  int e = epoll_create1(0); struct epoll_event ev;
+  epoll_wait(e, &ev, 1, -1); return unused;
+}
 int main(int argc, char **argv) {
   int n = argc > 1 ? atoi(argv[1]) : 0;
   pthread_t t;
@@ -94,29 +97,31 @@ static int pair[2], waker[2];
 NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 static pthread_barrier_t all;
 static char results[4][80];
+static int tids[4], arrived;
+static void arrive(void) { tids[__sync_fetch_and_add(&arrived, 1)] = gettid(); pthread_barrier_wait(&all); }
 static void *in_epoll(void *unused) {
   int e = epoll_create1(0); struct epoll_event ev = {.events = EPOLLIN}, got;
   epoll_ctl(e, EPOLL_CTL_ADD, waker[0], &ev);
-  pthread_barrier_wait(&all);
+  arrive();
   int r = epoll_wait(e, &got, 1, -1);
   snprintf(results[0], 80, "epoll %d %d", r, r < 0 ? errno : 0); return unused;
 }
 static void *in_sleep(void *unused) {
   struct timespec t = {2, 0}, rest = {0, 0};
-  pthread_barrier_wait(&all);
+  arrive();
   int r = nanosleep(&t, &rest);
   snprintf(results[1], 80, "nanosleep %d %d", r, r < 0 ? errno : 0); return unused;
 }
 static void *in_recv(void *unused) {
   struct timeval t = {60, 0}; char byte;
   setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
-  pthread_barrier_wait(&all);
+  arrive();
   int r = recv(pair[0], &byte, 1, 0);
   snprintf(results[2], 80, "recv %d %d", r, r < 0 ? errno : 0); return unused;
 }
 static void *in_sigwait(void *unused) {
   sigset_t s; siginfo_t i; sigemptyset(&s); sigaddset(&s, SIGUSR2);
-  pthread_barrier_wait(&all);
+  arrive();
   int r = sigwaitinfo(&s, &i);
   snprintf(results[3], 80, "sigwaitinfo %d %d", r, r < 0 ? errno : 0); return unused;
 }
@@ -133,7 +138,7 @@ int main(void) {
   void *(*f[4])(void *) = {in_epoll, in_sleep, in_recv, in_sigwait};
   for (int i = 0; i < 4; i++) pthread_create(&t[i], 0, f[i], 0);
   pthread_barrier_wait(&all);
-  for (int i = 1; i <= 4;) if (blocked_in(getpid() + i)) i++;
+  for (int i = 0; i < 4;) if (blocked_in(tids[i])) i++;
   say("ready");
   char line[200];
   while (fgets(line, sizeof line, stdin)) {
@@ -157,8 +162,13 @@ SIGNALS = (
     + r"""
 static volatile int got; static volatile long sum;
 NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
-static void on(int s, siginfo_t *i, void *c) { (void)s; (void)c; __sync_fetch_and_add(&got, 1); __sync_fetch_and_add(&sum, i->si_value.sival_int); }
-static void *spin(void *unused) { for (;;) { volatile int x = 0; for (int i = 0; i < 1000; i++) x += answer(i); } return unused; }
+static void on(int s, siginfo_t *i, void *c) {
+  (void)s; (void)c; __sync_fetch_and_add(&got, 1); __sync_fetch_and_add(&sum, i->si_value.sival_int);
+}
+static void *spin(void *unused) {
+  for (;;) { volatile int x = 0; for (int i = 0; i < 1000; i++) x += answer(i); }
+  return unused;
+}
 int main(void) {
   struct sigaction a = {.sa_sigaction = on, .sa_flags = SA_SIGINFO | SA_RESTART}; sigaction(SIGRTMIN + 3, &a, 0);
   pthread_t t; for (int i = 0; i < 3; i++) pthread_create(&t, 0, spin, 0);
@@ -195,7 +205,10 @@ CHURN = (
 static volatile long born;
 NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 static void *brief(void *p) { __sync_fetch_and_add(&born, answer(0) != 0); return p; }
-static void *maker(void *p) { for (;;) { pthread_t t; if (!pthread_create(&t, 0, brief, 0)) pthread_join(t, 0); } return p; }
+static void *maker(void *p) {
+  for (;;) { pthread_t t; if (!pthread_create(&t, 0, brief, 0)) pthread_join(t, 0); }
+  return p;
+}
 int main(void) {
   pthread_t t; for (int i = 0; i < 4; i++) pthread_create(&t, 0, maker, 0);
   say("ready");
@@ -217,7 +230,11 @@ PREFORK = (
 static int to[3][2], from[3][2], gate[2];
 NOINLINE void wait_inside(void) { char byte; while (read(gate[0], &byte, 1) < 0) {} }
 NOINLINE int answer(int x) { if (x == -1) { write(from[2][1], "i", 1); wait_inside(); } /*ANSWER*/ return x + 1; }
-static void child(int n) { int x; while (read(to[n][0], &x, sizeof x) == sizeof x) { x = answer(x); write(from[n][1], &x, sizeof x); } _exit(0); }
+static void child(int n) {
+  int x;
+  while (read(to[n][0], &x, sizeof x) == sizeof x) { x = answer(x); write(from[n][1], &x, sizeof x); }
+  _exit(0);
+}
 int main(void) {
   for (int n = 0; n < 3; n++) if (pipe(to[n]) || pipe(from[n])) return 1;
   if (pipe(gate)) return 1;
@@ -229,7 +246,10 @@ int main(void) {
     int n = line[2] - '0', x = atoi(line + 4);
     if (line[0] == 'a' && n == 2) { printf("%d\n", answer(x)); }
     else if (line[0] == 'a') { write(to[n][1], &x, sizeof x); read(from[n][0], &x, sizeof x); printf("%d\n", x); }
-    else if (line[0] == 'i') { char byte; x = -1; write(to[n][1], &x, sizeof x); read(from[2][0], &byte, 1); printf("inside\n"); }
+    else if (line[0] == 'i') {
+      char byte; x = -1;
+      write(to[n][1], &x, sizeof x); read(from[2][0], &byte, 1); printf("inside\n");
+    }
     else if (line[0] == 'l') { write(gate[1], "x", 1); read(from[n][0], &x, sizeof x); printf("%d\n", x); }
     fflush(stdout);
   }

@@ -22,7 +22,10 @@ class Server:
             [str(w) for w in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.pid = self._process.pid
-        assert self.line() == "ready"
+        first = self.line()
+        if first != "ready":
+            self.close()
+        assert first == "ready"
 
     def line(self) -> str:
         """The next line it says."""

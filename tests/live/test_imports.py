@@ -43,7 +43,10 @@ def test_function_never_imported_before(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_indirect_function_never_imported_before(tmp_path: Path, kind: str) -> None:
     """A bug: the resolver itself is called in the place of memmem's chosen implementation."""
-    body = "char b[64]; memset(b, 0, 64); memcpy(b, \"abcabc\", 7 + x * 0); volatile size_t n = 7; memmove(b + 1, b, n); return strrchr(b, 'a') - b;"
+    body = (
+        'char b[64]; memset(b, 0, 64); memcpy(b, "abcabc", 7 + x * 0); volatile size_t n = 7; '
+        "memmove(b + 1, b, n); return strrchr(b, 'a') - b;"
+    )
     pair = _answer(tmp_path, body, kind)
     symbols = subprocess.run(["nm", "-D", pair[0].output], capture_output=True, text=True, check=True).stdout
     assert "strrchr" not in symbols

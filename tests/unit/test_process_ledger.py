@@ -1,0 +1,141 @@
+"""The ledger's codec and its state machine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from katana_cc.errors import RefusedError, TargetError
+from katana_cc.process.ledger import (
+    HEADER_SIZE,
+    STATE_OFFSET,
+    CodeRange,
+    Ledger,
+    MemoryEdit,
+    encode,
+    encode_state,
+    read_ledger,
+)
+from katana_cc.process.phases import TRANSITIONS, Bytes, Phase, Step, judge_bytes, step
+
+BASE = 0x7000_0000
+
+
+class FakeMemory:
+    """Bytes at an address."""
+
+    def __init__(self, base: int, data: bytes) -> None:
+        self.base = base
+        self.data = data
+
+    def read(self, address: int, size: int) -> bytes:
+        """As of a target."""
+        start = address - self.base
+        if start < 0 or start + size > len(self.data):
+            raise TargetError("not mapped")
+        return self.data[start : start + size]
+
+
+def example(**changes: object) -> Ledger:
+    """A ledger with one of everything."""
+    ledger = Ledger(
+        Phase.APPLIED, BASE, 0x3000, "ab" * 16, "11" * 20, "22" * 20, "v1", "v2 ü", "src/server", 0x5555_0000,
+        (BASE + 0x800, 64), ((BASE, 0x1000, 1), (BASE + 0x1000, 0x1000, 5)),
+        (MemoryEdit("f", 0x5555_1000, b"\x55" * 5, b"\xe9\1\2\3\4", True),
+         MemoryEdit("table", 0x5555_9000, b"old bytes", b"new bytes", False)),
+        (CodeRange("f", 0x5555_1000, 64),), (CodeRange("f", BASE + 0x1000, 80),),
+        (CodeRange("count", BASE + 0x2000, 4),),
+    )  # fmt: skip
+    return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
+
+
+def read_back(data: bytes) -> Ledger | None:
+    """What a katana reads of these bytes in a process."""
+    return read_ledger(FakeMemory(BASE, data), BASE)
+
+
+def test_what_is_written_is_read() -> None:
+    """A bug: a field is lost or takes another's place."""
+    assert read_back(encode(example()) + bytes(100)) == example()
+
+
+def test_header_is_the_specified_one() -> None:
+    """A bug: the layout in docs/ledger.md is no longer true."""
+    data = encode(example())
+    assert data[:8] == b"KATANALG"
+    assert data[8:16] == bytes([1, 0, 0, 0, 2, 0, 0, 0])
+    assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
+    assert int.from_bytes(data[40:48], "little") == BASE
+
+
+def test_state_is_outside_the_checksum() -> None:
+    """A bug: changing the state makes the ledger unreadable."""
+    data = bytearray(encode(example()))
+    data[STATE_OFFSET : STATE_OFFSET + 4] = encode_state(Phase.REVERTED)
+    assert read_back(bytes(data)) == example(state=Phase.REVERTED)
+
+
+@pytest.mark.parametrize("offset", [0, 20, 30, 41, HEADER_SIZE + 3, -1])
+def test_damaged_ledger_is_none(offset: int) -> None:
+    """A bug: edits of a half-written ledger are believed."""
+    data = bytearray(encode(example()))
+    data[offset] ^= 0x40
+    with_rest = bytes(data) + bytes(1 << 16)
+    try:
+        assert read_back(with_rest) is None
+    except TargetError:
+        assert offset == 20, "only a length beyond the mapping may end otherwise"
+
+
+def test_later_version_is_refused_by_name() -> None:
+    """A bug: a later ledger is misread, and the process with it."""
+    data = bytearray(encode(example()))
+    data[8] = 9
+    with pytest.raises(TargetError, match="ledger version 9"):
+        read_back(bytes(data))
+
+
+@given(st.text(max_size=40), st.lists(st.tuples(st.text(max_size=9), st.binary(min_size=5, max_size=40)), max_size=5))
+def test_any_names_and_bytes_survive(name: str, edits: list[tuple[str, bytes]]) -> None:
+    """A bug: odd names (empty, non-ASCII) shift what follows."""
+    name = name.encode("utf-8", "replace").decode()
+    made = tuple(
+        MemoryEdit(n.encode("utf-8", "replace").decode(), 7 * i, b, b[::-1], bool(i % 2))
+        for i, (n, b) in enumerate(edits)
+    )
+    ledger = example(output=name, edits=made)
+    assert read_back(encode(ledger)) == ledger
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        ((b"NNNNN", b"NNN"), Bytes.NEW),
+        ((b"ooooo", b"ooo"), Bytes.OLD),
+        ((b"NNNNN", b"ooo"), Bytes.TORN),
+        ((b"NNooo", b"ooo"), Bytes.TORN),
+        ((b"NNNNN", b"xNN"), Bytes.FOREIGN),
+    ],
+)
+def test_bytes_are_the_truth(found: tuple[bytes, bytes], verdict: Bytes) -> None:
+    """A bug: a torn or foreign edit is taken for a whole one."""
+    assert judge_bytes([(b"ooooo", b"NNNNN", found[0]), (b"ooo", b"NNN", found[1])]) is verdict
+
+
+def test_illegal_step_is_refused() -> None:
+    """A bug: a commit ends that never began."""
+    for phase in (Phase.MAPPED, Phase.APPLIED, Phase.REVERTED):
+        with pytest.raises(RefusedError):
+            step(phase, Step.END_COMMIT)
+
+
+def test_every_phase_can_be_left_for_applied_and_for_reverted() -> None:
+    """A bug: a katana that died leaves a state that no later one can leave."""
+    for phase in Phase:
+        if phase is not Phase.APPLIED:
+            assert step(step(phase, Step.BEGIN_COMMIT), Step.END_COMMIT) is Phase.APPLIED
+        if (phase, Step.BEGIN_REVERT) in TRANSITIONS:
+            assert step(step(phase, Step.BEGIN_REVERT), Step.END_REVERT) is Phase.REVERTED

@@ -1,0 +1,200 @@
+"""Machine code and relocation fields against the assembler, the linker and the disassembler."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from katana_cc.elf import constants as c
+from katana_cc.elf.reader import ElfFile
+from katana_cc.errors import RefusedError
+from katana_cc.patch.model import Identity, PatchObject, PatchRelocation, PatchSection, PatchSymbol, Verdict
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.link import lay_out, link
+
+
+def tool(*words: str | Path) -> str:
+    """Run a tool, give its output."""
+    return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True).stdout
+
+
+def disassemble(folder: Path, code: bytes, address: int) -> str:
+    """objdump's reading of raw code."""
+    raw = folder / "code.bin"
+    raw.write_bytes(code)
+    return tool("objdump", "-D", "-b", "binary", "-mi386:x86-64", f"--adjust-vma={address:#x}", raw)
+
+
+FIELDS = """
+.section .text.f,"ax",@progbits
+.globl f
+f:
+ call near_function
+ lea near_data+8(%rip), %rax
+ mov near_data@GOTPCREL(%rip), %rbx
+ jmp *near_function@GOTPCREL(%rip)
+ .quad near_data+16
+ .quad near_data - .
+ .long near_data
+ mov $near_data, %edi
+ mov near_data(,%rax,8), %rcx
+ .long near_data@SIZE
+"""
+
+
+def test_fields_are_those_of_the_linker(tmp_path: Path) -> None:
+    """A bug: a wrong addend, sign or place; the GOT fields are compared by what the slot they lead to holds."""
+    (tmp_path / "a.s").write_text(FIELDS)
+    near = "near_function = 0x10500\n.data\n.size near_data, 24\nnear_data: .skip 24\n"
+    (tmp_path / "b.s").write_text(".globl near_function, near_data\n" + near)
+    for name in "ab":
+        tool("as", tmp_path / f"{name}.s", "-o", tmp_path / f"{name}.o")
+    tool(
+        "ld",
+        "--no-relax",
+        "-Ttext=0x20000",
+        "-Tdata=0x30000",
+        "-ef",
+        tmp_path / "a.o",
+        tmp_path / "b.o",
+        "-o",
+        tmp_path / "x",
+    )
+    oracle = ElfFile((tmp_path / "x").read_bytes())
+    where = {s.name: (s.value, s.size) for s in oracle.symbols}
+    po = as_patch(tmp_path / "a.o", {n: where[n] for n in ("near_function", "near_data")})
+    layout = lay_out(po, 64)
+    section = next(i for i, s in enumerate(po.sections) if s.name == ".text.f")
+    base = where["f"][0] - layout.sections[section]
+    linked = link(po, layout, base, 0, {}, None).image
+    size = po.sections[section].size
+    at = layout.sections[section]
+    ours, theirs = linked[at : at + size], oracle.read(where["f"][0], size)
+    got = {
+        r.offset: r for r in po.sections[section].relocations if cpu.RELOCATIONS[r.type].form is cpu.Form.GOT_RELATIVE
+    }
+    assert len(got) == 2
+    for offset, relocation in got.items():
+        place = where["f"][0] + offset
+        slots = [place + 4 + int.from_bytes(x[offset : offset + 4], "little", signed=True) for x in (ours, theirs)]
+        assert linked[slots[0] - base : slots[0] - base + 8] == oracle.read(slots[1], 8), relocation
+    assert blank(ours, got) == blank(theirs, got)
+
+
+def blank(code: bytes, fields: dict[int, PatchRelocation]) -> bytes:
+    """The code with some 4-byte fields zero."""
+    result = bytearray(code)
+    for offset in fields:
+        result[offset : offset + 4] = bytes(4)
+    return bytes(result)
+
+
+def as_patch(path: Path, existing: dict[str, tuple[int, int]]) -> PatchObject:
+    """An object's allocated sections as a patch; undefined symbols are the existing ones."""
+    elf = ElfFile(path.read_bytes())
+    kept = [s for s in elf.sections if s.flags & c.SHF_ALLOC and s.size]
+    index = {s.number: i for i, s in enumerate(kept)}
+    symbols = []
+    for s in elf.symbols:
+        value, size = existing.get(s.name, (s.value, s.size))
+        binding = c.STB_LOCAL if s.section else c.STB_GLOBAL
+        symbols.append(PatchSymbol(s.name, binding, s.type, index.get(s.section), value, size))
+    sections = []
+    for section in kept:
+        moved = tuple(PatchRelocation(*r) for r in elf.relocations(section.number))
+        name, kind, flags = section.name, section.type, section.flags
+        data = elf.contents(section)
+        sections.append(PatchSection(name, kind, flags, section.alignment, data, section.size, 0, moved))
+    return PatchObject(Identity("x", 62, "", "", "", ""), Verdict.SAFE, (), tuple(sections), tuple(symbols))
+
+
+@pytest.mark.parametrize("distance", [0x100, -0x100, 0x7FFFFFFF, -0x80000000])
+def test_jump_is_read_back_by_the_disassembler(tmp_path: Path, distance: int) -> None:
+    """A bug: the distance is not from the end of the instruction."""
+    place = 0x5_0000_0000
+    text = disassemble(tmp_path, cpu.jump(place, place + 5 + distance), place)
+    assert f"jmp    {place + 5 + distance:#x}" in text
+
+
+def test_jump_out_of_reach_is_refused() -> None:
+    """A bug: the distance wraps, and the jump goes the other way."""
+    with pytest.raises(RefusedError):
+        cpu.jump(0x1000, 0x1000 + 5 + 0x80000000)
+
+
+def test_stub_jumps_through_its_slot(tmp_path: Path) -> None:
+    """A bug: the stub's slot is off by the instruction's length."""
+    text = disassemble(tmp_path, cpu.stub(0x40000, 0x51238), 0x40000)
+    assert "jmp    *" in text
+    assert "# 0x51238" in text
+
+
+@pytest.mark.parametrize("register", ["rax", "rsp", "rbp", "rdi", "r8", "r12", "r13", "r15"])
+def test_veneer_loads_the_same_register(tmp_path: Path, register: str) -> None:
+    """A bug: rsp/r12 without a SIB byte, rbp/r13 without a displacement, or another register."""
+    (tmp_path / "l.s").write_text(f"mov 0x11223344(%rip), %{register}\n")
+    tool("as", tmp_path / "l.s", "-o", tmp_path / "l.o")
+    load = ElfFile((tmp_path / "l.o").read_bytes())
+    text = load.section(".text")
+    assert text is not None
+    number = cpu.load_register(load.contents(text), 3)
+    assert number is not None
+    instead, veneer = cpu.load_veneer(0x90000, number, 0x7F12_3456_7890, 0x80007)
+    assert "jmp    0x90000" in disassemble(tmp_path, instead, 0x80000)
+    said = disassemble(tmp_path, veneer, 0x90000)
+    assert f"movabs $0x7f1234567890,%{register}" in said
+    assert f"(%{register}),%{register}" in said
+    assert "jmp    0x80007" in said
+
+
+@pytest.mark.parametrize(
+    "code", ["lea 0x10(%rip), %rax", "mov 0x10(%rip), %eax", "mov %rax, 0x10(%rip)", "cmp 0x10(%rip), %rax"]
+)
+def test_only_loads_of_64_bits_have_a_veneer(tmp_path: Path, code: str) -> None:
+    """A bug: another instruction is taken for a load."""
+    (tmp_path / "l.s").write_text(code + "\n")
+    tool("as", tmp_path / "l.s", "-o", tmp_path / "l.o")
+    elf = ElfFile((tmp_path / "l.o").read_bytes())
+    text = elf.section(".text")
+    assert text is not None
+    data = elf.contents(text)
+    assert cpu.load_register(data, len(data) - 4) is None
+
+
+def test_value_that_does_not_fit_names_symbol_and_section(tmp_path: Path) -> None:
+    """A bug: a field is cut off, or the refusal does not say where."""
+    (tmp_path / "a.s").write_text('.section .text.f,"ax",@progbits\n lea far_data(%rip), %rax\n')
+    tool("as", tmp_path / "a.s", "-o", tmp_path / "a.o")
+    po = as_patch(tmp_path / "a.o", {"far_data": (0x7F00_0000_0000, 8)})
+    with pytest.raises(RefusedError) as caught:
+        link(po, lay_out(po, 64), 0x10000, 0, {}, None)
+    assert "far_data" in str(caught.value)
+    assert ".text.f+0x3" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [c.R_X86_64_TLSGD, c.R_X86_64_GOTPC32_TLSDESC, c.R_X86_64_GOTOFF64, 200])
+def test_unsupported_relocation_is_refused_by_name(number: int) -> None:
+    """A bug: an unknown field is left as it is."""
+    with pytest.raises(RefusedError, match=r"R_X86_64_|relocation type 200"):
+        cpu.relocation_kind(number, "here")
+
+
+@pytest.mark.parametrize(
+    ("code", "is_in"),
+    [
+        ("f: nop\n1: dec %edi\n jnz 1b\n ret", True),
+        ("f: nop; nop; nop; nop; nop\n1: dec %edi\n jnz 1b\n ret", False),
+        ("f: nop\n1: .skip 200, 0x90\n jmp 1b", True),
+        ("f: .skip 200, 0x90\n jmp f", False),
+    ],
+)
+def test_branches_back_into_the_first_bytes_are_seen(tmp_path: Path, code: str, is_in: bool) -> None:
+    """A bug: a loop whose head is under the jump is allowed to be active."""
+    (tmp_path / "b.s").write_text(code + "\n")
+    tool("as", tmp_path / "b.s", "-o", tmp_path / "b.o")
+    elf = ElfFile((tmp_path / "b.o").read_bytes())
+    text = elf.section(".text")
+    assert text is not None
+    assert cpu.branches_into(elf.contents(text), 1, cpu.JUMP_SIZE) is is_in
