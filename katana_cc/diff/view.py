@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
@@ -46,11 +47,26 @@ class Reference:
     branch: bool
     weak: bool
     by_section: bool  # through the section's own symbol: the addend alone tells where
+    bias: int = 0  # of a literal by section: what the field's distance to the end of its instruction adds
 
     @property
     def addend(self) -> int:
         """r_addend."""
         return self.relocation.addend
+
+
+_WHITE = b"\t\n\r\x1b\a\b\f\v"
+
+
+def _bias(r: Relocation, code: bytes) -> int | None:
+    """What must be added to the addend to get the offset pointed at; None when the instruction would have to be known.
+
+    A `lea` (opcode 8d) ends with its displacement, which counts from there.
+    """
+    if r.type not in PC_RELATIVE:
+        return 0
+    is_lea = len(code) > r.offset >= 2 and code[r.offset - 2] == 0x8D
+    return 4 if is_lea else None
 
 
 _IGNORED_NAMES = (".note.gnu.property", ".note.GNU-stack", ".note.ABI-tag", ".llvm_addrsig")
@@ -194,14 +210,51 @@ class ObjectView:
             return Reference(r, symbol.name, 0, 0, None, branch, weak, by_section)
         section = self.elf.sections[target]
         if section.flags & c.SHF_MERGE:
-            if by_section and r.type in PC_RELATIVE:
+            bias = _bias(r, code) if by_section else 0
+            if bias is None:
                 # Where it points depends on the length of the instruction after the field: take all of it, to be safe.
                 literal = self.elf.contents(section) + b"%d" % r.addend
-            else:
-                literal = literal_at(self.elf, section, symbol.value + (r.addend if by_section else 0))
-            return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section)
+                return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section, -1)
+            literal = literal_at(self.elf, section, symbol.value + (r.addend + bias if by_section else 0))
+            return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section, bias)
+        bias = _bias(r, code)
+        if by_section and bias is not None and self.kinds.get(target) is Kind.ANONYMOUS:
+            text = self._text_at(target, symbol.value + r.addend + bias)
+            if text is not None:
+                return Reference(r, symbol.name, target, symbol.value, text, branch, weak, by_section, bias)
         name = symbol.name or self.label(target)
         return Reference(r, name, target, symbol.value, None, branch, weak, by_section)
+
+    def _text_at(self, section: int, offset: int) -> bytes | None:
+        """A string literal in a section that is not mergeable (gcc -O0 puts them there), else None.
+
+        It reaches to the next place that anything refers to, and must be text and NULs: an array of strings that is
+        copied as a whole is not, and what is compared and carried holds all that its user can mean.
+        """
+        data = self.data(section)
+        ends = self._boundaries.get(section, [])
+        at = bisect_right(ends, offset)
+        end = ends[at] if at < len(ends) else len(data)
+        if not 0 <= offset < end <= len(data) or (offset and data[offset - 1]) or self.elf.relocations(section):
+            return None
+        piece = data[offset:end]
+        text = piece.rstrip(b"\0")
+        if not text or len(text) == len(piece) or any(b < 32 and b not in _WHITE for b in text):
+            return None
+        return piece
+
+    @cached_property
+    def _boundaries(self) -> dict[int, list[int]]:
+        """Section → offsets that something refers to, in order."""
+        found: dict[int, set[int]] = {}
+        for section in self.allocated:
+            code = self.data(section.number) if section.flags & c.SHF_EXECINSTR else b""
+            for r in self.elf.relocations(section.number):
+                symbol = self.elf.symbols[r.symbol]
+                if symbol.section and self.kinds.get(symbol.section) is Kind.ANONYMOUS:
+                    offset = symbol.value + r.addend + (_bias(r, code) or (4 if r.type in PC_RELATIVE else 0))
+                    found.setdefault(symbol.section, set()).add(offset)
+        return {section: sorted(offsets) for section, offsets in found.items()}
 
     @cached_property
     def users(self) -> dict[int, frozenset[str]]:

@@ -30,6 +30,7 @@ CARRIED_TYPES: Final = frozenset(
     {c.R_X86_64_64, c.R_X86_64_PC32, c.R_X86_64_PLT32, c.R_X86_64_32, c.R_X86_64_32S, c.R_X86_64_PC64,
      c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF} | GOT_RELATIVE
 )  # fmt: skip
+_ALWAYS_LOADED: Final = ("libc.so.6", "ld-linux-x86-64.so.2", "linux-vdso.so.1")  # by any dynamic program
 _INDIRECT_TYPES: Final = frozenset({c.R_X86_64_PLT32, c.R_X86_64_64} | GOT_RELATIVE)
 _THREAD_TYPES: Final = frozenset({c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF})
 
@@ -89,18 +90,21 @@ class References:
 
     def _literal(self, place: Place, reference: Reference) -> PatchRelocation:
         r = reference.relocation
-        if reference.by_section and r.type in PC_RELATIVE:
+        if reference.bias < 0:
             number = self.carrier.carry(Place(place.unit, reference.section))
             return PatchRelocation(r.offset, r.type, self.carrier.section_symbol(number), r.addend)
         source = self.carrier.view(place).elf.sections[reference.section]
-        key = (source.flags & (c.SHF_ALLOC | c.SHF_MERGE | c.SHF_STRINGS), max(source.entry_size, 1))
+        flags = source.flags & (c.SHF_ALLOC | c.SHF_MERGE | c.SHF_STRINGS)
+        if not flags & c.SHF_MERGE:
+            flags |= c.SHF_MERGE | c.SHF_STRINGS
+        key = (flags, max(source.entry_size, 1))
         pool = self.carrier.pools.get(key)
         if pool is None:
             pool = self.carrier.pools[key] = LiteralPool(len(self.carrier.sections), *key)
             self.carrier.sections.append(None)
         assert reference.literal is not None
         at = pool.add(reference.literal, max(source.alignment, 1))
-        addend = at + (0 if reference.by_section else r.addend)
+        addend = at - reference.bias if reference.by_section else at + r.addend
         return PatchRelocation(r.offset, r.type, self.carrier.section_symbol(pool.section), addend)
 
     def _target(self, place: Place, reference: Reference, target: Place, offset: int) -> tuple[int | None, int]:
@@ -264,7 +268,7 @@ class References:
             return None
         if known is None and not reference.weak:
             self.diff.reason(Code.IMPORT_NEW, INFO, place, f"calls {name} of a library, never imported before")
-            if added := sorted(set(self.new.tables.needed) - set(self.old_tables.needed)):
+            if added := sorted({*self.new.tables.needed} - {*self.old_tables.needed, *_ALWAYS_LOADED}):
                 text = f"it needs {name}, and the new build links {', '.join(added)}, which the process did not load"
                 self.carrier.refuse(Code.LIBRARY_NEW, place, text)
         binding = c.STB_WEAK if reference.weak else c.STB_GLOBAL

@@ -36,7 +36,7 @@ class StagedLink:
     @property
     def output(self) -> str:
         """The output's name through time."""
-        return str(self.info["output_key"])
+        return str(self.info.get("output_key") or self.info.get("output", self.folder.name))
 
 
 def staged_links(store_folder: Path) -> list[StagedLink]:
@@ -47,11 +47,13 @@ def staged_links(store_folder: Path) -> list[StagedLink]:
             info = json.loads((folder / "link.json").read_bytes())
         except (OSError, ValueError):
             continue  # another link is just being staged there, or was cut off: not a link yet
+        if not isinstance(info, dict) or not isinstance(info.get("output"), str):
+            continue
         if info.get("format") != 1:
             raise StoreError(f"staged link of format {info.get('format')}", where=str(folder), remedy="Link it again.")
         if Path(info["output"]).exists():
             found.append(StagedLink(folder, info))
-    return sorted(found, key=lambda s: (s.info["time"], s.info["output"]))
+    return sorted(found, key=lambda s: (s.info.get("time", 0), s.info["output"]))
 
 
 def read_staged(store_folder: Path, key: str) -> StagedLink:
@@ -62,7 +64,10 @@ def read_staged(store_folder: Path, key: str) -> StagedLink:
     """
     folder = store_folder / "staged" / "links" / key
     try:
-        return StagedLink(folder, json.loads((folder / "link.json").read_bytes()))
+        info = json.loads((folder / "link.json").read_bytes())
+        if not isinstance(info, dict):
+            raise ValueError("it holds no object")
+        return StagedLink(folder, info)
     except (OSError, ValueError) as error:
         raise StoreError(f"staged link {key} cannot be read: {error}", where=str(folder)) from error
 
@@ -75,16 +80,32 @@ def ingest(store: Store, staged: StagedLink) -> Snapshot:
     """
     try:
         return _ingest(store, staged)
-    except (KatanaError, OSError, ValueError, KeyError) as error:
-        reason = error.what if isinstance(error, KatanaError) else f"{type(error).__name__}: {error}"
+    except KatanaError as error:
+        _leave_gap(store, staged, error.what)
+        raise
+    except OSError as error:
+        reason = f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"
+        _leave_gap(store, staged, reason)
+        raise StoreError(reason, where=staged.output, remedy="Link it again.") from error
+    except Exception as error:
+        # Objects, maps and staged folders are foreign input: whatever they make fail is a gap, not a traceback.
+        reason = f"its objects, link map or staged entry are damaged ({type(error).__name__}: {error})"
+        _leave_gap(store, staged, reason)
+        raise FormatError(reason, where=staged.output, remedy="Build it again from clean sources.") from error
+
+
+def _leave_gap(store: Store, staged: StagedLink, reason: str) -> None:
+    """Remember the gap; the same one again (each `katana-release` tries) is not another."""
+    last = next(iter(store.gaps(staged.output)), None)
+    newest = store.latest(staged.output)
+    if last is None or last.reason != reason or (newest is not None and newest.time > last.time):
         store.add_gap(staged.output, str(staged.info.get("output", "")), reason)
-        if isinstance(error, KatanaError):
-            raise
-        raise FormatError(reason, where=staged.output) from error
 
 
 def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     info = staged.info
+    if info.get("gap"):
+        raise StoreError(str(info["gap"]), where=staged.output, remedy="Link it again.")
     if info.get("lto"):
         raise FormatError("built with -flto kept (KATANA_LTO=keep)", where=staged.output, remedy="Build without -flto.")
     output = ElfFile((staged.folder / info["image"]).read_bytes(), info["output"])
@@ -183,7 +204,11 @@ class _Objects:
         if member and member in thin:
             return [blob for _, blob in self._members(thin[member], entry["absolute"])]
         pairs = self._members(entry["file"], entry["absolute"])
-        return [blob for name, blob in pairs if name == member] if member else [pairs[0][1]]
+        found = [blob for name, blob in pairs if name == member] if member else [blob for _, blob in pairs[:1]]
+        if not found:
+            what = f"it holds no member {member}, which the link map names" if member else "it is empty"
+            raise FormatError(what, where=entry["absolute"], remedy="Link again.")
+        return found
 
     def _members(self, ident: str, where: str) -> list[tuple[str, str]]:
         pairs = self.known.get(ident)
@@ -291,6 +316,9 @@ def main(arguments: list[str]) -> int:
             print(line, file=sys.stderr)
     except KatanaError as error:
         print(f"katana: not recorded: {error}".replace("\n ", ";"), file=sys.stderr)
+        return 1
+    except Exception as error:  # the boundary to somebody's build
+        print(f"katana: {key}: a bug in Katana: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return 1
     return os.EX_OK
 

@@ -19,7 +19,7 @@ from katana_cc.elf.fields import EXTENTS, GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf.reader import ElfFile
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
 
-_STUB = re.compile(r"^([0-9a-f]+) <(.+)@plt>:$", re.MULTILINE)
+_STUB = re.compile(r"^([0-9a-f]+) <(.+)[@$]plt>:$", re.MULTILINE)
 _THREAD = (c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF)
 
 
