@@ -91,7 +91,7 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
         RefusedError: the expected bytes are no longer there.
         TargetError: the process died, or is traced.
     """
-    bulk = BulkReader(target.pid, _BUFFER)
+    bulk = BulkReader(memory=target.memory, capacity=_BUFFER)
     finder = Finder(commit.guards, bulk, make_unwinder)
     deadline = time.monotonic() + wait
     tries = 0

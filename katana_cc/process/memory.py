@@ -90,8 +90,9 @@ class ProcessMemory:
 class BulkReader:
     """Reads many ranges at once into a buffer that is allocated beforehand and grows only when it must."""
 
-    def __init__(self, pid: int, capacity: int) -> None:
-        self._pid = pid
+    def __init__(self, memory: ProcessMemory, capacity: int) -> None:
+        self._memory = memory
+        self._pid = memory.pid
         self._buffer = ctypes.create_string_buffer(capacity)
 
     def read(self, vectors: Sequence[tuple[int, int]]) -> memoryview:
@@ -123,7 +124,11 @@ class BulkReader:
             if pending:
                 address, size = pending[0][0] + got, pending[0][1] - got
                 skipped = min(size, _PAGE - address % _PAGE)
-                ctypes.memset(base + done, 0, skipped)
+                try:  # the other way, so that only what truly cannot be read is taken for a guard page
+                    page = self._memory.read(address, skipped)
+                except TargetError:
+                    page = bytes(skipped)
+                ctypes.memmove(base + done, page, skipped)
                 done += skipped
                 pending[0] = (address + skipped, size - skipped)
                 if not pending[0][1]:

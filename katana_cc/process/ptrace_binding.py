@@ -57,6 +57,15 @@ _process_vm_readv.argtypes = (
 )  # fmt: skip
 
 
+# Prepared once, since one such request is made for every thread that waits in epoll_wait while all stand still.
+_SIGINFO_COUNT: Final = 64
+_siginfo = ctypes.create_string_buffer(_SIGINFO_BYTES * _SIGINFO_COUNT)
+_SIGINFO_ADDRESS: Final = ctypes.addressof(_siginfo)
+_peek_own = ctypes.create_string_buffer(struct.pack("<QIi", 0, 0, _SIGINFO_COUNT), 16)
+_peek_shared = ctypes.create_string_buffer(struct.pack("<QIi", 0, 1, _SIGINFO_COUNT), 16)
+_PEEK_ADDRESS: Final = (ctypes.addressof(_peek_own), ctypes.addressof(_peek_shared))
+
+
 class Stop(NamedTuple):
     """What waitpid said of one thread: stopped by `signal` with ptrace `event`, or gone."""
 
@@ -121,6 +130,11 @@ def write_registers(tid: int, registers: list[int]) -> None:
     _request(_SETREGS, tid, 0, ctypes.addressof(buffer))
 
 
+def write_registers_from(tid: int, address: int) -> None:
+    """Set all general registers from user_regs_struct in our own memory."""
+    _request(_SETREGS, tid, 0, address)
+
+
 def read_extended_state(tid: int) -> bytes:
     """FPU, SSE and AVX registers in the XSAVE layout."""
     buffer = ctypes.create_string_buffer(_XSTATE_MAX)
@@ -151,11 +165,8 @@ def write_signal_mask(tid: int, mask: int) -> None:
 
 def pending_signals(tid: int, shared: bool) -> list[int]:
     """Numbers of the signals queued for the thread, or (`shared`) for its process."""
-    count = 64
-    buffer = ctypes.create_string_buffer(_SIGINFO_BYTES * count)
-    arguments = ctypes.create_string_buffer(struct.pack("<QIi", 0, int(shared), count), 16)
-    got = _request(_PEEKSIGINFO, tid, ctypes.addressof(arguments), ctypes.addressof(buffer))
-    return [struct.unpack_from("<i", buffer.raw, i * _SIGINFO_BYTES)[0] for i in range(got)]
+    got = _request(_PEEKSIGINFO, tid, _PEEK_ADDRESS[shared], _SIGINFO_ADDRESS)
+    return [struct.unpack_from("<i", _siginfo, i * _SIGINFO_BYTES)[0] for i in range(got)] if got else []
 
 
 def event_message(tid: int) -> int:

@@ -213,6 +213,7 @@ class Threads:
         count = 0
         shared: list[int] | None = None
         eintr = (1 << 64) - cpu.EINTR
+        base = ctypes.addressof(self._buffer)
         for i, tid in enumerate(self.order):
             at = i * pt.REGISTER_WORDS
             if self.registers[at + cpu.RAX] != eintr or tid in self._in_event:
@@ -228,10 +229,9 @@ class Threads:
                     blocked = pt.read_signal_mask(tid)
                     if any(not blocked >> (number - 1) & 1 for number in waiting):
                         continue
-                words = list(self.registers[at : at + pt.REGISTER_WORDS])
                 for index, value in changes.items():
-                    words[index] = value
-                pt.write_registers(tid, words)
+                    self.registers[at + index] = value
+                pt.write_registers_from(tid, base + 8 * at)
                 count += 1
         return count
 

@@ -11,7 +11,7 @@ import pytest
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
-from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.server import code_of, identity, katana, katana_json, mappings, serving, write_patch
 
 KINDS = {"pie": (), "no-pie": ("-no-pie",), "static": ("-static",), "static-pie": ("-static-pie",)}
 COMPILE = {"no-pie": ("-O2", "-fno-pie"), "static": ("-O2", "-fno-pie")}
@@ -98,13 +98,14 @@ def test_several_processes_are_patched_together(tmp_path: Path, counter: tuple[B
 
 def test_all_finds_the_processes_of_the_build(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: processes of another build are touched, or one of this build is missed."""
-    patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))
+    po = patch_from(*counter, ("answer",))
+    patch = write_patch(tmp_path, po)
     with serving(counter[0].output) as old, serving(counter[1].output) as foreign:
         done = katana_json("apply", patch, "--all")
         assert [p["pid"] for p in done["processes"]] == [old.pid]
         assert old.ask("a 1") == "11"
         assert not mappings(foreign.pid)
-        assert [p["pid"] for p in katana_json("revert", "--all")["processes"]] == [old.pid]
+        assert [p["pid"] for p in katana_json("revert", identity(po), "--all")["processes"]] == [old.pid]
         assert old.ask("a 1") == "2"
 
 

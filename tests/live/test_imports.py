@@ -9,7 +9,7 @@ import pytest
 
 from tests.live.handmade import Built, build, patch_from, run
 from tests.live.programs import COUNTER
-from tests.live.server import katana, serving, write_patch
+from tests.live.server import identity, katana, serving, write_patch
 
 KINDS = {"pie": (("-O2",), ()), "no-pie": (("-O2", "-fno-pie"), ("-no-pie",))}
 
@@ -148,11 +148,12 @@ def test_shared_library_is_patched_in_every_process(tmp_path: Path) -> None:
     new = build(tmp_path / "new", "libextra.so", changed, flags=("-O2", "-fPIC"), link=("-shared",))
     program = COUNTER.replace("/*GLOBALS*/", "int extra(int);").replace("/*ANSWER*/", "return extra(x);")
     user = build(tmp_path / "user", "server", program, link=(f"-Wl,-rpath,{tmp_path / 'old'}",), more=(old.output,))
-    patch = write_patch(tmp_path, patch_from(old, new, ("extra",)))
+    po = patch_from(old, new, ("extra",))
+    patch = write_patch(tmp_path, po)
     with serving(user.output) as one, serving(user.output) as two:
         assert one.ask("a 5") == "6"
         done = katana("apply", patch, "--all")
         assert done.returncode == 0, done.stderr
         assert (one.ask("a 5"), two.ask("a 5")) == ("107", "106")
-        assert katana("revert", "--all").returncode == 0
+        assert katana("revert", "--all", identity(po)).returncode == 0
         assert (one.ask("a 5"), two.ask("a 5")) == ("8", "7")
