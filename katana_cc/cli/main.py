@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from katana_cc import __version__
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
+    parser.add_argument("--cmake-dir", action="version", version=str(cmake_folder()), help="where Katana.cmake is")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(words)
@@ -51,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_reporting_errors(
         f"katana {chosen.command}", lambda: module.run(arguments), getattr(arguments, "json", False)
     )
+
+
+def cmake_folder() -> Path:
+    """Where an installation keeps `Katana.cmake`."""
+    return Path(sys.prefix) / "share" / "katana" / "cmake"
 
 
 def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json: bool = False) -> int:
