@@ -11,8 +11,10 @@ import json
 import os
 import sys
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ def ingest(store: Store, staged: StagedLink) -> Snapshot:
         KatanaError: it cannot be recorded; a gap is left in the store.
     """
     try:
-        return _ingest(store, staged)
+        with store.hold():
+            return _ingest(store, staged)
     except KatanaError as error:
         _leave_gap(store, staged, error.what)
         raise
@@ -118,6 +121,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
         return store.snapshot(newest.id)
 
     contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
+    _check_complete(output, contributions)
     objects = _Objects(store, info)
     units, candidates = objects.candidates({(x.file, x.member): None for x in contributions})
     objects.remember()
@@ -148,6 +152,24 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
             notes=(*info.get("notes", ()), *notes),
         )
     )
+
+
+def _check_complete(output: ElfFile, contributions: Iterable[linkmap.Contribution]) -> None:
+    """A map that was cut off (a full disk) would make functions look as if the link had left them out.
+
+    Raises:
+        FormatError: a function of the output's symbol table lies in no contribution.
+    """
+    ranges = sorted((x.address, x.address + x.size) for x in contributions)
+    starts = [start for start, _ in ranges]
+    ends = list(accumulate((end for _, end in ranges), max))
+    for s in output.symbols:
+        if s.type != c.STT_FUNC or not s.size or s.section == c.SHN_UNDEF or "$" in s.name:
+            continue  # mold names its PLT entries `puts$plt`
+        at = bisect_right(starts, s.value) - 1
+        if at < 0 or ends[at] <= s.value:
+            what = f"the link map is incomplete: it does not say where {s.name} comes from"
+            raise FormatError(what, where=output.where, remedy="Link again; is the disk full?")
 
 
 class _Objects:

@@ -54,9 +54,7 @@ def parse(data: bytes, where: str = "link map") -> list[Contribution]:
         if start < 0 and not data.startswith(b"Memory map"):
             raise FormatError("not a link map of GNU ld, gold, lld or mold", where=where)
         found = _gnu_style(data, max(start, 0))
-    return [
-        x for x in found if x.size and x.file not in _LINKERS_OWN and not x.section.startswith(_NOT_ALLOCATED)
-    ]
+    return [x for x in found if x.size and x.file not in _LINKERS_OWN and not x.section.startswith(_NOT_ALLOCATED)]
 
 
 def _gnu_style(data: bytes, start: int) -> Iterator[Contribution]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -97,9 +98,11 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
     releases = store.releases()
     names = [r.name for r in releases]
     if since not in names:
-        raise StoreError(
-            f"there is no release {since}", where=str(store.folder), remedy=f"Known: {', '.join(names) or 'none'}."
-        )
+        near = difflib.get_close_matches(since, names, 3)
+        known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
+        raise StoreError(f"there is no release {since}", where=str(store.folder), remedy=known)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder", remedy="Name a new folder with -o DIR.")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", remedy="Name a new folder with -o DIR.")
     current = {s.output: s for s in current_snapshots(store)}
@@ -144,6 +147,11 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
         if folder.exists():
             folder.rmdir()
         work.rename(folder)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise StoreError(
+            f"the bundle cannot be written: {error.strerror}", where=str(folder), remedy="Free space, or use -o DIR."
+        ) from error
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -57,7 +57,7 @@ class BlobStore:
         """
         digest = digest_of(data)
         path = self.path(digest)
-        if path.exists():
+        if path.exists() and path.stat().st_size:  # an empty one is what a power failure left
             return digest
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,10 @@ class BlobStore:
 
     def __contains__(self, digest: str) -> bool:
         return self.path(digest).exists()
+
+    def unfinished(self) -> Iterator[Path]:
+        """What writers that were killed left behind."""
+        yield from self.folder.glob("??/.new-*")
 
     def __iter__(self) -> Iterator[str]:
         for path in sorted(self.folder.glob("??/*")):

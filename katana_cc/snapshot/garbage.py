@@ -19,7 +19,16 @@ class Collected:
 
 
 def collect(store: Store) -> Collected:
-    """Drop what no release, no patch object and no newest snapshot needs."""
+    """Drop what no release, no patch object and no newest snapshot needs.
+
+    Raises:
+        StoreError: the store cannot be written, or is damaged: then nothing is dropped.
+    """
+    with store.hold(exclusive=True):
+        return _collect(store)
+
+
+def _collect(store: Store) -> Collected:
     kept = {s for r in store.releases() for s in r.snapshots}
     kept |= {s for p in store.patches() for s in (p.from_snapshot, p.to_snapshot)}
     newest: set[str] = set()
@@ -46,4 +55,8 @@ def collect(store: Store) -> Collected:
                 path.unlink()
                 blobs += 1
                 size += bytes_held
+    for unfinished in store.blobs.unfinished():
+        with contextlib.suppress(OSError):
+            size += unfinished.stat().st_size
+            unfinished.unlink()
     return Collected(len(dropped), blobs, size)

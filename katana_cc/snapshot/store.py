@@ -8,11 +8,12 @@ links at once.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,31 @@ def find_store(start: Path | None = None) -> Path:
     )
 
 
+def _nothing_recorded(folder: Path) -> StoreError:
+    return StoreError(
+        "nothing is recorded here yet",
+        where=str(folder),
+        remedy="Build with `CC=katana-cc make`, then name what runs with `katana-release NAME`.",
+    )
+
+
+def _connect(index: Path, create: bool) -> tuple[sqlite3.Connection, int]:
+    """The index and its version.  WAL mode wants to write beside it: on a read-only medium it is read as it lies."""
+    try:
+        return _opened(sqlite3.connect(index, timeout=60, isolation_level=None))
+    except sqlite3.OperationalError:
+        if create:
+            raise
+        return _opened(sqlite3.connect(f"{index.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None))
+
+
+def _opened(db: sqlite3.Connection) -> tuple[sqlite3.Connection, int]:
+    db.execute("PRAGMA foreign_keys = ON")
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return db, version
+
+
 class Store:
     """An open store.
 
@@ -131,16 +157,11 @@ class Store:
         self.blobs = BlobStore(folder / "blobs")
         index = folder / "index.db"
         if not create and not index.exists():
-            raise StoreError(
-                "nothing is recorded here yet",
-                where=str(folder),
-                remedy="Build with `CC=katana-cc make`, then name what runs with `katana-release NAME`.",
-            )
+            raise _nothing_recorded(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(index, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA foreign_keys = ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._db, version = _connect(index, create)
             if version == 0 and create:
                 self._create()
                 version = SCHEMA_VERSION
@@ -148,6 +169,8 @@ class Store:
             raise StoreError(
                 f"the index cannot be opened: {error}", where=str(index), remedy="Check permissions and free space."
             ) from error
+        if version == 0:
+            raise _nothing_recorded(folder)
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"the store has version {version}, this Katana reads version {SCHEMA_VERSION}",
@@ -174,6 +197,25 @@ class Store:
         self._db.close()
 
     @contextmanager
+    def hold(self, *, exclusive: bool = False) -> Iterator[None]:
+        """Keep blobs from being collected while they are put and not yet named; `exclusive` is the collector's side.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        try:
+            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StoreError(
+                f"the store cannot be written: {error.strerror}", where=str(self.folder), remedy="Check permissions."
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction; rolled back when the body raises.
 
@@ -186,7 +228,8 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite ends it by itself when the disk is full
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise StoreError(
@@ -225,7 +268,14 @@ class Store:
         rows = self._rows("SELECT manifest FROM snapshots WHERE id = ?", identifier)
         if not rows:
             raise StoreError(f"there is no snapshot {identifier}", where=str(self.folder), remedy="See `katana log`.")
-        return model.from_json(json.loads(self.blobs.get(rows[0][0])), identifier)
+        try:
+            return model.from_json(json.loads(self.blobs.get(rows[0][0])), identifier)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreError(
+                f"the manifest of snapshot {identifier} cannot be read ({error})",
+                where=str(self.folder),
+                remedy="Use the Katana that wrote it, or a later one.",
+            ) from error
 
     def latest(self, output: str) -> SnapshotRow | None:
         """The newest snapshot of an output."""
@@ -240,18 +290,17 @@ class Store:
         Raises:
             StoreError: a release of that name exists and holds other snapshots.
         """
-        existing = next((r for r in self.releases() if r.name == name), None)
-        if existing is not None:
-            if sorted(existing.snapshots) == sorted(snapshots):
-                with self.transaction() as db:
-                    db.execute("UPDATE releases SET deployed = ? WHERE name = ?", (int(deployed), name))
-                return
-            raise StoreError(
-                f"release {name} exists already and holds other builds",
-                where=str(self.folder),
-                remedy="Choose another name; a release never changes once it is named.",
-            )
         with self.transaction() as db:
+            existing = next((r for r in self.releases() if r.name == name), None)
+            if existing is not None:
+                if self._builds(existing.snapshots) != self._builds(snapshots):
+                    raise StoreError(
+                        f"release {name} exists already and holds other builds",
+                        where=str(self.folder),
+                        remedy="Choose another name; a release never changes once it is named.",
+                    )
+                db.execute("UPDATE releases SET deployed = ? WHERE name = ?", (int(deployed), name))
+                return
             cursor = db.execute(
                 "INSERT INTO releases (name, deployed, time) VALUES (?, ?, ?)", (name, int(deployed), time.time())
             )
@@ -259,6 +308,10 @@ class Store:
                 "INSERT INTO release_snapshots (release, snapshot) VALUES (?, ?)",
                 [(cursor.lastrowid, s) for s in snapshots],
             )
+
+    def _builds(self, snapshots: Iterable[int]) -> set[tuple[str, str]]:
+        wanted = set(snapshots)
+        return {(r.output, r.build_id) for r in self.snapshot_rows() if r.id in wanted}
 
     def releases(self) -> list[Release]:
         """All releases, oldest first."""
