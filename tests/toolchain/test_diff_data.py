@@ -1,0 +1,495 @@
+"""Changes of data and of what surrounds it: what is kept, rewritten in place, made anew, or refused, and why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.project import Project, Variant
+from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
+
+VARIANTS = [
+    Variant("gcc", "-O0", "pie"),
+    Variant("gcc", "-O2", "nopie"),
+    Variant("gcc", "-O3", "shared"),
+    Variant("clang", "-O2", "pie", "lld"),
+    Variant("clang", "-Os", "nopie", "gold"),
+]
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """An empty project in each variant."""
+    variant: Variant = request.param
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    return Project(tmp_path, variant)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Project:
+    """An empty project built by gcc -O2 -pie."""
+    return Project(tmp_path)
+
+
+# Identity of variables: each test would fail by a carried copy, that is, by a live value lost.
+
+
+def new_variables(result: object) -> list[str]:
+    """Names of the variables a patch brings along."""
+    from tests.support.project import Result
+
+    assert isinstance(result, Result)
+    return sorted(y.name for y in result.patch.symbols if y.section is not None and y.type == 1)
+
+
+def test_renumbered_static_keeps_its_value(project: Project) -> None:
+    work = NOINLINE + "static int work(int x) {{ static int n = 4; return n += x * {}; }}"
+    first = NOINLINE + "static int other(int x) { static int n = 9; return n -= x; }"
+    serve = "int serve(int x) { return work(x) - 1; }"
+    both = "int serve(int x) { return work(x) - other(x); }"
+    result = change(project, work.format(3) + serve, first + work.format(3) + both)
+    (new,) = new_variables(result)
+    assert "n" in new
+    assert result.refusals == []
+
+
+def test_statics_of_inlined_functions_that_change_places(project: Project) -> None:
+    f = "static inline int f(int x) { static int n; return n += x; }"
+    g = "static inline int g(int x) { static int n; return n -= x * 7; }"
+    result = change(
+        project,
+        f + g + "int serve(int x) { return f(x) + g(x); }",
+        g + f + "int serve(int x) { return g(x) + f(x) + 1; }",
+    )
+    assert new_variables(result) == []
+    assert result.refusals == []
+
+
+def test_static_of_another_function_is_another_variable(plain: Project) -> None:
+    """f's counter went, and g got one of the same name: g must not start with f's value."""
+    f = NOINLINE + "int f(int x) {{ {} return x * 33 + {}; }}"
+    g = NOINLINE + "int g(int x) {{ {} return x * 99 + {}; }}"
+    static = "static int n;"
+    result = change(
+        plain,
+        f.format(static, "n++") + g.format("", 1) + "int serve(int x) { return f(x) + g(x); }",
+        f.format("", 2) + g.format(static, "n++") + "int serve(int x) { return f(x) + g(x); }",
+    )
+    assert new_variables(result) == ["n.0"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "static "), ("static ", "")], ids=["to static", "to global"])
+def test_variable_that_changes_its_binding_keeps_its_value(project: Project, before: str, after: str) -> None:
+    source = "{}int counter = 3; int serve(int x) {{ return counter += x * {}; }}"
+    result = change(project, source.format(before, 3), source.format(after, 5))
+    assert result.replaced == ["serve"]
+    assert new_variables(result) == []
+
+
+def test_global_that_moves_to_another_file_keeps_its_value(project: Project) -> None:
+    result = project.change(
+        {
+            "main.c": MAIN,
+            "a.c": "int n = 1; int serve(int x) { return n += x * 3; }",
+            "b.c": "int o(int x) { return x; }",
+        },
+        {
+            "a.c": "extern int n; int serve(int x) { return n += x * 5; }",
+            "b.c": "int n = 1; int o(int x) { return x; }",
+        },
+    )
+    assert result.replaced == ["serve"]
+    assert new_variables(result) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [("", " = 3"), (" = 3", "")], ids=["from common", "to common"])
+def test_common_variable_keeps_its_value(project: Project, before: str, after: str) -> None:
+    source = "int counter{}; int serve(int x) {{ return counter += x * {}; }}"
+    result = change(project, source.format(before, 3), source.format(after, 5), None, compile_flags=["-fcommon"])
+    assert result.replaced == ["serve"]
+    assert new_variables(result) == []
+
+
+def test_common_variable_of_a_stripped_output_is_refused(project: Project) -> None:
+    source = "int counter; int serve(int x) {{ return counter += x * {}; }}"
+    flags = {"compile_flags": ["-fcommon"], "link_flags": ["-s"]}
+    result = change(project, source.format(3), source.format(5), None, **flags)
+    assert ("place-not-confirmed", "serve") in result.refusals
+
+
+def test_stripped_output_is_patched_like_another(project: Project) -> None:
+    source = "static int n; int serve(int x) {{ return n += x * {}; }}"
+    old = project.build({"main.c": MAIN, "a.c": source.format(3)}, link_flags=["-s"])
+    new = project.build({"main.c": MAIN, "a.c": source.format(5)}, link_flags=["-s"])
+    assert project.diff(old, new).replaced == ["serve"]
+
+
+# Values.
+
+
+def test_initial_value_is_kept_and_said(project: Project) -> None:
+    result = change(project, "int g = 4; int serve(int x) { return g; }", "int g = 5; int serve(int x) { return g; }")
+    assert result.nothing
+    assert result.about("initialiser-kept") == ["g"]
+
+
+def test_pointer_to_a_literal_is_kept_and_said(project: Project) -> None:
+    source = 'char *name = "{}"; int serve(int x) {{ return name[x]; }}'
+    result = change(project, source.format("one"), source.format("two"))
+    assert result.nothing
+    assert result.about("initialiser-kept") == ["name"]
+
+
+def test_function_pointer_in_a_writable_table_is_rewritten(project: Project) -> None:
+    functions = NOINLINE + "static int f(int x) {{ return x * 9 + 1; }} static int g(int x) {{ return x * 77; }}"
+    source = functions + "int (*table[2])(int) = {{f, {}}}; int serve(int x) {{ return table[x & 1](x); }}"
+    result = change(project, source.format("f"), source.format("g"))
+    assert result.edited == ["table+0x8"]
+    assert result.refusals == []
+
+
+def test_pointer_to_data_in_a_writable_variable_is_refused(plain: Project) -> None:
+    source = "int a, b; int *current = &{}; int serve(int x) {{ return *current + a + b; }}"
+    result = change(plain, source.format("a"), source.format("b"))
+    assert result.refusals == [("data-pointers-changed", "current")]
+
+
+def test_constant_table_is_rewritten_where_it_is(plain: Project) -> None:
+    source = "static const int t[] = {{1, 2, {}, 4}}; int serve(int x) {{ return t[x & 3]; }}"
+    result = change(plain, source.format(3), source.format(7))
+    assert result.edited == ["t"]
+    assert result.replaced == []
+
+
+def test_constant_table_of_functions_gains_a_new_one(project: Project) -> None:
+    source = (
+        "static int one(int x) { return x * 33 + 1; } static int two(int x) { return x * 33 + 2; } NEW"
+        "int (*const table[])(int) = {one, LAST}; int serve(int x) { return table[x & 1](x); }"
+    )
+    new = source.replace("NEW", "static int three(int x) { return x * 33 + 3; }").replace("LAST", "three")
+    result = change(project, source.replace("NEW", "").replace("LAST", "two"), new)
+    assert result.edited == ["table"]
+    assert "three" in result.carried
+
+
+@pytest.mark.parametrize("flags", [(), ("-Wl,-z,pack-relative-relocs",)], ids=["rela", "relr"])
+def test_relocated_constants_have_expected_contents(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """What must be in the target is the table as the dynamic linker relocated it."""
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie", "lld", (), flags))
+    if not project.variant.available():
+        pytest.skip("lld is not installed")
+    source = (
+        "static int one(int x) {{ return x * 33 + 1; }} static int two(int x) {{ return x * 33 + 2; }}"
+        " int (*const table[])(int) = {{one, {}}}; int serve(int x) {{ return table[x & 1](x) + two(x); }}"
+    )
+    old = project.build({"main.c": MAIN, "a.c": source.format("one")})
+    result = project.checked(old, project.build({"main.c": MAIN, "a.c": source.format("two")}))
+    (edit,) = result.patch.data_edits
+    symbols = {y.name: y.value for y in result.patch.symbols if y.value}
+    expected = result.patch.sections[edit.expected]
+    import subprocess
+
+    lines = subprocess.run(["nm", old.path], check=True, capture_output=True, text=True).stdout.splitlines()
+    one = next(int(x.split()[0], 16) for x in lines if x.endswith(" one"))
+    assert [r.offset for r in expected.relocations] == [0, 8]
+    assert {result.patch.symbols[r.symbol].value + r.addend for r in expected.relocations} == {one}
+    assert symbols
+
+
+def test_grown_table_is_made_anew_with_its_users(plain: Project) -> None:
+    source = "static const int t[] = {{1, 2, 3, 4{}}}; int serve(int x) {{ return t[x & 3]; }}"
+    result = change(plain, source.format(""), source.format(", 5, 6, 7, 8"))
+    assert result.replaced == ["serve"]
+    assert result.about("constant-recreated") == ["t"]
+
+
+def test_grown_global_table_brings_users_in_unchanged_files(plain: Project) -> None:
+    files = {"main.c": MAIN, "a.c": "extern const int t[]; int serve(int x) { return t[x & 3]; }"}
+    result = plain.change(
+        {**files, "b.c": "const int t[] = {1, 2, 3, 4};"}, {"b.c": "const int t[] = {1, 2, 3, 4, 5, 6, 7, 8};"}
+    )
+    assert result.replaced == ["serve"]
+    assert result.about("uses-new-constant") == ["serve"]
+
+
+def test_new_variables_of_every_kind(project: Project) -> None:
+    result = change(
+        project,
+        "int serve(int x) { return x * 33 + 1; }",
+        "int fresh = 7; static int hidden[100]; int serve(int x) { static int n = 5; return fresh++ +"
+        " hidden[x]++ + n++; }",
+    )
+    assert len(new_variables(result)) == 3
+    assert result.refusals == []
+
+
+def test_removed_variable_is_noted(plain: Project) -> None:
+    result = change(plain, "int gone = 3; int serve(int x) { return gone * x; }", "int serve(int x) { return 9 * x; }")
+    assert result.about("data-removed") == ["gone"]
+
+
+def test_thread_local_that_exists(project: Project) -> None:
+    source = "__thread int t = 3; int serve(int x) {{ return t += x * {}; }}"
+    result = change(project, source.format(3), source.format(5))
+    if project.variant.mode == "shared":
+        assert {c for c, _ in result.refusals} <= {"relocation-not-supported", "thread-local-changed"}
+        assert result.refusals
+    else:
+        assert result.replaced == ["serve"]
+        assert result.refusals == []
+
+
+# Refusals: (before, after, code, subject), for gcc and clang alike.
+STRUCT = "struct s {{ {} }} v; int serve(int x) {{ return v.b + x * 33; }}"
+SET = (
+    "typedef int (*F)(int); extern F __start_set[], __stop_set[]; int one(int x) { return x * 33 + 1; }"
+    ' static F p1 __attribute__((section("set"), used)) = one; MORE int serve(int x)'
+    " { int s = 0; for (F *f = __start_set; f < __stop_set; f++) s += (*f)(x); return s; }"
+)
+MORE = 'static F p2 __attribute__((section("set"), used)) = one;'
+CONSTRUCTOR = (
+    "extern int q(int); int n; __attribute__((constructor)) static void up(void) {{ n = q({}); }}"
+    " int serve(int x) {{ return n + x * 33; }}"
+)
+WORK = "int serve(int x) { return x * 33 + 1; }"
+REFUSED = {
+    "field added": (STRUCT.format("int a, b;"), STRUCT.format("int a; long n; int b;"), "type-changed", "s"),
+    "field moved": (STRUCT.format("int a, b;"), STRUCT.format("int b, a;"), "type-changed", "s"),
+    "field widened": (STRUCT.format("int a, b;"), STRUCT.format("int a; long b;"), "type-changed", "s"),
+    "bit-field moved": (STRUCT.format("int a:3, b:5;"), STRUCT.format("int a:4, b:4;"), "type-changed", "s"),
+    "packed": (
+        "struct s { char a; int b; } v; int serve(int x) { return v.b + x; }",
+        "struct __attribute__((packed)) s { char a; int b; } v; int serve(int x) { return v.b + x; }",
+        "type-changed",
+        "s",
+    ),
+    "enumerators renumbered": (
+        "enum e { A, B, C } st; int serve(int x) { return st == C ? x * 33 : 0; }",
+        "enum e { A, X, B, C } st; int serve(int x) { return st == C ? x * 33 : 0; }",
+        "type-changed",
+        "e",
+    ),
+    "heap only": (
+        "#include <stdlib.h>\nstruct s { int b; }; struct s *p; int serve(int x) { p = calloc(1, sizeof"
+        " *p); return p->b; }",
+        "#include <stdlib.h>\nstruct s { int a, b; }; struct s *p; int serve(int x) { p = calloc(1,"
+        " sizeof *p); return p->b; }",
+        "type-changed",
+        "s",
+    ),
+    "array grew": (
+        "int arr[4]; int serve(int x) { return arr[x & 3] * 5; }",
+        "int arr[8]; int serve(int x) { return arr[x & 7] * 5; }",
+        "data-resized",
+        "arr",
+    ),
+    "variable of another type": (
+        "int v; int serve(int x) { return v * x + 33; }",
+        "float v; int serve(int x) { return v * x + 33; }",
+        "variable-type-changed",
+        "v",
+    ),
+    "variable became constant": (
+        "int v[2] = {3, 4}; int serve(int x) { return x * 33 + *(volatile int *)v; }",
+        "const int v[2] = {3, 4}; int serve(int x) { return x * 33 + *(volatile int *)v; }",
+        "data-kind-changed",
+        "v",
+    ),
+    "constant became variable": (
+        "const int v[2] = {3, 4}; int serve(int x) { return x * 33 + *(volatile int *)v; }",
+        "int v[2] = {3, 4}; int serve(int x) { return x * 33 + *(volatile int *)v; }",
+        "data-kind-changed",
+        "v",
+    ),
+    "variable became thread-local": (
+        "int t = 3; int serve(int x) { return t += x * 33; }",
+        "__thread int t = 3; int serve(int x) { return t += x * 33; }",
+        "data-kind-changed",
+        "t",
+    ),
+    "new thread-local": (
+        WORK,
+        "__thread int t = 3; int serve(int x) { return t += x * 33; }",
+        "thread-local-changed",
+        "serve",
+    ),
+    "thread-local with another value": (
+        "__thread int t = 3; int serve(int x) { return t += x * 33; }",
+        "__thread int t = 4; int serve(int x) { return t += x * 33; }",
+        "thread-local-changed",
+        "t",
+    ),
+    "constructor changed": (CONSTRUCTOR.format(3), CONSTRUCTOR.format(4), "startup-code-changed", "up"),
+    "constructor added": (
+        "extern int q(int); int n; int serve(int x) { return n + x * 33; }",
+        CONSTRUCTOR.format(4),
+        "startup-code-changed",
+        ".init_array",
+    ),
+    "linker set grew": (SET.replace("MORE", ""), SET.replace("MORE", MORE), "section-changed", None),
+    "function too small": (
+        "int q; void hook(void) {} int serve(int x) { hook(); return x * 33; }",
+        "int q; void hook(void) { q++; } int serve(int x) { hook(); return x * 33; }",
+        "function-too-small",
+        "hook",
+    ),
+    "ifunc resolver": (
+        "static int i1(int x) { return x; } static int i2(int x) { return x + 2; }"
+        ' static void *r(void) { return i1; } int pick(int) __attribute__((ifunc("r"))); int serve(int x)'
+        " { return pick(x); }",
+        "static int i1(int x) { return x; } static int i2(int x) { return x + 2; }"
+        ' static void *r(void) { return i2; } int pick(int) __attribute__((ifunc("r"))); int serve(int x)'
+        " { return pick(x); }",
+        "ifunc-resolver-changed",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused(tmp_path: Path, kind: str, compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    before, after, code, subject = REFUSED[kind]
+    project = Project(tmp_path, Variant(compiler, "-O1" if kind == "function too small" else "-O2"))
+    flags = ["-fno-inline", "-fcf-protection=none", "-fomit-frame-pointer"]
+    more = {"q.c": "int q(int x) { return x * 2; }"} if "q(int)" in before + after else None
+    result = change(project, before, after, more, compile_flags=flags)
+    assert code in {c for c, s in result.refusals if subject in (None, s)}, result.patch.reasons
+    assert (result.patch.sections, result.patch.replacements, result.patch.data_edits) == ((), (), ())
+    reason = next(r for r in result.patch.reasons if r.severity == "refused" and r.code == code)
+    assert reason.text
+    assert reason.file
+
+
+def test_destructor_is_a_function_like_others(plain: Project) -> None:
+    down = "int n; __attribute__((destructor)) static void down(void) {{ n = {}; }}"
+    source = down + " int serve(int x) {{ return n + x * 33; }}"
+    assert change(plain, source.format(3), source.format(4)).replaced == ["down"]
+
+
+@pytest.mark.parametrize("strip", [False, True], ids=["with symbols", "stripped"])
+def test_folded_function_is_refused(tmp_path: Path, strip: bool) -> None:
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie", "lld"))
+    if not project.variant.available():
+        pytest.skip("lld is not installed")
+    main = "int f(int), g(int); int main(int c, char **v) { return f(c) + g(c); }"
+    same = "int f(int x) {{ return x * 77 + 1; }} int g(int x) {{ return x * 77 + {}; }}"
+    flags = ["-Wl,--icf=all", *(["-s"] if strip else [])]
+    old = project.build({"main.c": main, "a.c": same.format(1)}, link_flags=flags)
+    result = project.checked(old, project.build({"main.c": main, "a.c": same.format(2)}, link_flags=flags))
+    assert ("function-folded", "g") in result.refusals
+
+
+def test_assembly_is_refused_when_it_changed(plain: Project) -> None:
+    source = ".globl a\n.globl b\n.text\na: mov ${},%eax\n ret\nb: mov $2,%eax\n ret\n"
+    source += '.section .note.GNU-stack,"",@progbits\n'
+    files = {"main.c": MAIN, "a.c": "int a(void), b(void); int serve(int x) { return a() + b() * x; }"}
+    old = plain.build({**files, "z.S": source.format(1)})
+    assert plain.checked(old, plain.build({**files, "z.S": source.format(3)})).refusals == [
+        ("code-in-shared-section", "a")
+    ]
+    files["a.c"] = files["a.c"].replace("* x", "* x * 33")
+    assert plain.checked(old, plain.build({**files, "z.S": source.format(1)})).refusals == []
+
+
+def test_exceptions_are_refused(plain: Project) -> None:
+    source = (
+        "int z; void done(int *p) {{ z += *p; }} int ext(int);"
+        " int serve(int x) {{ int v __attribute__((cleanup(done))) = x + {}; ext(x); return v; }}"
+    )
+    more = {"b.c": "int ext(int x) { return x; }"}
+    result = change(plain, source.format(0), source.format(1), more, compile_flags=["-fexceptions"])
+    assert "exception-tables" in result.codes("refused")
+
+
+# Sections that hold several things.
+
+
+@pytest.mark.parametrize("storage", ["", "static "])
+def test_rearranged_variables_without_data_sections_are_refused(plain: Project, storage: str) -> None:
+    """Read by its old place, each would have the other's value."""
+    source = "int serve(int x) {{ a += x; return a + (b += x) * {}; }}"
+    one, two = f"{storage}int a = 1, b = 2;", f"{storage}int b = 2, a = 1;"
+    result = change(plain, one + source.format(3), two + source.format(4), None, compile_flags=["-fno-data-sections"])
+    assert "data-rearranged" in result.codes("refused")
+
+
+def test_untouched_variables_without_data_sections_are_no_obstacle(plain: Project) -> None:
+    source = "int a = 1, b = 2; int serve(int x) {{ a += x; return a + (b += x) * {}; }}"
+    result = change(plain, source.format(3), source.format(4), None, compile_flags=["-fno-data-sections"])
+    assert result.replaced == ["serve"]
+    assert result.carried == ["serve"]
+
+
+def test_code_without_function_sections_is_refused_only_where_it_changed(plain: Project) -> None:
+    files = {
+        "main.c": MAIN,
+        "a.c": WORK + "int two(int x) { return x * 44; }",
+        "b.c": "int o(int x) { return x * 33; }",
+    }
+    old = plain.build(files, compile_flags=["-fno-function-sections"])
+    changed = {**files, "b.c": files["b.c"].replace("33", "35")}
+    # b.o holds one function: its .text is that function's own.
+    assert plain.checked(old, plain.build(changed, compile_flags=["-fno-function-sections"])).replaced == ["o"]
+    changed = {**files, "a.c": files["a.c"].replace("44", "45")}
+    result = plain.checked(old, plain.build(changed, compile_flags=["-fno-function-sections"]))
+    assert "code-in-shared-section" in result.codes("refused")
+
+
+def test_function_that_leaves_a_shared_section_is_refused(plain: Project) -> None:
+    """Unchanged callers would go on calling the old one."""
+    files = {"main.c": MAIN, "a.c": WORK + "int one(int x) { return x * 99; }"}
+    old = plain.build(files, compile_flags=["-fno-function-sections"])
+    new = plain.build(
+        {**files, "a.c": WORK, "b.c": "int one(int x) { return x * 98; }"}, compile_flags=["-fno-function-sections"]
+    )
+    assert ("code-in-shared-section", "one") in plain.checked(old, new).refusals
+
+
+# What the link changes.
+
+
+def test_linker_set_member_of_a_new_file_is_refused(plain: Project) -> None:
+    files = {"main.c": MAIN, "a.c": SET.replace("MORE", "")}
+    more = "typedef int (*F)(int); int two(int x) { return 2; }" + MORE.replace("one", "two")
+    old = plain.build(files)
+    new = plain.build({**files, "b.c": more})
+    assert "section-changed" in plain.checked(old, new).codes("refused")
+    assert "section-changed" in plain.checked(new, old).codes("refused")
+
+
+@pytest.mark.parametrize("option", ["--wrap=helper", "--defsym=other=serve"])
+def test_option_that_gives_names_another_meaning_is_refused(plain: Project, option: str) -> None:
+    files = {
+        "main.c": MAIN,
+        "a.c": "int helper(int); int serve(int x) { return helper(x) * 33; }",
+        "b.c": "int helper(int x) { return x * 2; } int __wrap_helper(int x) { return x * 3; }",
+    }
+    result = plain.checked(plain.build(files), plain.build(files, link_flags=[f"-Wl,{option}"]))
+    assert "link-options-changed" in result.codes("refused")
+
+
+def test_wrapped_name_leads_to_its_wrapper(project: Project) -> None:
+    source = "int helper(int); int serve(int x) {{ return helper(x) * {}; }}"
+    wrapper = NOINLINE + "int __real_helper(int); int __wrap_helper(int x) { return __real_helper(x) + 3; }"
+    more = {"b.c": NOINLINE + "int helper(int x) { return x * 2 + 700; }", "c.c": wrapper}
+    result = change(project, source.format(33), source.format(35), more, link_flags=["-Wl,--wrap=helper"])
+    assert result.replaced == ["serve"]
+    assert "__wrap_helper" in {y.name for y in result.patch.symbols if y.section is None}
+
+
+def test_relinked_with_harmless_options_needs_nothing(plain: Project) -> None:
+    files = {"main.c": MAIN, "a.c": WORK}
+    assert plain.checked(plain.build(files), plain.build(files, link_flags=["-Wl,-z,now"])).nothing
+
+
+def test_pie_turned_off_is_refused(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    old = project.build({"main.c": MAIN, "a.c": WORK})
+    new = project.build({"main.c": MAIN, "a.c": WORK}, compile_flags=["-fno-pie"], link_flags=["-no-pie"])
+    assert "machine-or-type-changed" in project.checked(old, new).codes("refused")
