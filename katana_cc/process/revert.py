@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from katana_cc.errors import KatanaError, RefusedError, UsageError
+from katana_cc.errors import KatanaError, RefusedError, TargetError, UsageError
 from katana_cc.process.activity import Guard
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
@@ -76,7 +76,10 @@ def find_ledger(target: Target, patch_id: str) -> Ledger | None:
         ledger = mapping.ledger
         if ledger is None or not ledger.patch_id.startswith(patch_id.lower()):
             continue
-        found = ledger.found_bytes(target.memory)
+        try:
+            found = ledger.found_bytes(target.memory)
+        except TargetError:
+            continue  # its module was unloaded (dlclose), and the edits with it
         if found is Bytes.FOREIGN and ledger.state in (Phase.APPLIED, Phase.COMMITTING, Phase.REVERTING):
             raise RefusedError(
                 f"the jumps of patch {ledger.patch_id} were altered by someone else",

@@ -133,16 +133,15 @@ def test_process_of_another_user(tmp_path: Path, counter: tuple[Built, Built], p
         pytest.skip("only root can become another user")
     file = write_patch(tmp_path, patch)
     program = (
-        "import os, sys; sys.path[:0] = [sys.argv.pop(1)]; from katana_cc.cli.main import main;"
+        "import os, sys; sys.path.insert(0, sys.argv.pop(1)); from katana_cc.cli.main import main;"
         "import katana_cc.cli.apply; os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534);"
-        "data = sys.argv.pop(1); import katana_cc.patch.files as f; p = f.read_patch; "
-        "sys.exit(main(sys.argv[1:]))"
+        "sys.exit(main())"
     )
     for folder in (tmp_path, *tmp_path.parents):
         if str(folder) not in ("/", "/tmp") and folder.stat().st_uid == 0 and "pytest" in str(folder):
             folder.chmod(0o755)
     with serving(counter[0].output) as server:
-        words = [sys.executable, "-c", program, str(Path.cwd()), "-", "apply", str(file), "--pid", str(server.pid)]
+        words = [sys.executable, "-c", program, str(Path.cwd()), "apply", str(file), "--pid", str(server.pid)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 5, done.stderr
         assert "run katana as" in done.stderr
