@@ -100,9 +100,7 @@ def main() -> None:
     stop = threading.Event()
     started = threading.Barrier(connections + 1)
     tallies = [Tally() for _ in range(connections)]
-    threads = [
-        threading.Thread(target=_work, args=(port, i, stop, started, tally)) for i, tally in enumerate(tallies)
-    ]
+    threads = [threading.Thread(target=_work, args=(port, i, stop, started, tally)) for i, tally in enumerate(tallies)]
     for thread in threads:
         thread.start()
     started.wait()

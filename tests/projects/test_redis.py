@@ -115,7 +115,7 @@ def requests_go_on(client: Client, more: int = 2000) -> None:
 
 
 def test_fix_goes_into_a_loaded_server_and_out_again(redis: Source, record_property: Callable[..., None]) -> None:
-    """What a bug would look like: a client error, a lost request, the old answer, or a server that is not itself after."""
+    """A bug would be a client error, a lost request, the old answer, or a server that is not itself afterwards."""
     with server(redis) as (pid, port), load(port) as finish:
         client = Client(port)
         assert accepts_empty_selector(client, "k1"), "the old server has the bug"
