@@ -57,7 +57,15 @@ def server(source: Source) -> Iterator[tuple[int, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [source.folder / "src/redis-server", "--port", str(port), "--save", "", "--io-threads", "4"]
+    command: list[str | Path] = [
+        source.folder / "src/redis-server",
+        "--port",
+        str(port),
+        "--save",
+        "",
+        "--io-threads",
+        "4",
+    ]
     with subprocess.Popen(command, cwd=source.folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -75,7 +83,7 @@ def server(source: Source) -> Iterator[tuple[int, int]]:
 @contextlib.contextmanager
 def load(port: int) -> Iterator[Callable[[], dict[str, object]]]:
     """Eight connections that check every answer; the value stops them and gives the tally."""
-    command = [sys.executable, Path(__file__).with_name("resp.py"), str(port), "8"]
+    command: list[str | Path] = [sys.executable, Path(__file__).with_name("resp.py"), str(port), "8"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
