@@ -88,6 +88,24 @@ def masked(data: bytes, relocations: Iterable[Relocation], *, relaxed: bool) -> 
     return bytes(result)
 
 
+def same_outside(data: bytes, final: bytes, relocations: Iterable[Relocation]) -> bool:
+    """Whether two pieces of equal length agree in every byte that a linker may not rewrite (`masked(relaxed=True)`).
+
+    Raises:
+        KeyError: a relocation type that is not in the table.
+    """
+    if len(data) != len(final):
+        return False
+    position = 0
+    for r in sorted(relocations):
+        before, after = EXTENTS[r.type]
+        start = r.offset - before
+        if position < start and data[position:start] != final[position:start]:
+            return False
+        position = max(position, r.offset + after)
+    return data[position:] == final[position:]
+
+
 def is_branch(code: bytes, offset: int) -> bool:
     """Whether the 32-bit field at `offset` is the target of a direct call, jmp or jcc.
 

@@ -7,6 +7,7 @@ link that was not recorded whole.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -304,12 +305,22 @@ def _folded(
     crowded = {address: names for address, names in at.items() if len(names) > 1}
     if not crowded:
         return {}
-    aliases: dict[int, set[str]] = {}
-    for (unit, section), address in addresses.items():
-        for s in records[unit].symbols:
-            if s.section == section:
-                aliases.setdefault(address + s.value, set()).add(s.name)
-    return {a: tuple(sorted(names)) for a, names in crowded.items() if names - aliases.get(a, set())}
+    places = sorted((address, unit, section) for (unit, section), address in addresses.items())
+    starts = [address for address, _, _ in places]
+    folded = {}
+    for address, names in crowded.items():
+        index = bisect_right(starts, address) - 1
+        aliases: set[str] = set()
+        # Empty sections may lie at the same address as the one that holds the code.
+        while index >= 0 and (starts[index] == address or not aliases):
+            start, unit, section = places[index]
+            aliases |= {s.name for s in records[unit].symbols if s.section == section and start + s.value == address}
+            if starts[index] < address:
+                break
+            index -= 1
+        if names - aliases:
+            folded[address] = tuple(sorted(names))
+    return folded
 
 
 def _loadable_part(output: ElfFile) -> bytes:
@@ -331,6 +342,8 @@ def main(arguments: list[str]) -> int:
     # Imported late: a link that cannot be recorded should not pay for the diff.
     from katana_cc.release.emit import emit_patches
 
+    # One short run over many small values: looking for cycles among them would take a tenth of it.
+    gc.disable()
     try:
         store = Store(Path(folder))
         snapshot = ingest(store, read_staged(Path(folder), key))

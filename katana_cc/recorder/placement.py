@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import masked
+from katana_cc.elf.fields import same_outside
 from katana_cc.elf.reader import ElfFile
 from katana_cc.recorder.linkmap import Contribution
 from katana_cc.recorder.record import ObjectRecord, SectionRecord
@@ -90,4 +90,4 @@ def _confirmed(candidate: Candidate, section: SectionRecord, address: int, read:
     relocations = candidate.elf.relocations(section.number)
     data = candidate.elf.contents(candidate.elf.sections[section.number])
     final = read(address, section.size)
-    return final == data or masked(final, relocations, relaxed=True) == masked(data, relocations, relaxed=True)
+    return final == data or same_outside(data, final, relocations)
