@@ -1,0 +1,168 @@
+"""Releases, patches after a link, and bundles, over real builds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from katana_cc.cli.main import main
+from katana_cc.cli.release import main as release
+from katana_cc.errors import StoreError, UsageError
+from katana_cc.release.bundle import name_release, write_bundle
+from katana_cc.release.emit import emit_patches
+from katana_cc.snapshot.garbage import collect
+from katana_cc.snapshot.verify import verify_store
+from tests.support.project import Project
+from tests.toolchain.test_diff_code import MAIN
+
+SOURCE = "static int n; int serve(int x) {{ return n += x * {}; }}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project whose first build is released as v1."""
+    project = Project(tmp_path)
+    project.build({"main.c": MAIN, "a.c": SOURCE.format(3)})
+    name_release(project.store, "v1", deployed=True)
+    return project
+
+
+def rebuild(project: Project, factor: int) -> list[str]:
+    """Build again with another factor; the lines that the build would print."""
+    build = project.build({"main.c": MAIN, "a.c": SOURCE.format(factor)})
+    return list(emit_patches(project.store, build.snapshot))
+
+
+def test_changed_link_emits_a_patch_that_every_tool_accepts(project: Project) -> None:
+    (line,) = rebuild(project, 5)
+    (row,) = project.store.patches()
+    assert row.path.split("/")[-1] in line
+    assert (row.output, row.from_name, row.verdict) == ("prog", "v1", "safe")
+    assert main(["check", row.path]) == 0
+    read = subprocess.run(["readelf", "-aW", row.path], check=True, capture_output=True, text=True)
+    assert read.stderr == ""
+    subprocess.run(["ld", "-r", "-o", "/dev/null", row.path], check=True)
+
+
+def test_unchanged_link_prints_nothing(project: Project) -> None:
+    assert rebuild(project, 3) == []
+    assert project.store.patches() == []
+
+
+def test_patch_is_the_same_to_the_byte(project: Project) -> None:
+    rebuild(project, 5)
+    path = Path(project.store.patches()[0].path)
+    before = path.read_bytes()
+    rebuild(project, 7)
+    rebuild(project, 5)
+    assert path.read_bytes() == before
+
+
+def test_each_deployed_release_gets_its_patch(project: Project) -> None:
+    rebuild(project, 5)
+    name_release(project.store, "v2", deployed=True)
+    name_release(project.store, "v2-again", deployed=False)
+    lines = rebuild(project, 7)
+    assert len(lines) == 2
+
+
+def test_bundle_holds_every_later_release_and_is_reproducible(project: Project, tmp_path: Path) -> None:
+    rebuild(project, 5)
+    name_release(project.store, "v2", deployed=True)
+    rebuild(project, 7)
+    manifest = write_bundle(project.store, "v1", tmp_path / "one")
+    write_bundle(project.store, "v1", tmp_path / "two")
+    assert [p["from"] for p in manifest["patches"]] == ["v1", "v2"]
+    files = sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert files == sorted(["manifest.json", *(p["file"] for p in manifest["patches"])])
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert json.loads((tmp_path / "one" / "manifest.json").read_text()) == manifest
+
+
+def test_bundle_since_the_present_build_is_empty(project: Project, tmp_path: Path) -> None:
+    manifest = write_bundle(project.store, "v1", tmp_path / "bundle")
+    assert manifest["patches"] == []
+    assert manifest["unchanged"] == [{"output": "prog", "release": "v1"}]
+
+
+def test_unknown_release_suggests_the_nearest(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no release v11") as caught:
+        write_bundle(project.store, "v11", tmp_path / "bundle")
+    assert "v1?" in caught.value.remedy
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_bundle_never_mixes_with_other_files(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        write_bundle(project.store, "v1", tmp_path / "bundle")
+    assert [p.name for p in (tmp_path / "bundle").iterdir()] == ["mine"]
+
+
+def test_bundle_that_cannot_be_written_leaves_nothing(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuild(project, 5)
+    target = tmp_path / "out" / "bundle"
+    target.parent.mkdir()
+
+    def full(*_arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match="No space left"):
+        write_bundle(project.store, "v1", target)
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "-x", "..", "a b", "v1\n"])
+def test_release_name_that_could_not_be_a_file(project: Project, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a release name"):
+        name_release(project.store, name, deployed=True)
+
+
+def test_collecting_keeps_what_releases_and_patches_need(project: Project) -> None:
+    for factor in (5, 7, 9):
+        rebuild(project, factor)
+    project.build({"main.c": MAIN, "a.c": SOURCE.format(11)})  # in no patch, and not the newest in a moment
+    rebuild(project, 13)
+    assert collect(project.store).snapshots == 1
+    assert verify_store(project.store.folder) == []
+    assert len(rebuild(project, 15)) == 1
+
+
+def test_commands_over_a_store(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    rebuild(project, 5)
+    assert release(["v2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"][0]["output"] == "prog"
+    assert main(["diff", "v1", "v2", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert (one["verdict"], [r["subject"] for r in one["reasons"]]) == ("safe", ["serve"])
+    assert main(["patches", "--json"]) == 0
+    assert {"output", "from", "to", "verdict", "size", "path"} <= json.loads(capsys.readouterr().out)[0].keys()
+    assert main(["log"]) == 0
+    assert "v2" in capsys.readouterr().out
+    assert main(["show", "v1"]) == 0
+    assert "prog" in capsys.readouterr().out
+    assert main(["gc"]) == 0
+    assert main(["check"]) == 0
+
+
+def test_release_taken_by_other_builds_is_a_clear_error(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    assert release(["v1"]) == 0
+    rebuild(project, 5)
+    assert release(["v1"]) == 6
+    error = capsys.readouterr().err
+    assert "holds other builds" in error
+    assert "Choose another name" in error
