@@ -31,8 +31,6 @@ CARRIED_TYPES: Final = frozenset(
      c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF} | GOT_RELATIVE
 )  # fmt: skip
 _ALWAYS_LOADED: Final = ("libc.so.6", "ld-linux-x86-64.so.2", "linux-vdso.so.1")  # by any dynamic program
-# An IFUNC must stay one: its address is its resolver, and calls have to go to what that returns.
-_KEPT_TYPES: Final = (c.STT_FUNC, c.STT_OBJECT, c.STT_GNU_IFUNC)
 _INDIRECT_TYPES: Final = frozenset({c.R_X86_64_PLT32, c.R_X86_64_64} | GOT_RELATIVE)
 _THREAD_TYPES: Final = frozenset({c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF})
 
@@ -206,7 +204,7 @@ class References:
         name = first.name if first else view.elf.sections[old_target.section].name
         if first is None or first.binding == c.STB_LOCAL:
             name = f"{view.file or self.old.unit_name(old_target.unit)}:{name}"
-        kind = first.type if first and first.type in _KEPT_TYPES else c.STT_NOTYPE
+        kind = first.type if first and first.type in (c.STT_FUNC, c.STT_OBJECT) else c.STT_NOTYPE
         return self.carrier.symbol(PatchSymbol(name, c.STB_GLOBAL, kind, None, old_address, first.size if first else 0))
 
     def _thread_local(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.elf.constants import STT_GNU_IFUNC
 from tests.support.project import MODES, Project, Result, Variant
 
 LINKERS = {"pie": "bfd", "nopie": "gold", "shared": "lld"}
@@ -408,13 +407,3 @@ def test_every_mode_is_tried() -> None:
     assert {v.mode for v in VARIANTS} == set(MODES)
     assert {v.optimise for v in VARIANTS if v.compiler == "gcc"} == {"-O0", "-O2", "-O3", "-Os"}
     assert {v.optimise for v in VARIANTS if v.compiler == "clang"} == {"-O0", "-O2", "-O3", "-Os"}
-
-
-def test_existing_indirect_function_stays_one(plain: Project) -> None:
-    """With another symbol type, new code would call the resolver instead of what it chose."""
-    source = (
-        "static int chosen(int x) { return x + 7; }\nstatic void *resolve(void) { return (void *)chosen; }\n"
-        '__attribute__((ifunc("resolve"))) int pick(int);\n' + NOINLINE + "int serve(int x) { return pick(x) * %d; }\n"
-    )
-    result = change(plain, source % 3, source % 5)
-    assert [(s.type, s.section) for s in result.patch.symbols if s.name == "pick"] == [(STT_GNU_IFUNC, None)]
