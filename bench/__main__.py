@@ -92,7 +92,7 @@ def _measure(setting: Setting, chosen: Sequence[str]) -> Report:
             for name, measure_workload in OF_WORKLOAD.items():
                 if name in chosen and name != builds.GROUP:
                     take(f"{name}.{workload.name}", measure_workload(setting, workload))
-    machine["load_after"] = os.getloadavg()[0]
+    machine["load_after"] = round(os.getloadavg()[0], 1)
     return Report(machine, setting.quick, tuple(figures), tuple(left_out), failed, seconds)
 
 

@@ -71,7 +71,9 @@ def _figures(group: str, rounds: list[_Round], target: float, kind: str) -> Iter
         ("revert_reported", "all threads stopped, as katana revert reports", [r.revert for r in rounds]),
     ):
         yield of_samples(group, name, what, samples, "ms", floor=floor, target=target, note=least, best=True)
-    floor_gap = max(min(r.floor_gap for r in rounds) - noise, 0.0)
+    stop = min(r.floor_gap for r in rounds) - noise
+    # With few threads the least stop is lost in the noise, and a ratio to it means nothing.
+    floor_gap = stop if stop > noise else None
     for name, what, gaps in (
         ("apply_heartbeat", "largest gap a real-time thread saw in an apply", [r.apply_gap for r in rounds]),
         ("revert_heartbeat", "largest gap a real-time thread saw in a revert", [r.revert_gap for r in rounds]),

@@ -87,11 +87,11 @@ def describe_machine(compiler: str) -> dict[str, object]:
     return {
         "processor": model,
         "processors": os.cpu_count(),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "compiler": _first_line(compiler, "--version"),
         "linker": _first_line("ld", "--version"),
-        "load_before": os.getloadavg()[0],
+        "load_before": round(os.getloadavg()[0], 1),
     }
 
 

@@ -18,7 +18,7 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
 - A value is the median of its rounds, with the quartiles beside it; pauses are the best of their rounds, as the target
   is stated for a quiet machine, and the quartiles show the rest.
 - CPU time (`_cpu`) counts all processes a command starts. Where wall clock and CPU time disagree, other programs were
-  running: `load` in the table of the machine shows how many.
+  running: the load averages before and after the run tell how many (the run itself makes 1 to 2).
 - *recording* is the link through our `ld` less the plain link with `-Map`; *emission* is the same for an output that a
   deployed release knows, so it holds ingestion, diff and patch object. *peak* is the largest process, not a sum.
 - *pause*: `reported` is what `katana apply` measured from the first thread it stopped to the last it let go;
@@ -55,8 +55,9 @@ def table(report: Report) -> str:
 def page(report: Report) -> str:
     """The page of the documentation, in Markdown."""
     lines = [_READING, "## Figures", ""]
-    lines += [f"Left out: {reason}." for reason in report.left_out]
-    lines += ["", "![values against their targets](benchmarks.svg)", ""] if not report.quick else [""]
+    if report.left_out:
+        lines += [*(f"- Left out: {reason}." for reason in report.left_out), ""]
+    lines += ["![values against their targets](benchmarks.svg)", ""]
     lines += ["| Machine | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in report.machine.items()]
     group = ""
