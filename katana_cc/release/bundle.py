@@ -15,7 +15,6 @@ from typing import Any
 
 from katana_cc.errors import KatanaError, StoreError, UsageError
 from katana_cc.recorder.ingest import ingest, staged_links
-from katana_cc.release.emit import emit
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 
@@ -95,6 +94,9 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
         StoreError: no such release, or nothing is recorded.
         UsageError: the folder exists and is not empty.
     """
+    # Imported late: naming a release compares nothing, and the diff costs half of the command's start.
+    from katana_cc.release.emit import emit
+
     releases = store.releases()
     names = [r.name for r in releases]
     if since not in names:
