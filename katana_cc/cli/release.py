@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> ExitStatus:
     if (arguments.name is None) == (arguments.since is None):
         raise UsageError("say either NAME or --since NAME", remedy="See `katana-release --help`.")
+    gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
     store = Store(find_store(), create=True)
     ingested = ingest_staged(store)
     _warn(ingested)
