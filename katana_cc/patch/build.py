@@ -17,11 +17,14 @@ means the carried code.
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
+from typing import Final
 
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import Code, verdict_of
 from katana_cc.elf import constants as c
+from katana_cc.elf.dynamic import DynamicTables
 from katana_cc.errors import FormatError
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.edits import Edits
@@ -37,6 +40,8 @@ from katana_cc.patch.model import (
 )
 from katana_cc.patch.references import References
 from katana_cc.patch.sources import with_sources
+
+_THROWERS: Final = frozenset({"__cxa_throw", "__cxa_rethrow", "__cxa_begin_catch", "__gxx_personality_v0"})
 
 
 def build_patch(diff: Diff, changes: Changes, identity: Identity) -> PatchObject:
@@ -92,6 +97,25 @@ class _Builder:
 
     # Frames and replacements
 
+    @cached_property
+    def _exceptions_pass(self) -> bool:
+        """Whether the program has handlers or cleanups that an unwind must reach (C++, or C with -fexceptions).
+
+        The unwinder of the target does not know the frames of new code, and would end the process there.  Handlers of
+        a system library that is linked statically are its own affair, and do not count.
+        """
+        if any(name in program.globals for name in _THROWERS for program in (self.old, self.new)):
+            return True
+        if any(s.name in _THROWERS for program in (self.old, self.new) for s in DynamicTables(program.image).symbols):
+            return True
+        return any(
+            section.name.startswith(".gcc_except_table")
+            for program in (self.old, self.new)
+            for number, unit in enumerate(program.snapshot.units)
+            if not unit.name.startswith("/usr/")
+            for section in program.record(number).sections
+        )
+
     def _add_frames(self) -> None:
         builder = FrameBuilder()
         relocations = []
@@ -110,6 +134,13 @@ class _Builder:
                 self.carrier.refuse(Code.EXCEPTIONS, Place(unit, missing), text)
             for entry in entries:
                 place = Place(unit, entry.section)
+                if self._exceptions_pass:
+                    text = (
+                        "exceptions or cleanups may have to pass through it on their way to a handler of this program, "
+                        "and could not: not supported yet"
+                    )
+                    self.carrier.refuse(Code.EXCEPTIONS, place, text)
+                    continue
                 if entry.others:
                     text = (
                         "it takes part in C++ exceptions (it has a personality routine or an LSDA): not supported yet"

@@ -397,6 +397,18 @@ def test_assembly_is_refused_when_it_changed(plain: Project) -> None:
     assert plain.checked(old, plain.build({**files, "z.S": source.format(1)})).refusals == []
 
 
+def test_function_between_a_cleanup_and_what_unwinds_is_refused(plain: Project) -> None:
+    """It has no tables of its own, but an unwind that has to pass through new code would end the process."""
+    cleans = (
+        "void done(int *);\nint mid(int);\n"
+        "int serve(int x) { __attribute__((cleanup(done))) int held = x; return mid(held); }\n"
+    )
+    source = "int leave(int);\nint mid(int x) {{ return leave(x) + {}; }}\n"
+    more = {"cleans.c": cleans, "leave.c": "int leave(int x) { return x; }\nvoid done(int *p) { *p = 0; }\n"}
+    result = change(plain, source.format(1), source.format(1000), more, compile_flags=["-fexceptions"])
+    assert ("exception-tables", "mid") in [(r.code, r.subject) for r in result.patch.reasons if r.severity == "refused"]
+
+
 def test_exceptions_are_refused(plain: Project) -> None:
     source = (
         "int z; void done(int *p) {{ z += *p; }} int ext(int);"
