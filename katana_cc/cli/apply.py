@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from katana_cc.cli.selection import add_selection, candidates
+from katana_cc.cli.selection import add_selection, candidates, untangle
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
@@ -16,6 +16,9 @@ from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.plan import refuse_unless_safe
 
 HELP = "put a patch object into running processes"
+
+
+prepare = untangle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

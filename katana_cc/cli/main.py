@@ -1,6 +1,7 @@
 """The `katana` command: picks the subcommand, and is the one place where errors become words and exit statuses.
 
-Each subcommand is a module with `HELP`, `add_arguments(parser)` and `run(arguments) -> ExitStatus`; only the one that
+Each subcommand is a module with `add_arguments(parser)`, `run(arguments) -> ExitStatus` and, where the order of words
+needs help, `prepare(words) -> words`; only the one that
 is asked for is imported, since LIEF, ptrace and the store must stay out of processes that do not need them.
 """
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
     sub = argparse.ArgumentParser(prog=f"katana {chosen.command}", description=COMMANDS[chosen.command])
     module.add_arguments(sub)
-    arguments = sub.parse_args(chosen.rest)
+    prepare: Callable[[Sequence[str]], list[str]] = getattr(module, "prepare", list)
+    arguments = sub.parse_args(prepare(chosen.rest))
     return run_reporting_errors(
         f"katana {chosen.command}", lambda: module.run(arguments), getattr(arguments, "json", False)
     )

@@ -6,12 +6,15 @@ import argparse
 import json
 from typing import Any
 
-from katana_cc.cli.selection import add_selection, candidates
+from katana_cc.cli.selection import add_selection, candidates, untangle
 from katana_cc.errors import ExitStatus
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, revert_patch
 
 HELP = "take a patch out of running processes"
+
+
+prepare = untangle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from katana_cc.process import survey
+
+_LARGEST_PID: Final = 4194304  # PID_MAX_LIMIT, proc_sys_kernel(5)
+
+
+def untangle(words: Sequence[str]) -> list[str]:
+    """Command line words with what follows `--pid` but is no process id moved to the front.
+
+    `--pid` takes several values, and would swallow a patch named after it: `revert --pid 12 ebb4aaaf`.
+    """
+    front, rest = [], []
+    after_pid = False
+    for word in words:
+        if word.startswith("-"):
+            after_pid = word == "--pid"
+        if after_pid and not word.startswith("-") and not (word.isdecimal() and int(word) <= _LARGEST_PID):
+            front.append(word)
+        else:
+            rest.append(word)
+    return [*front, *rest]
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that name processes, and those every such command shares."""
     chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--pid", type=int, nargs="+", action="extend", metavar="PID", help="these processes")
-    chosen.add_argument("--tree", type=int, metavar="PID", help="a process and all its descendants")
+    chosen.add_argument("--pid", type=_process_id, nargs="+", action="extend", metavar="PID", help="these processes")
+    chosen.add_argument("--tree", type=_process_id, metavar="PID", help="a process and all its descendants")
     chosen.add_argument("--all", action="store_true", help="every process the patch concerns")
     parser.add_argument("--wait", type=_seconds, default=5.0, metavar="SECONDS", help="for a safe moment (default 5)")
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
 
+def _process_id(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _LARGEST_PID:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < 1e6:
         raise argparse.ArgumentTypeError("must be 0 or more seconds")
     return value
