@@ -8,7 +8,7 @@ from typing import Final
 
 from katana_cc.process import survey
 
-_LARGEST_PID: Final = 4194304  # PID_MAX_LIMIT, proc_sys_kernel(5)
+_LARGEST_PID: Final = 2**31 - 1  # pid_t
 
 
 def untangle(words: Sequence[str]) -> list[str]:

@@ -77,12 +77,15 @@ class Ledger:
     data: tuple[CodeRange, ...]
 
     def found_bytes(self, memory: Reader) -> Bytes:
-        """What stands at the edits now.
+        """What stands at the edits now.  Of a patch that is not in force (its state word says so before any byte is
+        written, and after the last was put back), bytes that are not its own are another patch's: not applied.
 
         Raises:
             TargetError: the process is gone, or the module was unloaded.
         """
-        return judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in self.edits)
+        found = judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in self.edits)
+        inactive = self.state in (Phase.MAPPED, Phase.REVERTED)
+        return Bytes.OLD if inactive and found in (Bytes.FOREIGN, Bytes.TORN) else found
 
 
 def encode(ledger: Ledger) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,22 @@ def test_applying_after_a_revert_uses_the_memory_again(tmp_path: Path, counter: 
         assert katana_json("apply", patch, "--pid", server.pid)["processes"][0]["outcome"] == "applied"
         assert server.ask("a 1") == "11"
         assert mappings(server.pid) == before
+
+
+def test_reverted_patch_does_not_stand_in_the_way_of_another(tmp_path: Path, counter: tuple[Built, Built]) -> None:
+    """A bug: the other patch's jump is taken for someone's tampering with the reverted one."""
+    po = patch_from(*counter, ("answer",))
+    (tmp_path / "other").mkdir()
+    first = write_patch(tmp_path, po)
+    second = write_patch(tmp_path / "other", replace(po, identity=replace(po.identity, to_release="another")))
+    with serving(counter[0].output) as server:
+        katana("apply", first, "--pid", server.pid)
+        katana("revert", "--pid", server.pid)
+        katana("apply", second, "--pid", server.pid)
+        assert katana_json("apply", second, "--pid", server.pid)["processes"][0]["outcome"] == "already applied"
+        assert "altered" not in katana("status", "--pid", server.pid).stdout
+        katana("revert", "--pid", server.pid)
+        assert server.ask("a 1") == "2"
 
 
 def test_dry_run_lists_the_edits_and_touches_nothing(tmp_path: Path, counter: tuple[Built, Built]) -> None:
