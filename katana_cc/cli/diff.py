@@ -11,7 +11,7 @@ from typing import Any
 from katana_cc.cli.names import find_snapshots
 from katana_cc.errors import ExitStatus, StoreError
 from katana_cc.patch.model import PatchObject
-from katana_cc.release.bundle import current_snapshots, ingest_staged
+from katana_cc.release.bundle import current_snapshots, ingest_staged, unrecorded
 from katana_cc.release.emit import make_patch, release_label
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store, find_store
@@ -30,10 +30,11 @@ def run(arguments: argparse.Namespace) -> ExitStatus | int:
     store = Store(find_store())
     old = _side(store, arguments.old)
     if arguments.new is None:
-        for output, reason in ingest_staged(store).failed:
-            print(f"katana diff: {output} is not recorded: {reason}", file=sys.stderr)
+        ingest_staged(store)  # what fails is a gap, and unrecorded() tells
+        missing = {output: reason for output, reason in unrecorded(store).items() if output in old}
         new = {s.output: s for s in current_snapshots(store)}
     else:
+        missing = {}
         new = _side(store, arguments.new)
     results: list[dict[str, Any]] = []
     for output in sorted(old.keys() & new.keys()):
@@ -43,8 +44,13 @@ def run(arguments: argparse.Namespace) -> ExitStatus | int:
         results.append(_result(output, labels, patch))
         if not arguments.json:
             _print(output, labels, patch)
+    for output, reason in missing.items():
+        results.append({"output": output, "verdict": "unknown", "reasons": [], "gap": reason})
+        print(f"katana diff: the present build of {output} is not recorded: {reason}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(results, indent=2))
+    if missing:
+        return ExitStatus.STORE
     if not arguments.exit_code:
         return ExitStatus.DONE
     if any(r["verdict"] == "refused" for r in results):

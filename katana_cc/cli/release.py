@@ -8,11 +8,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from katana_cc import __version__
 from katana_cc.cli.main import run_reporting_errors
 from katana_cc.errors import ExitStatus, UsageError
-from katana_cc.release.bundle import Ingested, ingest_staged, name_release, write_bundle
+from katana_cc.release.bundle import Ingested, ingest_staged, name_release, unrecorded, write_bundle
 from katana_cc.snapshot.store import Store, find_store
 
 
@@ -48,27 +49,34 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
     manifest = write_bundle(store, arguments.since, folder)
     if arguments.json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
-        return _status(manifest["patches"])
+        return _status(manifest)
     for patch in manifest["patches"]:
         print(f"{patch['output']}: {patch['from']} -> {patch['to']}: {patch['verdict']}: {folder / patch['file']}")
     for same in manifest["unchanged"]:
         print(f"{same['output']}: {same['release']} needs no patch")
-    return _status(manifest["patches"])
+    for lost in manifest["missing"]:
+        print(f"{lost['output']}: {lost['release']}: NO PATCH, the present build is not recorded: {lost['reason']}")
+    return _status(manifest)
 
 
-def _status(patches: list[dict[str, str]]) -> ExitStatus:
-    return ExitStatus.REFUSED if any(p["verdict"] == "refused" for p in patches) else ExitStatus.DONE
+def _status(manifest: dict[str, Any]) -> ExitStatus:
+    if manifest["missing"]:
+        return ExitStatus.STORE
+    return ExitStatus.REFUSED if any(p["verdict"] == "refused" for p in manifest["patches"]) else ExitStatus.DONE
 
 
 def _name(store: Store, arguments: argparse.Namespace, ingested: Ingested) -> ExitStatus:
+    lost = dict(ingested.failed) | unrecorded(store)
     snapshots = name_release(store, arguments.name, deployed=not arguments.not_deployed)
     if arguments.json:
         outputs = [{"output": s.output, "build_id": s.build_id, "snapshot": s.id} for s in snapshots]
-        gaps = [{"output": o, "reason": r} for o, r in ingested.failed]
+        gaps = [{"output": o, "reason": r} for o, r in lost.items()]
         print(json.dumps({"release": arguments.name, "outputs": outputs, "gaps": gaps}, indent=2))
         return ExitStatus.DONE
     for s in snapshots:
         print(f"{arguments.name}: {s.output} (build-id {s.build_id[:12]}, {len(s.units)} objects)")
+    for output in sorted(lost.keys() - dict(ingested.failed).keys()):
+        print(f"katana-release: {output} is not part of {arguments.name}: {lost[output]}", file=sys.stderr)
     return ExitStatus.DONE
 
 

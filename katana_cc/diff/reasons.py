@@ -27,14 +27,12 @@ class Code(StrEnum):
     IMPORT_NEW = "import-new"
     # Left out, and why that is right.
     FUNCTION_REMOVED = "function-removed"
-    FUNCTION_UNREACHED = "function-unreached"
     POINTER_TAKEN_OVER = "pointer-rewritten"
     DATA_REMOVED = "data-removed"
     LINES_ONLY = "line-numbers-only"
     BUILD_TIME = "build-time-only"
     INITIALISER_KEPT = "initialiser-kept"
     ENUMERATOR_ADDED = "enumerator-added"
-    LAYOUT_UNCHECKED = "layout-unchecked"
     MAIN_ACTIVE = "function-always-active"
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
     # Refused.

@@ -1,17 +1,8 @@
 """From a diff to a patch object: what has to come along, and what each relocation has to say in it.
 
-Theory of operation.  The changed functions are carried, and whatever new they refer to, transitively.  A reference of
-carried code ends in one of four ways:
-
-- at something carried: a symbol of the patch object;
-- at something that exists in the target: an undefined symbol whose value is its link-time address there;
-- at a literal: literals are pooled and always carried, they have no identity;
-- at an import: an undefined symbol without a value, looked up among the target's modules when it is applied.
-
-Functions have two faces.  A direct call goes to the new function when there is one.  Its *address* stays that of the
-old entry as long as there is an old one, so that pointers taken before and after compare equal; the jump at the old
-entry does the rest.  A reference into the middle of a function is a label (a jump table, a computed goto) and always
-means the carried code.
+Theory of operation.  The changed functions are carried, and whatever new they refer to, transitively (`carrying.py`);
+`references.py` says what each of their relocations means in the target, `edits.py` rewrites data where it is.  Frames
+and replacement records come last, when it is fixed what is carried.
 """
 
 from __future__ import annotations

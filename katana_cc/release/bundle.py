@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from katana_cc.errors import KatanaError, StoreError, UsageError
+from katana_cc.elf.reader import ElfFile
+from katana_cc.errors import FormatError, KatanaError, StoreError, UsageError
 from katana_cc.recorder.ingest import ingest, staged_links
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.store import SnapshotRow, Store
 
 MANIFEST_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*\Z")
@@ -42,16 +43,39 @@ def ingest_staged(store: Store) -> Ingested:
 
 
 def current_snapshots(store: Store) -> list[Snapshot]:
-    """The newest snapshot of every output whose file still exists.
+    """The newest snapshot of every output, as far as it is what the output's file holds now (see `unrecorded`)."""
+    missing = unrecorded(store)
+    return [store.snapshot(row.id) for output, row in _newest(store).items() if output not in missing]
 
-    An output whose newest link is a gap has no current snapshot: what is recorded is not what is there.
-    """
-    found: dict[str, Snapshot] = {}
-    gaps = {g.output: g.time for g in reversed(store.gaps())}
+
+def unrecorded(store: Store) -> dict[str, str]:
+    """Outputs whose newest snapshot is not what is there now, and why: the newest link is a gap, the file is gone, or
+    it was linked without being recorded (a read-only store, KATANA_DISABLE)."""
+    gaps = {g.output: g for g in reversed(store.gaps())}
+    found: dict[str, str] = {}
+    for output, row in _newest(store).items():
+        gap = gaps.get(output)
+        if gap is not None and gap.time > row.time:
+            found[output] = gap.reason
+        elif not Path(row.path).exists():
+            found[output] = f"{row.path} is gone"
+        elif _build_id_on_disk(Path(row.path)) != row.build_id:
+            found[output] = f"{row.path} is another build than the newest one recorded; link it again"
+    return found
+
+
+def _newest(store: Store) -> dict[str, SnapshotRow]:
+    newest: dict[str, SnapshotRow] = {}
     for row in store.snapshot_rows():
-        if row.output not in found and Path(row.path).exists() and gaps.get(row.output, 0.0) <= row.time:
-            found[row.output] = store.snapshot(row.id)
-    return [found[output] for output in sorted(found)]
+        newest.setdefault(row.output, row)
+    return dict(sorted(newest.items()))
+
+
+def _build_id_on_disk(path: Path) -> str | None:
+    try:
+        return ElfFile(path.read_bytes(), str(path)).build_id
+    except (OSError, FormatError):
+        return None
 
 
 def name_release(store: Store, name: str, *, deployed: bool) -> list[Snapshot]:
@@ -88,7 +112,8 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
 
     The folder appears whole or not at all.  Returns the manifest, which is also in `manifest.json`:
     {"format": 1, "since": …, "patches": [{"output", "from", "to", "from_build_id", "to_build_id", "verdict", "file",
-    "size", "sha256", "id"}], "unchanged": [{"output", "release"}]}.
+    "size", "sha256", "id"}], "unchanged": [{"output", "release"}], "missing": [{"output", "release", "reason"}]}.
+    What is missing was released, and no patch leads from it to the present build, since that is not recorded.
 
     Raises:
         StoreError: no such release, or nothing is recorded.
@@ -110,6 +135,8 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
     current = {s.output: s for s in current_snapshots(store)}
     patches: list[dict[str, Any]] = []
     unchanged: list[dict[str, str]] = []
+    missing: list[dict[str, str]] = []
+    reasons = unrecorded(store)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -118,9 +145,12 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
             for identifier in release.snapshots:
                 old = store.snapshot(identifier)
                 new = current.get(old.output)
-                if new is None or (old.output, old.build_id) in seen:
+                if (old.output, old.build_id) in seen:
                     continue
                 seen.add((old.output, old.build_id))
+                if new is None:
+                    missing.append({"output": old.output, "release": release.name, "reason": reasons[old.output]})
+                    continue
                 made = None if new.build_id == old.build_id else emit(store, old, new, release.name)[0]
                 if made is None:
                     unchanged.append({"output": old.output, "release": release.name})
@@ -143,7 +173,13 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
                     }
                 )
         patches.sort(key=lambda p: (p["output"], p["from"]))
-        manifest = {"format": MANIFEST_FORMAT, "since": since, "patches": patches, "unchanged": unchanged}
+        manifest = {
+            "format": MANIFEST_FORMAT,
+            "since": since,
+            "patches": patches,
+            "unchanged": unchanged,
+            "missing": missing,
+        }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         work.chmod(0o755)
         if folder.exists():

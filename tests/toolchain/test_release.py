@@ -166,3 +166,46 @@ def test_release_taken_by_other_builds_is_a_clear_error(
     error = capsys.readouterr().err
     assert "holds other builds" in error
     assert "Choose another name" in error
+
+
+def link_unrecorded(project: Project) -> None:
+    """A link of `prog` that the store never hears of."""
+    (project.folder / "a.c").write_text(SOURCE.format(11))
+    command = ["gcc", "-O2", "main.c", "a.c", "-Wl,--build-id=sha1", "-o", "prog"]
+    subprocess.run(command, cwd=project.folder, check=True)
+
+
+def test_diff_does_not_call_an_unrecorded_build_the_same(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bug: with a read-only store, or KATANA_DISABLE, the last recorded build was compared instead."""
+    monkeypatch.chdir(project.folder)
+    assert main(["diff"]) == 0
+    capsys.readouterr()
+    link_unrecorded(project)
+    assert main(["diff", "--json"]) == 6
+    out, err = capsys.readouterr()
+    assert [(r["output"], r["verdict"]) for r in json.loads(out)] == [("prog", "unknown")]
+    assert "another build" in err
+
+
+def test_bundle_says_which_output_it_has_no_patch_for(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bug: the output is left out without a word, and a fleet stays on the old code."""
+    monkeypatch.chdir(project.folder)
+    link_unrecorded(project)
+    assert release(["--since", "v1", "-o", str(tmp_path / "out")]) == 6
+    assert "prog: v1: NO PATCH" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert [(m["output"], m["release"]) for m in manifest["missing"]] == [("prog", "v1")]
+
+
+def test_release_does_not_name_a_build_that_is_no_longer_there(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: v2 would name the recorded build, while the other one is what gets deployed."""
+    monkeypatch.chdir(project.folder)
+    link_unrecorded(project)
+    assert release(["v2"]) == 6
+    assert [r.name for r in project.store.releases()] == ["v1"]
