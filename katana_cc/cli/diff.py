@@ -11,8 +11,8 @@ from typing import Any
 from katana_cc.cli.names import find_snapshots
 from katana_cc.errors import ExitStatus, StoreError
 from katana_cc.patch.model import PatchObject
-from katana_cc.release.bundle import current_snapshots, ingest_staged, unrecorded
 from katana_cc.release.emit import make_patch, release_label
+from katana_cc.release.naming import current_snapshots, ingest_staged, unrecorded
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store, find_store
 

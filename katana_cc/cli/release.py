@@ -13,7 +13,7 @@ from typing import Any
 from katana_cc import __version__
 from katana_cc.cli.main import run_reporting_errors
 from katana_cc.errors import ExitStatus, UsageError
-from katana_cc.release.bundle import Ingested, ingest_staged, name_release, unrecorded, write_bundle
+from katana_cc.release.naming import Ingested, ingest_staged, name_release, unrecorded
 from katana_cc.snapshot.store import Store, find_store
 
 
@@ -45,6 +45,8 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
     _warn(ingested)
     if arguments.name is not None:
         return _name(store, arguments, ingested)
+    from katana_cc.release.bundle import write_bundle  # late: the diff would cost a third of naming a release
+
     folder = arguments.output or Path(f"patches-since-{arguments.since}")
     manifest = write_bundle(store, arguments.since, folder)
     if arguments.json:

@@ -162,8 +162,7 @@ def _match_sections(
         if len(olds) == len(news) == 1:
             pairs = [(olds[0], news[0])] if identity[0] or sides.may_be_one(olds[0], news[0]) else []
         else:
-            keys = (_keys(old, old_unit), _keys(new, new_unit))
-            pairs = _tell_apart(sides, olds, news, keys)
+            pairs = _tell_apart(sides, olds, news)
         paired = {n for _, n in pairs}
         for o, n in pairs:
             result.old_of[Place(new_unit, n)] = Place(old_unit, o)
@@ -237,16 +236,7 @@ def _whole_sections(old_view: ObjectView, new_view: ObjectView) -> list[tuple[in
     ]
 
 
-def _keys(program: Program, unit: int) -> dict[int, str]:
-    return {s.number: s.key for s in program.record(unit).sections}
-
-
-def _tell_apart(
-    sides: _Sides,
-    olds: Iterable[int],
-    news: Iterable[int],
-    keys: tuple[dict[int, str], dict[int, str]],
-) -> list[tuple[int, int]]:
+def _tell_apart(sides: _Sides, olds: Iterable[int], news: Iterable[int]) -> list[tuple[int, int]]:
     """Pair several locals of one stem."""
     old_view, new_view = sides.old, sides.new
     olds, news = list(olds), list(news)
@@ -286,7 +276,7 @@ def _tell_apart(
             settle(best, n)
     functions = [n for n in news if new_view.kinds[n] is Kind.FUNCTION]
     if functions or not any(new_view.kinds[n] in (Kind.DATA, Kind.THREAD) for n in news):
-        by(keys[0].get, keys[1].get)
+        by(old_view.keys.of, new_view.keys.of)
     if len(olds) == len(news):
         # Same function, same stem, as many as before: compilers number them in source order.
         by(old_view.label, new_view.label)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
 
+from katana_cc.diff.keys import CanonicalKeys
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import PC_RELATIVE, is_branch
 from katana_cc.elf.reader import ElfFile, Relocation, Section, Symbol
@@ -77,6 +78,7 @@ class ObjectView:
 
     def __init__(self, elf: ElfFile) -> None:
         self.elf = elf
+        self.keys = CanonicalKeys(elf)
         self._references: dict[int, tuple[Reference, ...]] = {}
 
     @cached_property
@@ -215,7 +217,7 @@ class ObjectView:
                 # Where it points depends on the length of the instruction after the field: take all of it, to be safe.
                 literal = self.elf.contents(section) + b"%d" % r.addend
                 return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section, -1)
-            literal = literal_at(self.elf, section, symbol.value + (r.addend + bias if by_section else 0))
+            literal = literal_at(self.data(target), section, symbol.value + (r.addend + bias if by_section else 0))
             return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section, bias)
         bias = _bias(r, code)
         if by_section and bias is not None and self.kinds.get(target) is Kind.ANONYMOUS:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
-from katana_cc.elf.reader import Relocation
+from katana_cc.elf.reader import Relocation, Row
 
 
 class Extent(NamedTuple):
@@ -88,7 +88,7 @@ def masked(data: bytes, relocations: Iterable[Relocation], *, relaxed: bool) -> 
     return bytes(result)
 
 
-def same_outside(data: bytes, final: bytes, relocations: Iterable[Relocation]) -> bool:
+def same_outside(data: bytes, final: bytes, rows: Iterable[Row]) -> bool:
     """Whether two pieces of equal length agree in every byte that a linker may not rewrite (`masked(relaxed=True)`).
 
     Raises:
@@ -96,14 +96,12 @@ def same_outside(data: bytes, final: bytes, relocations: Iterable[Relocation]) -
     """
     if len(data) != len(final):
         return False
-    position = 0
-    for r in sorted(relocations):
-        before, after = EXTENTS[r.type]
-        start = r.offset - before
-        if position < start and data[position:start] != final[position:start]:
-            return False
-        position = max(position, r.offset + after)
-    return data[position:] == final[position:]
+    expected = bytearray(data)
+    for offset, info, _ in rows:
+        before, after = EXTENTS[info & 0xFFFFFFFF]
+        start = offset - before if offset > before else 0
+        expected[start : offset + after] = final[start : offset + after]
+    return expected == final
 
 
 def is_branch(code: bytes, offset: int) -> bool:

@@ -10,7 +10,7 @@ Source: System V gABI, chapters 4 and 5; elf(5).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -23,6 +23,7 @@ _SHDR = struct.Struct("<IIQQQQIIQQ")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _SYM = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QQq")
+RELA_SIZE = _RELA.size
 _NHDR = struct.Struct("<III")
 _DYN = struct.Struct("<qQ")
 
@@ -66,6 +67,9 @@ class Symbol(NamedTuple):
     section: int
     value: int
     size: int
+
+
+Row = tuple[int, int, int]  # r_offset, r_info (symbol << 32 | type), r_addend
 
 
 class Relocation(NamedTuple):
@@ -131,6 +135,7 @@ class ElfFile:
             _ident, self.type, self.machine, _version, self.entry, self._phoff, self._shoff, self.flags,
             _ehsize, self._phentsize, self._phnum, self._shentsize, self._shnum, self._shstrndx,
         ) = _EHDR.unpack_from(data, 0)  # fmt: skip
+        self._rows: dict[int, list[Row]] = {}
         self._relocations: dict[int, tuple[Relocation, ...]] = {}
 
     def _slice(self, offset: int, size: int, what: str) -> bytes:
@@ -152,11 +157,9 @@ class ElfFile:
         raw = list(_SHDR.iter_unpack(table))
         if names_index >= len(raw):
             raise FormatError("section name table index out of range", where=self.where)
-        names = self._slice(raw[names_index][4], raw[names_index][5], "section name table")
-        return tuple(
-            Section(i, _string(names, h[0]), h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8], h[9])
-            for i, h in enumerate(raw)
-        )
+        name = _strings(self._slice(raw[names_index][4], raw[names_index][5], "section name table"))
+        # A named tuple's own constructor takes twice as long, and there are 200 sections an object.
+        return tuple([tuple.__new__(Section, (i, name(h[0]), *h[1:])) for i, h in enumerate(raw)])
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -196,7 +199,7 @@ class ElfFile:
             return ()
         if table.link >= len(self.sections):
             raise FormatError("symbol table without its string table", where=self.where)
-        names = self.contents(self.sections[table.link])
+        string = _strings(self.contents(self.sections[table.link]))
         raw = self.contents(table)
         if len(raw) % _SYM.size:
             raise FormatError("symbol table is cut off", where=self.where)
@@ -204,12 +207,19 @@ class ElfFile:
         for s in self.sections:
             if s.type == c.SHT_SYMTAB_SHNDX and s.link == table.number:
                 extended = tuple(v for (v,) in struct.iter_unpack("<I", self.contents(s)))
-        result = []
-        for i, (name, info, other, shndx, value, size) in enumerate(_SYM.iter_unpack(raw)):
-            if shndx == c.SHN_XINDEX and i < len(extended):
-                shndx = extended[i]
-            result.append(Symbol(_string(names, name), info >> 4, info & 15, other & 3, shndx, value, size))
-        return tuple(result)
+        rows: Iterable[tuple[int, int, int, int, int, int]] = _SYM.iter_unpack(raw)
+        if extended:
+            rows = [
+                (name, info, other, extended[i] if shndx == c.SHN_XINDEX and i < len(extended) else shndx, value, size)
+                for i, (name, info, other, shndx, value, size) in enumerate(rows)
+            ]
+        new = tuple.__new__
+        return tuple(
+            [
+                new(Symbol, (string(name) if name else "", info >> 4, info & 15, other & 3, shndx, value, size))
+                for name, info, other, shndx, value, size in rows
+            ]
+        )
 
     @cached_property
     def relocation_sections(self) -> dict[int, Section]:
@@ -226,18 +236,27 @@ class ElfFile:
                 raise FormatError(f"{s.name}: SHT_REL relocations are not supported", where=self.where)
         return result
 
+    def relocation_rows(self, section_index: int) -> list[Row]:
+        """The relocations of a section as they stand in the file: (r_offset, r_info, r_addend).
+
+        Raises:
+            FormatError: the table is cut off.
+        """
+        rows = self._rows.get(section_index)
+        if rows is None:
+            table = self.relocation_sections.get(section_index)
+            raw = b"" if table is None else self.contents(table)
+            if table is not None and len(raw) % _RELA.size:
+                raise FormatError(f"{table.name} is cut off", where=self.where)
+            rows = self._rows[section_index] = list(_RELA.iter_unpack(raw))
+        return rows
+
     def relocations(self, section_index: int) -> tuple[Relocation, ...]:
         """The relocations that apply to a section, in file order."""
         cached = self._relocations.get(section_index)
         if cached is None:
-            table = self.relocation_sections.get(section_index)
-            if table is None:
-                cached = ()
-            else:
-                raw = self.contents(table)
-                if len(raw) % _RELA.size:
-                    raise FormatError(f"{table.name} is cut off", where=self.where)
-                cached = tuple(Relocation(o, i & 0xFFFFFFFF, i >> 32, a) for o, i, a in _RELA.iter_unpack(raw))
+            rows = self.relocation_rows(section_index)
+            cached = tuple(Relocation(o, i & 0xFFFFFFFF, i >> 32, a) for o, i, a in rows)
             self._relocations[section_index] = cached
         return cached
 
@@ -277,20 +296,38 @@ class ElfFile:
         table = self.read(base, values.get(c.DT_STRSZ, 0))
         return tuple(_string(table, v) for t, v in self.dynamic if t == tag)
 
+    @cached_property
+    def _loads(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(first address, end, file offset, bytes in the file) of each PT_LOAD segment."""
+        loads = (p for p in self.segments if p.type == c.PT_LOAD)
+        return tuple((p.vaddr, p.vaddr + p.memory_size, p.offset, p.file_size) for p in loads)
+
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at a link-time address, zero-filled past the file's part of a segment (.bss).
 
         Raises:
             FormatError: no PT_LOAD segment holds the address range.
         """
-        for p in self.segments:
-            if p.type == c.PT_LOAD and p.vaddr <= address and address + size <= p.vaddr + p.memory_size:
-                start = address - p.vaddr
-                held = max(0, min(size, p.file_size - start))
-                return self._slice(p.offset + start, held, "segment") + bytes(size - held)
+        for start, end, offset, held in self._loads:
+            if start <= address and address + size <= end:
+                at = address - start
+                stored = size if at + size <= held else max(0, held - at)
+                data = self._slice(offset + at, stored, "segment")
+                return data if stored == size else data + bytes(size - stored)
         raise FormatError(f"no segment holds {size} bytes at {address:#x}", where=self.where)
 
 
 def _string(table: bytes, offset: int) -> str:
     end = table.find(b"\0", offset)
     return table[offset : end if end >= 0 else len(table)].decode("utf-8", "surrogateescape")
+
+
+def _strings(table: bytes) -> Callable[[int], str]:
+    """A look-up of strings by offset that decodes a table once, where that is the same (ASCII)."""
+    if not table.isascii():
+        return lambda offset: _string(table, offset)
+    text = table.decode("ascii")
+    if not text.endswith("\0"):
+        text += "\0"
+    end = text.find
+    return lambda offset: text[offset : end("\0", offset)]

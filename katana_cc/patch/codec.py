@@ -18,6 +18,8 @@ parsed.  The digest is no signature: whatever is parsed is checked again, and a 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from katana_cc.patch.decoder import decode
 from katana_cc.patch.encoder import encode
 from katana_cc.patch.layout import DIGEST_AT, DIGEST_SIZE, NOTE_SECTION, PREFIX, digest_of, verified_digest
@@ -26,12 +28,16 @@ __all__ = ["NOTE_SECTION", "PREFIX", "decode", "encode", "patch_id", "seal"]
 
 
 def patch_id(data: bytes) -> str:
-    """The identity of an encoded patch object: 32 hex digits, a truncated SHA-256 over all of it.
+    """The identity of an encoded patch object, 32 hex digits: the digest it would have without the releases' names.
+
+    So a patch stays the same patch when its builds get names, or other ones.
 
     Raises:
         InvalidPatchError: not a patch object, of a later format version, or damaged.
     """
-    return verified_digest(data, "patch object").decode("ascii")
+    patch = decode(data, "patch object")
+    nameless = replace(patch, identity=replace(patch.identity, from_release="", to_release=""))
+    return verified_digest(encode(nameless), "patch object").decode("ascii")
 
 
 def seal(data: bytes) -> bytes:

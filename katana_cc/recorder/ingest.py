@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
-import tempfile
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -23,10 +23,14 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError
 from katana_cc.recorder import archive, linkmap, record
-from katana_cc.recorder.placement import Candidate, place
+from katana_cc.recorder.linkmap import Contribution
+from katana_cc.recorder.placement import Candidate, Placed, place
 from katana_cc.recorder.record import ObjectRecord
 from katana_cc.snapshot.model import Snapshot, Unit
 from katana_cc.snapshot.store import Store
+
+_GCC_MADE = re.compile(r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z")
+_CLANG_MADE = re.compile(r".+-[0-9a-f]{6}\.o\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +128,13 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
     _check_complete(output, contributions)
     objects = _Objects(store, info)
-    units, candidates = objects.candidates({(x.file, x.member): None for x in contributions})
+    placed = Placed()
+    # One input after the other: what is read of it dies before the next is read, and its memory is used again.
+    for (file, member), its in _by_input(contributions).items():
+        place(its, objects.candidates(file, member), output.read, placed)
     objects.remember()
-    placed = place(contributions, candidates, output.read)
-    records = {x.unit: x.record for group in candidates.values() for x in group}
-    notes = [f"{units[i].name}: {r.problem}" for i, r in records.items() if r.problem]
+    units, records = objects.units, objects.unit_records
+    notes = [f"{units[i].name}: {r.problem}" for i, r in enumerate(records) if r.problem]
     used = {unit for unit, _ in placed.addresses} | {unit for unit, _, _ in placed.unplaced}
     if not used:
         raise FormatError("the link map places no section of any object", where=info["output"])
@@ -145,8 +151,8 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
             arguments=tuple(info["argv"]),
             units=tuple(units),
             placements=placed.addresses,
-            commons=_commons(output, records.values()),
-            linker_symbols=_linker_symbols(output, records.values()),
+            commons=_commons(output, records),
+            linker_symbols=_linker_symbols(output, records),
             folded=_folded(output, records, placed.addresses),
             image=store.blobs.put(_loadable_part(output)),
             unplaced=tuple(placed.unplaced),
@@ -155,7 +161,15 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     )
 
 
-def _check_complete(output: ElfFile, contributions: Iterable[linkmap.Contribution]) -> None:
+def _by_input(contributions: Iterable[Contribution]) -> dict[tuple[str, str], list[Contribution]]:
+    """(file, member) → what it contributes, in the map's order."""
+    found: dict[tuple[str, str], list[Contribution]] = {}
+    for x in contributions:
+        found.setdefault((x.file, x.member), []).append(x)
+    return found
+
+
+def _check_complete(output: ElfFile, contributions: Iterable[Contribution]) -> None:
     """A map that was cut off (a full disk) would make functions look as if the link had left them out.
 
     Raises:
@@ -181,46 +195,42 @@ class _Objects:
         self.staged = store.folder / "staged" / "objects"
         self.inputs = {i["path"]: i for i in info["inputs"]}
         self.root = store.folder.parent if store.folder.name == ".katana" else None
-        self.known = store.known_objects(
-            [i["file"] for i in info["inputs"]]
-            + [t for i in info["inputs"] for t in i.get("thin_members", {}).values()]
-        )
-        blobs = [blob for pairs in self.known.values() for _, blob in pairs]
-        self.records = store.known_records(blobs)
+        files = [i["file"] for i in info["inputs"] if not i.get("thin_members")]
+        files += [t for i in info["inputs"] for t in i.get("thin_members", {}).values()]
+        self.known = store.known_objects(files)
+        self.records = store.known_records([blob for pairs in self.known.values() for _, blob in pairs])
         self.new_objects: dict[str, list[tuple[str, str]]] = {}
-        self.new_records: dict[str, str] = {}
-        self.parsed: dict[str, tuple[ObjectRecord, ElfFile | None]] = {}
+        self.new_records: dict[str, bytes] = {}
+        self.parsed: dict[str, ObjectRecord] = {}
+        self.fresh: dict[str, bytes] = {}  # put into the store just now, and not read yet
+        self.units: list[Unit] = []
+        self.unit_records: list[ObjectRecord] = []
+        self._taken: dict[str, int] = {}
 
-    def candidates(
-        self, wanted: Iterable[tuple[str, str]]
-    ) -> tuple[list[Unit], dict[tuple[str, str], list[Candidate]]]:
-        """Units, and for each (file, member) of the map the candidates among them.
+    def candidates(self, file: str, member: str) -> list[Candidate]:
+        """The objects that a (file, member) of the map may mean; each is a unit from here on.
 
         Raises:
             FormatError: the map names an input that was not staged.
         """
-        units: list[Unit] = []
-        found: dict[tuple[str, str], list[Candidate]] = {}
-        taken: dict[str, int] = {}
-        for file, member in wanted:
-            entry = self.inputs.get(file)
-            if entry is None:
-                raise FormatError(
-                    "the link map names an input that could not be kept",
-                    where=file,
-                    remedy="Is it removed while the link runs (link-time optimisation)? Build without -flto.",
-                )
-            group = []
-            for blob in self._blobs(entry, member):
-                object_record, elf = self._read(blob, file)
-                name = self._unit_name(entry["absolute"], member, object_record)
-                taken[name] = taken.get(name, 0) + 1
-                if taken[name] > 1:
-                    name += f"#{taken[name]}"
-                group.append(Candidate(len(units), object_record, elf))
-                units.append(Unit(name, blob))
-            found[file, member] = group
-        return units, found
+        entry = self.inputs.get(file)
+        if entry is None:
+            raise FormatError(
+                "the link map names an input that could not be kept",
+                where=file,
+                remedy="Is it removed while the link runs (link-time optimisation)? Build without -flto.",
+            )
+        group = []
+        for blob in self._blobs(entry, member):
+            object_record, elf = self._read(blob, file)
+            name = self._unit_name(entry["absolute"], member, object_record)
+            self._taken[name] = self._taken.get(name, 0) + 1
+            if self._taken[name] > 1:
+                name += f"#{self._taken[name]}"
+            group.append(Candidate(len(self.units), object_record, elf))
+            self.units.append(Unit(name, blob))
+            self.unit_records.append(object_record)
+        return group
 
     def _blobs(self, entry: dict[str, Any], member: str) -> list[str]:
         thin = entry.get("thin_members") or {}
@@ -237,40 +247,50 @@ class _Objects:
         pairs = self.known.get(ident)
         if pairs is None:
             data = (self.staged / ident).read_bytes()
-            if archive.is_archive(data):
-                pairs = [(n, self.store.blobs.put(b)) for n, b in archive.members(data, where) if b is not None]
-            else:
-                pairs = [("", self.store.blobs.put(data))]
-                self.parsed[pairs[0][1]] = self._parse(data, pairs[0][1], where)
+            found = archive.members(data, where) if archive.is_archive(data) else [("", data)]
+            pairs = []
+            for name, contents in found:
+                if contents is not None:
+                    blob = self.store.blobs.put(contents)
+                    pairs.append((name, blob))
+                    self.fresh[blob] = contents
             self.known[ident] = self.new_objects[ident] = pairs
         return pairs
 
     def _read(self, blob: str, where: str) -> tuple[ObjectRecord, ElfFile | None]:
-        if blob not in self.parsed:
-            if blob in self.records or (held := self.store.known_records([blob])):
-                digest = self.records.get(blob) or held[blob]
-                self.parsed[blob] = record.from_bytes(self.store.blobs.get(digest)), None
-            else:
-                self.parsed[blob] = self._parse(self.store.blobs.get(blob), blob, where)
-        return self.parsed[blob]
-
-    def _parse(self, data: bytes, blob: str, where: str) -> tuple[ObjectRecord, ElfFile]:
-        elf = ElfFile(data, where)
-        made = record.make_record(elf)
-        self.new_records[blob] = self.store.blobs.put(record.to_bytes(made))
+        """The record of an object, and the object itself when it is read for the first time."""
+        if blob in self.parsed:
+            return self.parsed[blob], None
+        elf = None
+        data = self.records.get(blob) or self.store.known_records([blob]).get(blob)
+        if data is not None:
+            made = record.from_bytes(data)
+        else:
+            elf = ElfFile(self.fresh.pop(blob, b"") or self.store.blobs.get(blob), where)
+            made = record.make_record(elf)
+            self.new_records[blob] = record.to_bytes(made)
+        self.parsed[blob] = made
         return made, elf
 
     def _unit_name(self, absolute: str, member: str, made: ObjectRecord) -> str:
         path = Path(absolute)
-        temporary = path.name.startswith("cc") and path.parent == Path(tempfile.gettempdir())
-        name = made.file if temporary and made.file else absolute
-        if self.root is not None and path.is_relative_to(self.root) and not temporary:
-            name = str(path.relative_to(self.root))
+        inside = self.root is not None and path.is_relative_to(self.root)
+        name = str(path.relative_to(self.root)) if self.root is not None and inside else absolute
+        if not inside and _is_temporary(path.name, made.file):
+            name = made.file
         return f"{name}({member})" if member else name
 
     def remember(self) -> None:
         """Keep what was read, so that the next link of the same files reads nothing again."""
         self.store.remember_objects(self.new_objects, self.new_records)
+
+
+def _is_temporary(name: str, source: str) -> bool:
+    """Whether an object of `cc a.c b.c -o prog` has the name its compiler made up: `ccJx0aQ2.o` of gcc, `a-3f9c21.o`
+    of clang, which are new each time."""
+    if not source:
+        return False
+    return bool(_GCC_MADE.match(name)) or bool(_CLANG_MADE.match(name) and name[:-9] == Path(source).stem)
 
 
 def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tuple[int, int]]:
@@ -295,7 +315,7 @@ def _linker_symbols(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[st
 
 
 def _folded(
-    output: ElfFile, records: dict[int, ObjectRecord], addresses: dict[tuple[int, int], int]
+    output: ElfFile, records: Sequence[ObjectRecord], addresses: dict[tuple[int, int], int]
 ) -> dict[int, tuple[str, ...]]:
     """Addresses that several functions of different sections share (identical-code folding)."""
     at: dict[int, set[str]] = {}

@@ -8,7 +8,7 @@ it (`placement.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from katana_cc.errors import FormatError
@@ -25,13 +25,15 @@ class Contribution(NamedTuple):
 
 
 # ` .text.main  0x0000000000001060  0xb9 a.o`; a long name stands on a line of its own.
-_GNU = re.compile(rb"^ (\.?[^\s*(][^\s]*|COMMON)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+) (\S[^\n]*)$", re.MULTILINE)
+_GNU = re.compile(rb"^ (\.?[^\s*(][^\s]*|COMMON)\s+0x0*([1-9a-f][0-9a-f]*)\s+0x([0-9a-f]+) (\S[^\n]*)$", re.MULTILINE)
 # `  1840  1840  b9  16         a.o:(.text.startup.main)`
 _LLD = re.compile(rb"^ *([0-9a-f]+) +[0-9a-f]+ +([0-9a-f]+) +\d+ {9}(\S[^\n]*):\(([^\n()]+)\)$", re.MULTILINE)
 # `  0x17f0  185  16         a.o:(.text.startup.main)`
 _MOLD = re.compile(rb"^ *(?:0x)?([0-9a-f]+) +(\d+) +\d+ {9}(\S[^\n]*):\(([^\n()]+)\)$", re.MULTILINE)
 
-_NOT_ALLOCATED: Final = (".debug_", ".comment", ".note.GNU-stack", ".gnu.build.attributes", ".stab", ".gnu.lto_")
+_NOT_ALLOCATED: Final = (
+    b".debug_", b".comment", b".note.GNU-stack", b".gnu.build.attributes", b".stab", b".gnu.lto_"
+)  # fmt: skip
 
 _LINKERS_OWN: Final = ("<internal>", "linker stubs", "** merge strings", "** merge constants", "** eh_frame")
 
@@ -44,39 +46,49 @@ def parse(data: bytes, where: str = "link map") -> list[Contribution]:
     """
     head = data[:200].lstrip()
     if head.startswith(b"VMA") and b"LMA" in head.split(b"\n", 1)[0]:
-        found = _vma_style(_LLD, data, size_base=16)
+        rows, base = _vma_style(_LLD, data), 16
     elif head.startswith(b"VMA"):
-        found = _vma_style(_MOLD, data, size_base=10)
+        rows, base = _vma_style(_MOLD, data), 10
     else:
         start = data.find(b"\nLinker script and memory map")  # GNU ld
         if start < 0:
             start = data.find(b"\nMemory map")  # gold
         if start < 0 and not data.startswith(b"Memory map"):
             raise FormatError("not a link map of GNU ld, gold, lld or mold", where=where)
-        found = _gnu_style(data, max(start, 0))
-    return [x for x in found if x.size and x.file not in _LINKERS_OWN and not x.section.startswith(_NOT_ALLOCATED)]
+        rows, base = _GNU.findall(data, max(start, 0)), 16
+    return _contributions(rows, base)
 
 
-def _gnu_style(data: bytes, start: int) -> Iterator[Contribution]:
-    for match in _GNU.finditer(data, start):
-        name, address, size, path = match.groups()
-        where = int(address, 16)
-        if where:
-            yield _contribution(path, name, where, int(size, 16))
+_Row = tuple[bytes, bytes, bytes, bytes]  # section, address, size, path: as the map spells them
 
 
-def _vma_style(pattern: re.Pattern[bytes], data: bytes, size_base: int) -> Iterator[Contribution]:
-    for match in pattern.finditer(data):
-        address, size, path, name = match.groups()
-        where = int(address, 16)
-        if where:
-            name = {b".common": b"COMMON"}.get(name, name)
-            yield _contribution(path, name.split(b"+0x")[0], where, int(size, size_base))
+def _vma_style(pattern: re.Pattern[bytes], data: bytes) -> list[_Row]:
+    return [
+        ({b".common": b"COMMON"}.get(name, name).split(b"+0x")[0], address, size, path)
+        for address, size, path, name in pattern.findall(data)
+    ]
 
 
-def _contribution(path: bytes, section: bytes, address: int, size: int) -> Contribution:
+def _contributions(rows: Iterable[_Row], size_base: int) -> list[Contribution]:
+    # Thousands of rows name a few hundred files: each path is read once.
+    files: dict[bytes, tuple[str, str]] = {}
+    result = []
+    for name, address, size, path in rows:
+        if name.startswith(_NOT_ALLOCATED):
+            continue
+        known = files.get(path)
+        if known is None:
+            known = files[path] = _file_and_member(path)
+        place, length = int(address, 16), int(size, size_base)
+        if place and length and known[0] not in _LINKERS_OWN:
+            section = name.decode("utf-8", "surrogateescape")
+            result.append(tuple.__new__(Contribution, (*known, section, place, length)))
+    return result
+
+
+def _file_and_member(path: bytes) -> tuple[str, str]:
     file = path.decode("utf-8", "surrogateescape")
-    member = ""
     if file.endswith(")") and "(" in file:
         file, _, member = file[:-1].rpartition("(")
-    return Contribution(file, member, section.decode("utf-8", "surrogateescape"), address, size)
+        return file, member
+    return file, ""

@@ -12,7 +12,7 @@ Sections that linkers merge or edit (strings, .eh_frame) have no address of thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from katana_cc.elf import constants as c
@@ -43,26 +43,22 @@ class Placed:
 
 
 def place(
-    contributions: Sequence[Contribution],
-    candidates: Mapping[tuple[str, str], Sequence[Candidate]],
-    read: ReadImage,
-) -> Placed:
-    """Match contributions with sections.
+    contributions: Iterable[Contribution], candidates: Iterable[Candidate], read: ReadImage, result: Placed
+) -> None:
+    """Match the contributions of one input with the sections of the objects it may mean.
 
     Args:
-        contributions: the link map's.
-        candidates: (file, member) as in the map → the objects it may mean.
+        contributions: those of one (file, member) of the link map, in its order.
+        candidates: the objects that this may mean.
         read: reads `size` bytes of the final image at a link-time address.
+        result: what is found is added here.
     """
-    result = Placed()
-    pools: dict[tuple[str, str], dict[str, list[tuple[Candidate, SectionRecord]]]] = {}
-    for key, objects in candidates.items():
-        pool = pools[key] = {}
-        for candidate in objects:
-            for section in candidate.record.sections:
-                pool.setdefault(section.name, []).append((candidate, section))
+    pool: dict[str, list[tuple[Candidate, SectionRecord]]] = {}
+    for candidate in candidates:
+        for section in candidate.record.sections:
+            pool.setdefault(section.name, []).append((candidate, section))
     for contribution in contributions:
-        waiting = pools.get((contribution.file, contribution.member), {}).get(contribution.section)
+        waiting = pool.get(contribution.section)
         if not waiting:
             continue  # made by the linker (.plt, .got), or COMMON
         fits = [w for w in waiting if w[1].size == contribution.size]
@@ -79,7 +75,6 @@ def place(
         candidate, section = chosen
         if not section.flags & c.SHF_MERGE and section.name != ".eh_frame":
             result.addresses[candidate.unit, section.number] = contribution.address
-    return result
 
 
 def _confirmed(candidate: Candidate, section: SectionRecord, address: int, read: ReadImage) -> bool:
@@ -87,7 +82,6 @@ def _confirmed(candidate: Candidate, section: SectionRecord, address: int, read:
         return True
     if candidate.elf is None:
         return read(address + section.witness_offset, len(section.witness)) == section.witness
-    relocations = candidate.elf.relocations(section.number)
     data = candidate.elf.contents(candidate.elf.sections[section.number])
     final = read(address, section.size)
-    return final == data or same_outside(data, final, relocations)
+    return final == data or same_outside(data, final, candidate.elf.relocation_rows(section.number))

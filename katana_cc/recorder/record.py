@@ -1,20 +1,16 @@
-"""The record of one object file: its allocated sections with canonical keys and witnesses, and its symbols.
+"""The record of one object file: its allocated sections with witnesses, and its symbols.
 
-Theory of operation.  Two builds of one function seldom have the same bytes: static locals are renumbered, strings move
-within `.rodata.str1.1`, calls to static functions are relative to a section symbol.  The *canonical key* of a section
-is a hash of its bytes with all relocated fields zeroed, and of what each relocation means: a symbol by name without
-the compiler's `.NNN`, a literal by its contents, a place in another section by that section's symbol and the distance.
-Equal keys mean "the same up to which of several same-named locals is meant"; `diff.compare` decides the rest.
+Theory of operation.  What every link of an object needs of it is found once: which sections it has, what it defines,
+and how to recognise each section in an output.  The *witness* is the longest
+run (at most 16 bytes) that no relocation touches: the recorder checks it in the final file, to know that the placement
+the link map promised is true, without parsing unchanged objects again.
 
-The *witness* is the longest run (at most 16 bytes) that no relocation touches: the recorder checks it in the final
-file, to know that the placement the link map promised is true, without parsing unchanged objects again.
-
-A record depends on the object's bytes only and is kept in the store by the object's hash.
+A record depends on the object's bytes only and is kept in the store by the object's hash.  What a diff alone asks for
+(canonical keys, references, types) is read from the object when it is asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -22,8 +18,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS, PC_RELATIVE, masked
-from katana_cc.elf.reader import ElfFile, Relocation, Section, Symbol
+from katana_cc.elf.fields import EXTENTS
+from katana_cc.elf.reader import ElfFile, Row, Section, Symbol
 from katana_cc.errors import FormatError
 
 WITNESS_SIZE: Final = 16
@@ -39,15 +35,13 @@ class SectionRecord(NamedTuple):
     type: int
     flags: int
     size: int
-    alignment: int
-    key: str
     witness_offset: int
     witness: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """What is kept of an object: `file` is its STT_FILE symbol, `problem` why its keys are missing, if so."""
+    """What is kept of an object: `file` is its STT_FILE symbol, `problem` why it was not read whole, if so."""
 
     file: str
     sections: tuple[SectionRecord, ...]
@@ -60,7 +54,7 @@ def stem(name: str) -> str:
 
     `counter.0` → `counter`; `parse.constprop.0` → `parse.constprop`; `parse.isra.0.cold` → `parse.isra.cold`.
     """
-    return _NUMBERED.sub("", name)
+    return _NUMBERED.sub("", name) if "." in name else name
 
 
 def make_record(elf: ElfFile) -> ObjectRecord:
@@ -80,20 +74,18 @@ def make_record(elf: ElfFile) -> ObjectRecord:
     for section in elf.sections:
         if not section.flags & c.SHF_ALLOC or not section.size:
             continue
-        relocations = elf.relocations(section.number)
-        unknown = {r.type for r in relocations} - EXTENTS.keys()
-        if unknown:
+        rows = elf.relocation_rows(section.number)
+        if unknown := {info & 0xFFFFFFFF for _, info, _ in rows} - EXTENTS.keys():
             problem = f"relocation type {min(unknown)} in {section.name} is not known"
             continue
-        data = elf.contents(section)
-        offset, witness = _witness(data, relocations)
-        key = "" if section.name == ".eh_frame" else _key(elf, section, data, relocations)
+        # .eh_frame and merged sections are edited by the linker: they have no place of their own to be confirmed.
+        edited = section.name == ".eh_frame" or section.flags & c.SHF_MERGE
+        offset, witness = (0, b"") if edited else _witness(elf.contents(section), rows)
         sections.append(
-            SectionRecord(section.number, section.name, section.type, section.flags, section.size,
-                          section.alignment, key, offset, witness)
-        )  # fmt: skip
+            SectionRecord(section.number, section.name, section.type, section.flags, section.size, offset, witness)
+        )
     kept = {s.number for s in sections} | {c.SHN_COMMON}
-    defined = tuple(s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name)
+    defined = tuple([s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name])
     if any(s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in elf.sections) and not any(
         s.flags & c.SHF_EXECINSTR for s in sections
     ):
@@ -101,45 +93,24 @@ def make_record(elf: ElfFile) -> ObjectRecord:
     return ObjectRecord(file, tuple(sections), defined, problem)
 
 
-def _witness(data: bytes, relocations: Sequence[Relocation]) -> tuple[int, bytes]:
+def _witness(data: bytes, rows: Sequence[Row]) -> tuple[int, bytes]:
     best_at, best = 0, 0
     position = 0
-    for r in sorted(relocations):
-        before, after = EXTENTS[r.type]
-        run = r.offset - before - position
+    for offset, info, _ in sorted(rows):
+        before, after = EXTENTS[info & 0xFFFFFFFF]
+        run = offset - before - position
         if run > best:
             best_at, best = position, run
             if best >= WITNESS_SIZE:
                 return best_at, data[best_at : best_at + WITNESS_SIZE]
-        position = max(position, r.offset + after)
+        position = max(position, offset + after)
     if len(data) - position > best:
         best_at, best = position, len(data) - position
     return best_at, data[best_at : best_at + min(best, WITNESS_SIZE)]
 
 
-def _key(elf: ElfFile, section: Section, data: bytes, relocations: Sequence[Relocation]) -> str:
-    parts = [masked(data, relocations, relaxed=False), b"%d %d %d" % (section.type, section.flags, section.size)]
-    symbols, sections = elf.symbols, elf.sections
-    for r in relocations:
-        symbol = symbols[r.symbol]
-        target = symbol.section
-        if target == c.SHN_UNDEF or target >= c.SHN_LORESERVE:
-            meaning = symbol.name
-            addend = r.addend
-        elif sections[target].flags & c.SHF_MERGE:
-            at = symbol.value + (r.addend + (4 if r.type in PC_RELATIVE else 0) if symbol.type == c.STT_SECTION else 0)
-            meaning = literal_at(elf, sections[target], at).hex()
-            addend = 0 if symbol.type == c.STT_SECTION else r.addend
-        else:
-            meaning = stem(sections[target].name if symbol.type == c.STT_SECTION else symbol.name)
-            addend = r.addend
-        parts.append(f"{r.offset} {r.type} {meaning} {addend}".encode("utf-8", "surrogateescape"))
-    return hashlib.blake2b(b"\n".join(parts), digest_size=16).hexdigest()
-
-
-def literal_at(elf: ElfFile, section: Section, offset: int) -> bytes:
-    """The literal at `offset` of an SHF_MERGE section: up to its terminator for strings, else one entry."""
-    data = elf.contents(section)
+def literal_at(data: bytes, section: Section, offset: int) -> bytes:
+    """The literal at `offset` of an SHF_MERGE section that holds `data`: up to its terminator, or else one entry."""
     width = max(section.entry_size, 1)
     if not section.flags & c.SHF_STRINGS:
         return data[offset : offset + width]
@@ -153,24 +124,26 @@ def literal_at(elf: ElfFile, section: Section, offset: int) -> bytes:
 
 
 def to_bytes(record: ObjectRecord) -> bytes:
-    """A record as a blob's contents (JSON)."""
+    """A record as JSON."""
     return json.dumps(
         {
             "file": record.file,
             "problem": record.problem,
-            "sections": [[*s[:-1], s.witness.hex()] for s in record.sections],
+            "sections": [(*s[:-1], s.witness.hex()) for s in record.sections],
             "symbols": record.symbols,
         },
         separators=(",", ":"),
+        check_circular=False,
     ).encode()
 
 
 def from_bytes(data: bytes) -> ObjectRecord:
     """The inverse of `to_bytes`."""
     raw = json.loads(data)
+    new = tuple.__new__
     return ObjectRecord(
         raw["file"],
-        tuple(SectionRecord._make((*s[:-1], bytes.fromhex(s[-1]))) for s in raw["sections"]),
-        tuple(Symbol(*s) for s in raw["symbols"]),
+        tuple([new(SectionRecord, (*s[:-1], bytes.fromhex(s[-1]))) for s in raw["sections"]]),
+        tuple([new(Symbol, s) for s in raw["symbols"]]),
         raw["problem"],
     )

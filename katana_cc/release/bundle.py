@@ -1,110 +1,21 @@
-"""Releases: naming what was built, and packing what a fleet needs."""
+"""Packing what a fleet needs: every patch from a release to the present build, and a manifest."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import os
-import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import FormatError, KatanaError, StoreError, UsageError
-from katana_cc.recorder.ingest import ingest, staged_links
-from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.errors import StoreError, UsageError
+from katana_cc.release.emit import emit
+from katana_cc.release.naming import current_snapshots, unrecorded
+from katana_cc.snapshot.store import Store
 
 MANIFEST_FORMAT = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Ingested:
-    """What `ingest_staged` did: the outputs recorded, and those that could not be, with the reason."""
-
-    recorded: tuple[str, ...]
-    failed: tuple[tuple[str, str], ...]
-
-
-def ingest_staged(store: Store) -> Ingested:
-    """Record every staged link whose output still exists."""
-    recorded, failed = [], []
-    for staged in staged_links(store.folder):
-        try:
-            recorded.append(ingest(store, staged).output)
-        except KatanaError as error:
-            failed.append((staged.output, error.what))
-    return Ingested(tuple(recorded), tuple(failed))
-
-
-def current_snapshots(store: Store) -> list[Snapshot]:
-    """The newest snapshot of every output, as far as it is what the output's file holds now (see `unrecorded`)."""
-    missing = unrecorded(store)
-    return [store.snapshot(row.id) for output, row in _newest(store).items() if output not in missing]
-
-
-def unrecorded(store: Store) -> dict[str, str]:
-    """Outputs whose newest snapshot is not what is there now, and why: the newest link is a gap, the file is gone, or
-    it was linked without being recorded (a read-only store, KATANA_DISABLE)."""
-    gaps = {g.output: g for g in reversed(store.gaps())}
-    found: dict[str, str] = {}
-    for output, row in _newest(store).items():
-        gap = gaps.get(output)
-        if gap is not None and gap.time > row.time:
-            found[output] = gap.reason
-        elif not Path(row.path).exists():
-            found[output] = f"{row.path} is gone"
-        elif _build_id_on_disk(Path(row.path)) != row.build_id:
-            found[output] = f"{row.path} is another build than the newest one recorded; link it again"
-    return found
-
-
-def _newest(store: Store) -> dict[str, SnapshotRow]:
-    newest: dict[str, SnapshotRow] = {}
-    for row in store.snapshot_rows():
-        newest.setdefault(row.output, row)
-    return dict(sorted(newest.items()))
-
-
-def _build_id_on_disk(path: Path) -> str | None:
-    try:
-        return ElfFile(path.read_bytes(), str(path)).build_id
-    except (OSError, FormatError):
-        return None
-
-
-def name_release(store: Store, name: str, *, deployed: bool) -> list[Snapshot]:
-    """Name the current snapshots; with `deployed`, every later link of them emits a patch object.
-
-    Raises:
-        UsageError: a name that could not be a file name.
-        StoreError: nothing is recorded, or the name is taken by other builds.
-    """
-    if not _NAME.match(name):
-        raise UsageError(f"{name!r} cannot be a release name", remedy="Use letters, digits and . _ + ~ - like v1.2.")
-    snapshots = current_snapshots(store)
-    if not snapshots:
-        raise StoreError(
-            "no build is recorded", where=str(store.folder), remedy="Build with `CC=katana-cc make` first."
-        )
-    store.add_release(name, deployed, [s.id for s in snapshots])
-    write_deployed(store)
-    return snapshots
-
-
-def write_deployed(store: Store) -> None:
-    """Write `deployed`, which tells `stage.py` whose links to ingest at once."""
-    members = {i for r in store.releases() if r.deployed for i in r.snapshots}
-    outputs = sorted({row.output for row in store.snapshot_rows() if row.id in members})
-    handle, temporary = tempfile.mkstemp(dir=store.folder, prefix=".deployed-")
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write("".join(f"{o}\n" for o in outputs))
-    Path(temporary).replace(store.folder / "deployed")
 
 
 def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
@@ -119,9 +30,6 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
         StoreError: no such release, or nothing is recorded.
         UsageError: the folder exists and is not empty.
     """
-    # Imported late: naming a release compares nothing, and the diff costs half of the command's start.
-    from katana_cc.release.emit import emit
-
     releases = store.releases()
     names = [r.name for r in releases]
     if since not in names:

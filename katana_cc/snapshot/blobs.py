@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,11 +36,25 @@ def expand_zstd(data: bytes, size: int) -> bytes:
         raise FormatError(f"damaged zstd data: {error}") from error
 
 
+def compress_row(data: bytes) -> bytes:
+    """`data` as a row of the index holds it: zstd with a checksum, since no name tells what it should be."""
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
+
+
+def expand_row(data: bytes) -> bytes | None:
+    """The inverse of `compress_row`; None when it is damaged."""
+    try:
+        return zstandard.ZstdDecompressor().decompress(data)
+    except zstandard.ZstdError:
+        return None
+
+
 class BlobStore:
     """The `blobs/` folder of a store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._root = os.fspath(folder)
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
         self._decompressor = zstandard.ZstdDecompressor()
 
@@ -56,19 +69,23 @@ class BlobStore:
             StoreError: the folder cannot be written or the disk is full; nothing is left behind.
         """
         digest = digest_of(data)
-        path = self.path(digest)
-        if path.exists() and path.stat().st_size:  # an empty one is what a power failure left
+        if digest in self:
             return digest
+        folder = f"{self._root}/{digest[:2]}"
+        temporary = f"{folder}/.new-{os.urandom(8).hex()}"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
             try:
-                with os.fdopen(handle, "wb") as file:
+                file = open(temporary, "xb")
+            except FileNotFoundError:
+                self.path(digest).parent.mkdir(parents=True, exist_ok=True)
+                file = open(temporary, "xb")
+            try:
+                with file:
                     file.write(self._compressor.compress(data))
-                Path(temporary).replace(path)
+                os.replace(temporary, f"{folder}/{digest[2:]}")
             except BaseException:
                 with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise StoreError(
@@ -102,7 +119,11 @@ class BlobStore:
         return data
 
     def __contains__(self, digest: str) -> bool:
-        return self.path(digest).exists()
+        try:
+            # An empty one is what a power failure left.
+            return os.stat(f"{self._root}/{digest[:2]}/{digest[2:]}").st_size > 0
+        except FileNotFoundError:
+            return False
 
     def unfinished(self) -> Iterator[Path]:
         """What writers that were killed left behind."""

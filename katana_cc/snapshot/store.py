@@ -21,10 +21,10 @@ from typing import Any, Final
 
 from katana_cc.errors import StoreError
 from katana_cc.snapshot import model
-from katana_cc.snapshot.blobs import BlobStore
+from katana_cc.snapshot.blobs import BlobStore, compress_row, expand_row
 from katana_cc.snapshot.model import Snapshot
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE snapshots (
@@ -45,7 +45,7 @@ CREATE TABLE patches (
   verdict TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, time REAL NOT NULL);
 CREATE TABLE objects (ident TEXT NOT NULL, member TEXT NOT NULL, ordinal INTEGER NOT NULL, blob TEXT NOT NULL,
   PRIMARY KEY (ident, ordinal));
-CREATE TABLE records (blob TEXT PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE records (blob TEXT PRIMARY KEY, record BLOB NOT NULL);
 """
 
 
@@ -366,20 +366,26 @@ class Store:
                 result.setdefault(ident, []).append((member, blob))
         return result
 
-    def known_records(self, blobs: list[str]) -> dict[str, str]:
-        """Object blob → blob of its record, for those read before."""
-        result: dict[str, str] = {}
+    def known_records(self, blobs: list[str]) -> dict[str, bytes]:
+        """Object blob → its record, for those read before; one that is damaged is as good as none, and made again."""
+        return {blob: data for blob, row in self._record_rows(blobs) if (data := expand_row(row)) is not None}
+
+    def damaged_records(self, blobs: list[str]) -> list[str]:
+        """Object blobs whose record is damaged."""
+        return [blob for blob, row in self._record_rows(blobs) if expand_row(row) is None]
+
+    def _record_rows(self, blobs: list[str]) -> Iterator[tuple[Any, ...]]:
         for at in range(0, len(blobs), 500):
             part = blobs[at : at + 500]
             marks = ",".join("?" * len(part))
-            result.update(self._rows(f"SELECT blob, record FROM records WHERE blob IN ({marks})", *part))
-        return result
+            yield from self._rows(f"SELECT blob, record FROM records WHERE blob IN ({marks})", *part)
 
-    def remember_objects(self, objects: dict[str, list[tuple[str, str]]], records: dict[str, str]) -> None:
+    def remember_objects(self, objects: dict[str, list[tuple[str, str]]], records: dict[str, bytes]) -> None:
         """Keep what `known_objects` and `known_records` will answer."""
+        rows = [(blob, compress_row(record)) for blob, record in records.items()]
         with self.transaction() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO objects (ident, member, ordinal, blob) VALUES (?, ?, ?, ?)",
                 [(ident, m, i, b) for ident, members in objects.items() for i, (m, b) in enumerate(members)],
             )
-            db.executemany("INSERT OR IGNORE INTO records (blob, record) VALUES (?, ?)", list(records.items()))
+            db.executemany("INSERT OR REPLACE INTO records (blob, record) VALUES (?, ?)", rows)

@@ -11,16 +11,15 @@ from katana_cc.snapshot.store import Store
 
 
 def needed_blobs(store: Store) -> dict[str, str]:
-    """Blob → what needs it: manifests, images, objects and their records of every snapshot."""
+    """Blob → what needs it: manifests, images and objects of every snapshot."""
     needed: dict[str, str] = {}
     for row in store.snapshot_rows():
         label = f"snapshot {row.id} of {row.output}"
         needed.setdefault(row.manifest, label)
         snapshot = store.snapshot(row.id)
         needed.setdefault(snapshot.image, label)
-        blobs = [u.blob for u in snapshot.units]
-        for blob in (*blobs, *store.known_records(blobs).values()):
-            needed.setdefault(blob, label)
+        for unit in snapshot.units:
+            needed.setdefault(unit.blob, label)
     return needed
 
 
@@ -44,6 +43,8 @@ def verify_store(folder: Path) -> list[str]:
     for digest, user in needed.items():
         if digest not in store.blobs:
             problems.append(f"blob {digest[:12]} is missing, needed by {user}")
+    for digest in store.damaged_records(list(needed)):
+        problems.append(f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew")
     for digest in store.blobs:
         try:
             store.blobs.get(digest)

@@ -69,7 +69,7 @@ def test_every_target_is_recorded_in_the_source_folder(
     assert set(found) == {"main", "libshared.so", "tool"}
     assert input_names(found["main"]) == {"main.c.o", "libpart.a"}
     assert input_names(found["tool"]) == {"tool.cc.o"}
-    assert found["libshared.so"]["output_key"] == "libshared.so"
+    assert found["libshared.so"]["output_key"].endswith("build/libshared.so")
     assert not list(build.rglob(".katana"))
 
 
@@ -107,7 +107,7 @@ def test_katana_dir_moves_the_store(katana: Installation, cmake_project: Path, t
         f"-DCMAKE_MODULE_PATH={modules(katana)}",
         KATANA_DIR=str(store),
     )
-    assert {entry["output_key"] for entry in links(store)} == {"build/main", "libshared.so", "build/tools/tool"}
+    assert {entry["output_key"] for entry in links(store)} == {"build/main", "build/libshared.so", "build/tools/tool"}
     assert not (cmake_project / ".katana").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from katana_cc.cli.release import main as release
 from katana_cc.patch import codec
+from katana_cc.release.naming import current_snapshots
 from katana_cc.snapshot.store import Store
 from tests.support.equivalence import inequivalences
 from tests.support.installation import Installation
@@ -34,6 +35,8 @@ def test_link_after_a_release_emits_the_patch(
     monkeypatch.chdir(project)
     assert release(["v1"]) == 0
     assert build(katana, project, compiler, linker, 3) == ""
+    names = {u.name for s in current_snapshots(Store(project / ".katana")) for u in s.units}
+    assert {"main.c", "a.c"} <= names
     line = build(katana, project, compiler, linker, 5)
     assert line.count("\n") == 1
     (row,) = Store(project / ".katana").patches()

@@ -11,8 +11,10 @@ import pytest
 from katana_cc.cli.main import main
 from katana_cc.cli.release import main as release
 from katana_cc.errors import StoreError, UsageError
-from katana_cc.release.bundle import name_release, write_bundle
+from katana_cc.patch import codec
+from katana_cc.release.bundle import write_bundle
 from katana_cc.release.emit import emit_patches
+from katana_cc.release.naming import name_release
 from katana_cc.snapshot.garbage import collect
 from katana_cc.snapshot.verify import verify_store
 from tests.support.project import Project
@@ -67,6 +69,17 @@ def test_each_deployed_release_gets_its_patch(project: Project) -> None:
     name_release(project.store, "v2-again", deployed=False)
     lines = rebuild(project, 7)
     assert len(lines) == 2
+
+
+def test_naming_the_new_build_leaves_its_patch_the_same(project: Project, tmp_path: Path) -> None:
+    """A process patched before v2 was named must not be told that it carries another patch."""
+    rebuild(project, 5)
+    (before,) = project.store.patches()
+    name_release(project.store, "v2", deployed=True)
+    (packed,) = write_bundle(project.store, "v1", tmp_path / "bundle")["patches"]
+    assert (packed["id"], packed["to"]) == (before.id, "v2")
+    (after,) = project.store.patches()
+    assert codec.patch_id(Path(after.path).read_bytes()) == before.id
 
 
 def test_bundle_holds_every_later_release_and_is_reproducible(project: Project, tmp_path: Path) -> None:

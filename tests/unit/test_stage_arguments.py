@@ -244,6 +244,9 @@ def test_katana_project_names_the_root_of_a_build_elsewhere(tmp_path: Path) -> N
         ("/r/a/.libs/prog", "", "a/prog"),
         ("/b/prog", "", "../b/prog"),
         ("/r/.libs/libx.so.1.2", "libx.so.1", "libx.so.1"),
+        ("/r/.libs/libx.so.1.3", "libx.so.1", "libx.so.1"),
+        ("/r/plugins/a/plugin.so", "plugin.so", "plugins/a/plugin.so"),
+        ("/r/plugins/b/plugin.so", "plugin.so", "plugins/b/plugin.so"),
     ],
 )
 def test_an_outputs_name_through_time(output: str, soname: str, key: str) -> None:

@@ -137,7 +137,7 @@ store = Store(Path(sys.argv[1]), create=True)
 print("ready", flush=True)
 for i in range(100000):
     kept = store.add_snapshot(snapshot(store, i))
-    store.remember_objects({f"ident{i}": [("", kept.units[0].blob)]}, {kept.units[0].blob: kept.image})
+    store.remember_objects({f"ident{i}": [("", kept.units[0].blob)]}, {kept.units[0].blob: b"record"})
     store.add_release(f"v{i}", True, [kept.id])
     print(i, flush=True)
 """
@@ -270,11 +270,25 @@ def test_collecting_keeps_releases_patches_and_the_newest(store: Store) -> None:
 
 def test_collecting_forgets_the_objects_it_drops(store: Store) -> None:
     first = store.add_snapshot(snapshot(store, 1))
-    store.remember_objects({"ident": [("", first.units[0].blob)]}, {first.units[0].blob: first.image})
+    store.remember_objects({"ident": [("", first.units[0].blob)]}, {first.units[0].blob: b"record"})
     store.add_snapshot(snapshot(store, 2))
     collect(store)
     assert store.known_objects(["ident"]) == {}
     assert store.known_records([first.units[0].blob]) == {}
+
+
+def test_damaged_record_is_named_and_made_again(store: Store) -> None:
+    kept = store.add_snapshot(snapshot(store, 1))
+    blob = kept.units[0].blob
+    store.remember_objects({}, {blob: b"record"})
+    assert store.known_records([blob]) == {blob: b"record"}
+    with store.transaction() as db:
+        db.execute("UPDATE records SET record = zeroblob(20)")
+    assert store.known_records([blob]) == {}
+    assert [p for p in verify_store(store.folder) if "record" in p and blob[:12] in p]
+    store.remember_objects({}, {blob: b"record"})
+    assert store.known_records([blob]) == {blob: b"record"}
+    assert verify_store(store.folder) == []
 
 
 def test_collecting_waits_for_a_recording(store: Store) -> None:

@@ -79,7 +79,10 @@ def _is_nobodys_project(folder: bytes, home: bytes) -> bool:
 
 
 def output_key(output: bytes, root: bytes, soname: bytes) -> bytes:
-    """What one output is known by through time: its soname, else its path under the root without `.libs/`."""
-    if soname:
-        return soname
-    return b"/".join(part for part in os.path.relpath(output, root).split(b"/") if part != b".libs")
+    """What one output is known by through time: its path under the root without `.libs/`, and for a library with its
+    soname as the last part, since the file's own name holds a version.
+
+    The soname alone would make one of the libraries that two folders of a project build under one name.
+    """
+    parts = [part for part in os.path.relpath(output, root).split(b"/") if part != b".libs"]
+    return b"/".join([*parts[:-1], soname or parts[-1]])
