@@ -2,10 +2,10 @@
 
 Theory of operation.  The link map says which section of which input went to which address; it is text for people, and
 cannot tell two archive members of one name apart.  So each contribution is matched with the sections of that name and
-size among its candidate objects, and the candidate whose bytes are in the final file wins: all bytes that no
+size among its candidate objects, and the candidate whose bytes are in the final file is taken: all bytes that no
 relocation touches (and no relaxation may rewrite) for objects read for the first time, a 16-byte witness for objects
-whose record is already known.  A contribution that no candidate confirms is reported, never guessed: the diff refuses
-to patch what lies there.
+whose record is already known.  A contribution that no candidate confirms, or several different ones, is reported,
+never guessed: the diff refuses to patch what lies there.
 
 Sections that linkers merge or edit (strings, .eh_frame) have no address of their own and are left out.
 """
@@ -38,7 +38,6 @@ class Placed:
     """The result: addresses by (unit, section), and what could not be confirmed."""
 
     addresses: dict[tuple[int, int], int] = field(default_factory=dict)
-    commons: dict[tuple[int, int], int] = field(default_factory=dict)
     unplaced: list[tuple[int, int, str]] = field(default_factory=list)
 
 
@@ -64,17 +63,20 @@ def place(
         fits = [w for w in waiting if w[1].size == contribution.size]
         if not fits:
             continue  # merged strings: the map gives what is left of them
-        chosen = next((w for w in fits if _confirmed(*w, contribution.address, read)), None)
-        if chosen is None:
-            candidate, section = fits[0]
-            if not section.flags & c.SHF_MERGE and section.name != ".eh_frame":
-                result.unplaced.append((candidate.unit, section.number, "the output's bytes differ from the object's"))
-            waiting.remove(fits[0])
-            continue
+        confirmed = [w for w in fits if _confirmed(*w, contribution.address, read)]
+        chosen = (confirmed or fits)[0]
         waiting.remove(chosen)
         candidate, section = chosen
-        if not section.flags & c.SHF_MERGE and section.name != ".eh_frame":
-            result.addresses[candidate.unit, section.number] = contribution.address
+        if section.flags & c.SHF_MERGE or section.name == ".eh_frame":
+            continue
+        if not confirmed:
+            result.unplaced.append((candidate.unit, section.number, "the output's bytes differ from the object's"))
+            continue
+        result.addresses[candidate.unit, section.number] = contribution.address
+        if any(other.record is not candidate.record for other, _ in confirmed):
+            # Members of one name, alike but for what they refer to: which is where is a guess, for each of them.
+            why = "another archive member of that name fits as well"
+            result.unplaced += [(other.unit, x.number, why) for other, x in confirmed]
 
 
 def _confirmed(candidate: Candidate, section: SectionRecord, address: int, read: ReadImage) -> bool:
