@@ -11,9 +11,10 @@ from katana_cc.cli.selection import add_selection, candidates, untangle
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
+from katana_cc.patch.needs import Grant, Option
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
-from katana_cc.process.plan import refuse_unless_safe
+from katana_cc.process.permission import refuse_unless_ready
 
 HELP = "put a patch object into running processes"
 
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Applies, and says what was done to whom."""
     data, po = read_patch(arguments.po)
-    refuse_unless_safe(po)
+    granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
+    refuse_unless_ready(po, granted)
     identity = patch_id(data)
     build_id = po.identity.from_build_id
     listing = candidates(arguments)
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         identity,
         pids,
         wait=arguments.wait,
-        allow_active=arguments.allow_active,
+        granted=granted,
         dry_run=arguments.dry_run,
         must_match=listing is None,
         select=select,

@@ -16,7 +16,7 @@ from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.dwarf import lines
 from katana_cc.dwarf.changes import ChangeKind, compare_layouts
 from katana_cc.dwarf.dies import DebugInfo, open_debug_info
-from katana_cc.dwarf.functions import functions
+from katana_cc.dwarf.functions import functions, prototype
 from katana_cc.dwarf.sections import DwarfProblem
 from katana_cc.dwarf.types import layouts
 from katana_cc.dwarf.variables import Variable, variables
@@ -74,6 +74,16 @@ class DebugCache:
                     yield part.section, (f.file, f.line)
         except FormatError:
             return  # names without a place are better than none; compare_types refuses damaged information
+
+    def prototype(self, program: Program, place: Place) -> str | None:
+        """The type of the function that `place` holds, as text; None when debug information does not tell."""
+        info = self.info(program, place.unit)
+        if isinstance(info, DwarfProblem):
+            return None
+        try:
+            return next((prototype(info, f) for f in functions(info) if f.code.section == place.section), None)
+        except FormatError:
+            return None
 
     def lines(self, program: Program, place: Place) -> list[tuple[int, int]]:
         """(offset, line) of the line table of a code section, by offset; empty where there is none."""

@@ -19,6 +19,7 @@ from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.recreate import recreate
+from katana_cc.diff.reliance import Found, note_reliances
 from katana_cc.diff.replaceable import check_replaceable
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
@@ -34,13 +35,15 @@ class Changes:
 
     `replaced[new]` is the old function a new one takes the place of; `edits` are constants rewritten where they are,
     as (new, old); `recreated` are constants carried anew although there was an old one, since their size changed;
-    `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it.
+    `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `reliances` tell which
+    replaced function's old code relies on which other one (new places).
     """
 
     replaced: dict[Place, Place] = field(default_factory=dict)
     edits: dict[Place, Place] = field(default_factory=dict)
     recreated: set[Place] = field(default_factory=set)
     pointers: dict[Place, tuple[Place, tuple[int, ...]]] = field(default_factory=dict)
+    reliances: list[Found] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
 
     @property
@@ -96,6 +99,7 @@ class Diff:
         # From here on the set of replaced functions, edits and recreated constants is fixed.
         for place, old_place in self.changes.replaced.items():
             check_replaceable(self, place, old_place)
+        note_reliances(self)
         for old_unit, new_unit in self.correlation.changed_units:
             self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit, self.correlation)
         self.changes.reasons = _unique(self.changes.reasons)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Final
 
-from katana_cc.patch.model import Reason, Verdict
+from katana_cc.patch.model import Basis, Reason, Verdict
 
 INFO, NEEDS, REFUSED = "info", "needs", "refused"
 
@@ -33,8 +34,9 @@ class Code(StrEnum):
     BUILD_TIME = "build-time-only"
     INITIALISER_KEPT = "initialiser-kept"
     ENUMERATOR_ADDED = "enumerator-added"
-    MAIN_ACTIVE = "function-always-active"
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
+    # Needs a decision: `patch/needs.py` names the option that grants each.
+    MAIN_ACTIVE = "function-always-active"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"
@@ -62,6 +64,20 @@ class Code(StrEnum):
     TEXT_RELOCATIONS = "text-relocations"
     MACHINE_CHANGED = "machine-or-type-changed"
     DEBUG_INFORMATION = "debug-information-missing"
+    ACTIVE_RELIES = "active-code-relies-on-old"
+    REMOVED_RELIES = "removed-code-relies-on-old"
+
+
+_WHY: Final = {
+    Basis.BODY_SEEN: "which is replaced too: the compiler saw both at once, so the old code may rely on what the old "
+    "callee did with registers, memory and arguments",
+    Basis.PROTOTYPE: "which is replaced too, and whose parameters or result are of another type now",
+}
+
+
+def relies(callee: str, basis: Basis, through: str) -> str:
+    """What relying on `callee` means, to follow the name of the caller."""
+    return f"calls {callee}{f' (through {through})' if through else ''}, {_WHY[basis]}"
 
 
 def verdict_of(reasons: Iterable[Reason]) -> Verdict:

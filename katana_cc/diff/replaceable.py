@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from katana_cc.diff.program import Place
-from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.reasons import NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import EXTENTS, masked
@@ -36,9 +36,9 @@ def check_replaceable(diff: Diff, place: Place, old_place: Place) -> None:
     if _runs_at_start(diff, place):
         text = "it runs once, before main: what it does differently would never happen in a running process"
         diff.reason(Code.STARTUP_CHANGED, REFUSED, place, text)
-    if old_view.label(old_place.section) == "main":
-        text = "main is on the stack for the whole life of the process: it can never be replaced there"
-        diff.reason(Code.MAIN_ACTIVE, INFO, place, text)
+    if old_view.label(old_place.section) == "main" and not diff.old.is_library:
+        text = "it is on the stack for the whole life of the process, and goes on in its old code there"
+        diff.reason(Code.MAIN_ACTIVE, NEEDS, place, text)
 
 
 def _runs_at_start(diff: Diff, place: Place) -> bool:

@@ -8,6 +8,7 @@ and replacement records come last, when it is fixed what is carried.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
@@ -26,6 +27,7 @@ from katana_cc.patch.model import (
     PatchRelocation,
     PatchSection,
     PatchSymbol,
+    Reliance,
     Replacement,
     Verdict,
 )
@@ -43,7 +45,7 @@ def build_patch(diff: Diff, changes: Changes, identity: Identity) -> PatchObject
     verdict = verdict_of(reasons)
     if verdict is Verdict.REFUSED:
         return PatchObject(identity, verdict, reasons)
-    return PatchObject(identity, verdict, reasons, patch.sections, patch.symbols, patch.replacements, patch.data_edits)
+    return replace(patch, verdict=verdict, reasons=reasons)
 
 
 class _Builder:
@@ -73,8 +75,12 @@ class _Builder:
             self.carrier.sections[pool.section] = pool.finish()
         sections = tuple(s for s in self.carrier.sections if s is not None)
         assert len(sections) == len(self.carrier.sections)
+        number = {place: n for n, place in enumerate(roots)}
+        reliances = tuple(
+            Reliance(number[r.caller], number[r.callee], r.basis, r.through) for r in self.changes.reliances
+        )
         patch = PatchObject(
-            identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits)
+            identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits), reliances
         )
         code = [(n, place) for place, n in self.carrier.carried.items() if sections[n].flags & c.SHF_EXECINSTR]
         return with_sources(patch, [(n, self.diff.debug.info(self.new, p.unit), p.section) for n, p in code])

@@ -27,6 +27,7 @@ from katana_cc.patch.layout import (
     NT_VERSION,
     PART,
     PREFIX,
+    RELIANCE,
     REMEDY,
     REPLACEMENT_AT,
     TABLES,
@@ -34,6 +35,7 @@ from katana_cc.patch.layout import (
     verified_digest,
 )
 from katana_cc.patch.model import (
+    Basis,
     DataEdit,
     Identity,
     PatchObject,
@@ -41,6 +43,7 @@ from katana_cc.patch.model import (
     PatchSection,
     PatchSymbol,
     Reason,
+    Reliance,
     Replacement,
     Verdict,
 )
@@ -88,6 +91,7 @@ class _Reader:
             symbols,
             self._replacements(po_symbol),
             self._edits(index),
+            self._reliances(),
         )
         try:
             validate(po)
@@ -200,6 +204,13 @@ class _Reader:
         if pointers:
             raise FormatError(f"{section.name}: relocations for an edit that is not there")
         return tuple(result)
+
+    def _reliances(self) -> tuple[Reliance, ...]:
+        strings = self._table("strings")[1]
+        return tuple(
+            Reliance(caller, callee, Basis(basis), self._name(strings, through))
+            for caller, callee, basis, through in RELIANCE.iter_unpack(self._table("reliances")[1])
+        )
 
     def _reasons(self) -> tuple[Reason, ...]:
         _, raw = self._table("reasons")

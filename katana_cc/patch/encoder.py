@@ -25,6 +25,7 @@ from katana_cc.patch.layout import (
     NT_VERSION,
     PART,
     PREFIX,
+    RELIANCE,
     REPLACEMENT_AT,
     UNQUOTED,
     digest_of,
@@ -52,6 +53,7 @@ def encode(po: PatchObject) -> bytes:
             _functions(po, strings),
             _parts(po),
             _edits(po, strings, section_symbols),
+            _reliances(po, strings),
             _table("symbols", order, 4, 4),
             # From here on no name is added.
             _table("strings", bytes(strings.data), 0, 1),
@@ -96,6 +98,11 @@ def _edits(po: PatchObject, strings: StringTable, section_symbols: dict[int, int
             relocations.append(NewRelocation(len(entries) + at, kind, section_symbols[section], 0))
         entries += EDIT.pack(e.address, 0, 0, _name(strings, e.name), 0)
     return _table("edits", bytes(entries), EDIT.size, relocations=tuple(relocations))
+
+
+def _reliances(po: PatchObject, strings: StringTable) -> NewSection:
+    entries = b"".join(RELIANCE.pack(r.caller, r.callee, r.basis, _name(strings, r.through)) for r in po.reliances)
+    return _table("reliances", entries, RELIANCE.size, 4)
 
 
 def _note(po: PatchObject) -> bytes:

@@ -13,18 +13,19 @@ from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Verdict
 NOTE_SECTION: Final = ".note.katana"
 NT_VERSION: Final = 1  # all is in the name, the descriptor is empty: the only foreign note that eu-elflint lets pass
 PREFIX: Final = ".katana."
-TABLES: Final = tuple(PREFIX + n for n in ("functions", "parts", "edits", "symbols", "strings", "reasons"))
+TABLES: Final = tuple(PREFIX + n for n in ("functions", "parts", "edits", "reliances", "symbols", "strings", "reasons"))
 
 NOTE_HEAD: Final = struct.Struct("<III")  # n_namesz, n_descsz, n_type
 NOTE_AT: Final = 64  # straight after the ELF header
 NOTE_MARK: Final = b"Katana patch "
 MARK_AT: Final = NOTE_AT + NOTE_HEAD.size
-DIGEST_AT: Final = MARK_AT + len(b"Katana patch 1 ")
+DIGEST_AT: Final = MARK_AT + len(b"Katana patch 2 ")
 DIGEST_SIZE: Final = 32  # hex digits
 UNQUOTED: Final = "/:@+,=~"  # beside letters, digits, "_.-"
 FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated), name, 0, SHA-256
 PART: Final = struct.Struct("<QQII32s")  # address, size, function, 0, SHA-256
 EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both relocated), name, 0
+RELIANCE: Final = struct.Struct("<IIII")  # caller, callee, basis, name of the function in between
 NEW_AT, EXPECTED_AT, REPLACEMENT_AT = 16, 8, 16
 MACHINES: Final = {c.EM_X86_64: "x86-64"}
 ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
@@ -70,7 +71,10 @@ def validate(po: PatchObject) -> None:
     need(po.identity.machine in ABSOLUTE_64, f"machine {po.identity.machine} is not supported")
     count, symbols = len(po.sections), len(po.symbols)
     if po.verdict is Verdict.REFUSED:
-        need(not (count or symbols or po.replacements or po.data_edits), "a refused change that carries something")
+        need(
+            not (count or symbols or po.replacements or po.data_edits or po.reliances),
+            "a refused change that carries something",
+        )
     for s in po.sections:
         need(s.type not in LINKER_TYPES, f"carried section {s.name} of type {s.type}")
         need(s.name != NOTE_SECTION and not s.name.startswith(PREFIX), f"carried section named {s.name}")
@@ -91,6 +95,9 @@ def validate(po: PatchObject) -> None:
         need(all(len(d) == 32 for d in (r.digest, *(p[2] for p in r.parts))), f"function {r.name}: no SHA-256")
     for e in po.data_edits:
         need(0 <= e.expected < count and 0 <= e.replacement < count, f"edit of {e.name}: no such section")
+    functions = range(len(po.replacements))
+    for x in po.reliances:
+        need(x.caller in functions and x.callee in functions, "reliance of a function that is not replaced")
 
 
 def _is_alignment(number: int) -> bool:

@@ -7,16 +7,16 @@ All addresses are link-time addresses of the output it patches; the load bias is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Verdict(StrEnum):
     """What can be said of a change before it is applied."""
 
     SAFE = "safe"
-    NEEDS = "needs"  # something named in the reasons: a transformer, a confirmation
+    NEEDS = "needs"  # something named in the reasons, that an option of `katana apply` grants (`patch/needs.py`)
     REFUSED = "refused"
 
 
@@ -92,6 +92,27 @@ class DataEdit:
     replacement: int
 
 
+class Basis(IntEnum):
+    """Why old code may rely on what a replaced function did.  Numbers on disk are append-only."""
+
+    BODY_SEEN = 1  # compiled in one unit: registers it spares, memory it leaves alone, how it takes its arguments
+    PROTOTYPE = 2  # its parameters or its result are of another type now
+
+
+@dataclass(frozen=True, slots=True)
+class Reliance:
+    """The old code of one replaced function relies on the old code of another (or of itself: it recurses).
+
+    `caller` and `callee` index `PatchObject.replacements`.  So the caller must not be active when it is replaced: it
+    would go on in its old code, and meet the new callee.  `through` is the function in between, "" when there is none.
+    """
+
+    caller: int
+    callee: int
+    basis: Basis
+    through: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One thing a person should know of the change: an enumerated code, what it is about, where, in words.
@@ -130,3 +151,4 @@ class PatchObject:
     symbols: tuple[PatchSymbol, ...] = ()
     replacements: tuple[Replacement, ...] = ()
     data_edits: tuple[DataEdit, ...] = ()
+    reliances: tuple[Reliance, ...] = ()

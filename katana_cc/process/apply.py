@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from katana_cc.errors import KatanaError, TargetError
 from katana_cc.patch.model import PatchObject
+from katana_cc.patch.needs import Grant
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.inject import inject, unmap
@@ -59,7 +60,7 @@ def apply_patch(
     pids: Iterable[int],
     *,
     wait: float = DEFAULT_WAIT,
-    allow_active: Sequence[str] = (),
+    granted: Sequence[Grant] = (),
     dry_run: bool = False,
     must_match: bool = True,
     select: Callable[[], Iterable[int]] | None = None,
@@ -69,7 +70,7 @@ def apply_patch(
     Args:
         patch_id: identity of the patch object (`codec.patch_id`), recorded in the ledger.
         wait: seconds to wait for a moment when no thread is inside a replaced function.
-        allow_active: replaced functions that may be active; calls in progress go on in the old code.
+        granted: what the user decided (`patch/needs.py`); replaced functions that may be active go on in the old code.
         dry_run: check everything, stop and write nothing.
         must_match: a process of another build is an error; else it is left out.
         select: gives the pids once more, after the commit, to find children forked meanwhile.
@@ -86,7 +87,7 @@ def apply_patch(
         todo = list(dict.fromkeys(pids))
         seen = set(todo)
         while todo:
-            fresh = _plan_all(po, patch_id, todo, allow_active, must_match)
+            fresh = _plan_all(po, patch_id, todo, granted, must_match)
             works.extend(fresh)
             if not dry_run:
                 _inject_and_commit(fresh, wait)
@@ -108,7 +109,7 @@ def apply_patch(
 
 
 def _plan_all(
-    po: PatchObject, patch_id: str, pids: Iterable[int], allow_active: Sequence[str], must_match: bool
+    po: PatchObject, patch_id: str, pids: Iterable[int], granted: Sequence[Grant], must_match: bool
 ) -> list[_Work]:
     works = []
     try:
@@ -117,7 +118,7 @@ def _plan_all(
             try:
                 target = Target(pid)
                 target.refuse_if_traced()
-                works.append(_Work(target, prepare(target, po, patch_id, allow_active)))
+                works.append(_Work(target, prepare(target, po, patch_id, granted)))
             except (NotThisBuildError, TargetError) as error:
                 if target is not None:
                     target.close()

@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
-from katana_cc.patch.model import PatchObject, Replacement, Verdict
+from katana_cc.patch.model import PatchObject, Replacement
+from katana_cc.patch.needs import Grant, Option
 from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
@@ -28,6 +29,7 @@ from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
 from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
+from katana_cc.process.permission import refuse_if_old_code_may_not_go_on, refuse_unless_ready
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base
 from katana_cc.process.target import PatchMapping, Target
@@ -86,27 +88,7 @@ class Plan:
         )
 
 
-def refuse_unless_safe(po: PatchObject) -> None:
-    """Raises RefusedError with the reasons when the verdict is not "safe", or the machine is another."""
-    if po.verdict is not Verdict.SAFE:
-        wanted = "refused" if po.verdict is Verdict.REFUSED else "needs"
-        told = [f"{_at(r.file, r.line)}{r.subject}: {r.text}" for r in po.reasons if r.severity == wanted]
-        told = told or [f"{r.subject}: {r.text}" for r in po.reasons]
-        what = "the patch was refused when it was made" if wanted == "refused" else "the patch needs a decision first"
-        raise RefusedError(
-            what + "".join(f"\n    {line}" for line in told),
-            where=po.identity.output,
-            remedy="restart the process with the new build, or change the source so that the reasons go away",
-        )
-    if po.identity.machine != cpu.MACHINE:
-        raise RefusedError(f"the patch is for ELF machine {po.identity.machine}, not x86-64", where=po.identity.output)
-
-
-def _at(file: str, line: int) -> str:
-    return f"{file}:{line}: " if file else ""
-
-
-def prepare(target: Target, po: PatchObject, patch_id: str, allow_active: Iterable[str] = ()) -> Plan:
+def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[Grant] = ()) -> Plan:
     """Make the plan for one process.
 
     Raises:
@@ -114,7 +96,7 @@ def prepare(target: Target, po: PatchObject, patch_id: str, allow_active: Iterab
         RefusedError: anything else that speaks against it.
         TargetError: the process is gone.
     """
-    refuse_unless_safe(po)
+    refuse_unless_ready(po, granted)
     module = find_module(target, po)
     existing = _earlier_patches(target, module, patch_id)
     found = existing.ledger.found_bytes(target.memory) if existing and existing.ledger else Bytes.OLD
@@ -141,7 +123,7 @@ def prepare(target: Target, po: PatchObject, patch_id: str, allow_active: Iterab
     resolution = plan.resolution
     plan = relink(plan, base, dict.fromkeys((p.index for p in resolution.pending), module.start))
     plan = _with_edits(plan, target, originals, torn)
-    guards = _guards(po, module, set(allow_active), originals)
+    guards = _guards(po, module, {g.value for g in granted if g.option is Option.ALLOW_ACTIVE}, originals)
     return dataclasses.replace(plan, guards=guards)
 
 
@@ -256,15 +238,11 @@ def _guards(
             f"--allow-active: the patch does not replace {', '.join(sorted(unknown))}", where=po.identity.output
         )
     guards = []
-    for r in po.replacements:
+    for number, r in enumerate(po.replacements):
         address = module.bias + r.address
         is_allowed = r.name in allowed
-        if is_allowed and cpu.branches_into(originals[address][0], 1, cpu.JUMP_SIZE):
-            raise RefusedError(
-                f"{r.name} may jump back into its first {cpu.JUMP_SIZE} bytes, so it cannot be replaced while active",
-                where=po.identity.output,
-                remedy="wait for it to return (--wait), or restart the process with the new build",
-            )
+        if is_allowed:
+            refuse_if_old_code_may_not_go_on(po, number, module.bias, originals)
         guards.append(Guard(r.name, address, r.size, True, is_allowed))
         for part, size, _ in r.parts:
             # A part has no jump: all of it must be empty, unless the whole function is allowed to go on as it was.

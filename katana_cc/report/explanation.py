@@ -130,8 +130,8 @@ def _touched(s: Summary) -> Topic:
     ]
     if s.active:
         sentences.append(
-            f"Always running: {', '.join(s.active)}. Calls in progress would go on in the old code; the patch is "
-            f"applied only when that is allowed with {allowance(s)}."
+            f"Always running: {', '.join(s.active)}. Calls in progress go on in the old code; the patch is applied "
+            f"only when that is allowed with {allowance(s)}."
         )
     if len(s.changed) > len(s.active):
         sentences.append(
@@ -162,7 +162,7 @@ def _handling(s: Summary) -> Topic:
     if s.verdict is Verdict.REFUSED:
         return Topic("What to do", ("Deploy the new build by a restart, or change the source so that the reasons go.",))
     sentences = [
-        f"`katana apply PO --pid PID{' ' * bool(s.active)}{allowance(s)}` applies it, `--dry-run` shows first what "
+        f"`katana apply PO --pid PID{' ' * bool(s.options)}{allowance(s)}` applies it, `--dry-run` shows first what "
         "would be written.",
         "`katana revert --pid PID` writes the old bytes back exactly.",
     ]

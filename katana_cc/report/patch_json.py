@@ -10,7 +10,8 @@ import hashlib
 from typing import Any
 
 from katana_cc.patch.codec import patch_id
-from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Reason
+from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Reason, Reliance
+from katana_cc.patch.needs import Need, needs_of
 from katana_cc.report import names
 from katana_cc.report.summary import NewThing, Reference, headline, summarise
 
@@ -36,6 +37,8 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "imports": [{"name": r.name, "weak": r.weak} for r in summary.imports],
         "existing": [_existing(r) for r in summary.existing],
         "mapped_bytes": summary.mapped_bytes,
+        "needs": [_need(n) for n in needs_of(po)],
+        "reliances": [_reliance(po, x) for x in po.reliances],
         "transformations": [],
         "reasons": [reason_json(r) for reasons in summary.reasons.values() for r in reasons],
         "sections": [_section(po, n) for n in range(len(po.sections))],
@@ -47,6 +50,15 @@ def reason_json(r: Reason) -> dict[str, Any]:
     """One reason."""
     fields = {"code": r.code, "severity": r.severity, "subject": r.subject, "file": r.file, "line": r.line}
     return {**fields, "text": r.text}
+
+
+def _need(n: Need) -> dict[str, Any]:
+    return {"code": n.reason.code, "subject": n.reason.subject, "option": str(n.grant) if n.grant else None}
+
+
+def _reliance(po: PatchObject, x: Reliance) -> dict[str, Any]:
+    caller, callee = po.replacements[x.caller].name, po.replacements[x.callee].name
+    return {"caller": caller, "callee": callee, "basis": x.basis.name.lower(), "through": x.through}
 
 
 def _replacement(po: PatchObject, number: int) -> dict[str, Any]:

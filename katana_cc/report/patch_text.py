@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from katana_cc.diff.reasons import relies
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.model import FORMAT_VERSION, PatchObject
 from katana_cc.report import names
@@ -24,6 +25,7 @@ def render(po: PatchObject, data: bytes, *, verbose: bool = True) -> str:
     """All that `po` holds, whose file is `data`; without `verbose`, no sections, symbols and relocations."""
     summary = summarise(po)
     lines = [*identity_lines(po, data, summary), *change_lines(summary), *reason_lines(summary)]
+    lines += reliance_lines(po)
     lines += ["", "Transformations", "  none"]
     if verbose:
         lines += [*_sections(po), *_symbols(po), *_relocations(po)]
@@ -74,6 +76,15 @@ def reason_lines(summary: Summary) -> list[str]:
             lines.append(f"  {r.subject or '-'}: {r.text}")
             lines.append("    " + "  ".join(filter(None, (location(r), f"[{r.code}]"))))
     return lines
+
+
+def reliance_lines(po: PatchObject) -> list[str]:
+    """Which replaced functions must not be active, and why."""
+    rows = []
+    for x in po.reliances:
+        text = relies(po.replacements[x.callee].name, x.basis, x.through)
+        rows.append((po.replacements[x.caller].name, text))
+    return _block("May not be active when it is replaced", rows)
 
 
 def _side(release: str, build_id: str) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 from katana_cc.diff.reasons import Code
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
+from katana_cc.patch.needs import grant_for, needs_of
 
 SEVERITIES: Final = ("refused", "needs", "info")  # gravest first
 SEVERITY_TITLES: Final = {
@@ -63,8 +64,8 @@ class Reference:
 class Summary:
     """All that is said of a patch object, beside its raw sections, symbols and relocations.
 
-    `unnamed_bytes` are the mapped sections without a symbol; `active` the replaced functions that never return, so that
-    the patch waits for them in vain unless the user allows them by name.
+    `unnamed_bytes` are the mapped sections without a symbol; `active` the replaced functions that are always active;
+    `options` what `katana apply` must be told, a need each.
     """
 
     identity: Identity
@@ -79,6 +80,7 @@ class Summary:
     reasons: dict[str, tuple[Reason, ...]]
     mapped_bytes: int
     active: tuple[str, ...]
+    options: tuple[str, ...]
 
 
 def summarise(po: PatchObject) -> Summary:
@@ -126,6 +128,7 @@ def summarise(po: PatchObject) -> Summary:
         {s: tuple(r for r in po.reasons if r.severity == s) for s in _severities(po)},
         sum(mapped.values()),
         tuple(r.subject for r in po.reasons if r.code == Code.MAIN_ACTIVE),
+        tuple(dict.fromkeys(str(n.grant) for n in needs_of(po) if n.grant)),
     )
 
 
@@ -152,16 +155,16 @@ def conclusion(summary: Summary) -> str:
         return f"Refused: this change cannot be made in a running process, for {count(reasons, 'reason')} named below."
     if summary.verdict is Verdict.NEEDS:
         needs = len(summary.reasons.get("needs", ()))
-        points = f"{count(needs, 'point')} below {'is' if needs == 1 else 'are'}"
-        return f"Needs a decision: it can be applied once {points} settled."
-    if summary.active:
-        return f"Safe: it can be applied, with {allowance(summary)}."
+        points = f"{count(needs, 'point')} below {'is' if needs == 1 else 'are'} settled"
+        if all(grant_for(r) for r in summary.reasons.get("needs", ())):
+            return f"Needs a decision: it can be applied with {allowance(summary)}, once {points}."
+        return f"Needs a decision: it can be applied once {points}."
     return "Safe: it can be applied as it is."
 
 
 def allowance(summary: Summary) -> str:
-    """The options that allow the functions which are always active."""
-    return " ".join(f"--allow-active {name}" for name in summary.active)
+    """The options that meet the needs of the patch."""
+    return " ".join(summary.options)
 
 
 def one_line(po: PatchObject, path: str) -> str:
@@ -176,7 +179,7 @@ def one_line(po: PatchObject, path: str) -> str:
         if len(refusals) > 1:
             text += f" (and {len(refusals) - 1} more)"
         return clean(f"{start}{text}: {path}")
-    verdict = "needs a decision" if po.verdict is Verdict.NEEDS else str(po.verdict)
+    verdict = f"needs {allowance(summary) or 'a decision'}" if po.verdict is Verdict.NEEDS else str(po.verdict)
     return clean(f"{start}{headline(summary)}, {verdict}: {path}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.patch.model import (
+    Basis,
     DataEdit,
     Identity,
     PatchObject,
@@ -15,6 +16,7 @@ from katana_cc.patch.model import (
     PatchSection,
     PatchSymbol,
     Reason,
+    Reliance,
     Replacement,
     Verdict,
 )
@@ -60,7 +62,7 @@ def sample() -> PatchObject:
     reasons = (
         Reason("function-changed", "info", "parse", "src/parse.c", 12, "its body changed"),
         Reason("function-new", "info", "helper", "src/parse.c", 3, "only the new build has it"),
-        Reason("initialiser-kept", "needs", "limit", "src/conf.c", 7, "its initialiser changed; the live value stays"),
+        Reason("function-always-active", "needs", "parse", "src/parse.c", 12, "it is on the stack all the time"),
     )
     part = (0x401300, 8, hashlib.sha256(b"cold").digest())
     return PatchObject(
@@ -71,6 +73,7 @@ def sample() -> PatchObject:
         symbols,
         (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,)),),
         (DataEdit("banner", 0x402000, 5, 6),),
+        (Reliance(0, 0, Basis.BODY_SEEN, "walk"),),
     )
 
 
@@ -123,5 +126,7 @@ def from_object(elf: ElfFile) -> PatchObject:
         for i, y in enumerate(symbols)
         if y.section is not None and y.type == c.STT_FUNC
     )
-    base = replace(sample(), sections=sections, symbols=tuple(symbols), replacements=replacements, data_edits=())
+    base = replace(
+        sample(), sections=sections, symbols=tuple(symbols), replacements=replacements, data_edits=(), reliances=()
+    )
     return replace(base, verdict=Verdict.SAFE, reasons=base.reasons[:2])
