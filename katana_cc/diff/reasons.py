@@ -68,6 +68,40 @@ class Code(StrEnum):
     REMOVED_RELIES = "removed-code-relies-on-old"
 
 
+# What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.
+_ORDER: Final = (
+    Code.FUNCTION_CHANGED,
+    Code.FUNCTION_NEW,
+    Code.FUNCTION_MOVED,
+    Code.CALLEE_MOVED,
+    Code.IMPORT_NEW,
+    Code.DATA_NEW,
+    Code.CONSTANT_CHANGED,
+    Code.CONSTANT_RECREATED,
+    Code.POINTER_TAKEN_OVER,
+    Code.INITIALISER_KEPT,
+    Code.ENUMERATOR_ADDED,
+    Code.FUNCTION_REMOVED,
+    Code.DATA_REMOVED,
+    Code.LINES_ONLY,
+    Code.BUILD_TIME,
+)
+_WEIGHTS: Final = {code.value: number for number, code in enumerate(_ORDER)}
+SEVERITIES: Final = (REFUSED, NEEDS, INFO)  # gravest first
+
+
+def by_weight(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+    """The gravest first; of one kind in the order given."""
+
+    def weight(reason: Reason) -> tuple[int, str, int]:
+        known = reason.severity in SEVERITIES
+        grave = SEVERITIES.index(reason.severity) if known else len(SEVERITIES)
+        kind = _WEIGHTS.get(reason.code, len(_ORDER)) if reason.severity == INFO else 0
+        return grave, "" if known else reason.severity, kind
+
+    return tuple(sorted(reasons, key=weight))
+
+
 _WHY: Final = {
     Basis.BODY_SEEN: "which is replaced too: the compiler saw both at once, so the old code may rely on what the old "
     "callee did with registers, memory and arguments",

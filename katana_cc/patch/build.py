@@ -14,7 +14,7 @@ from typing import Final
 
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.program import Place
-from katana_cc.diff.reasons import Code, verdict_of
+from katana_cc.diff.reasons import Code, by_weight, verdict_of
 from katana_cc.elf import constants as c
 from katana_cc.elf.dynamic import DynamicTables
 from katana_cc.errors import FormatError
@@ -41,7 +41,7 @@ def build_patch(diff: Diff, changes: Changes, identity: Identity) -> PatchObject
     """The patch object for a diff; with a refused verdict it carries the reasons only."""
     builder = _Builder(diff, changes)
     patch = builder.build(identity)
-    reasons = tuple(dict.fromkeys(changes.reasons))
+    reasons = by_weight(dict.fromkeys(changes.reasons))
     verdict = verdict_of(reasons)
     if verdict is Verdict.REFUSED:
         return PatchObject(identity, verdict, reasons)

@@ -23,7 +23,7 @@ from katana_cc.diff.view import Kind, Reference
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import GOT_RELATIVE, PC_RELATIVE
 from katana_cc.patch.carrying import Carrier
-from katana_cc.patch.model import PatchRelocation, PatchSection, PatchSymbol
+from katana_cc.patch.model import PatchRelocation, PatchSection, PatchSymbol, Reason
 from katana_cc.patch.pool import LiteralPool
 
 CARRIED_TYPES: Final = frozenset(
@@ -266,11 +266,18 @@ class References:
         if r.type in _THREAD_TYPES:
             self.carrier.refuse(Code.THREAD_LOCAL, place, f"it uses the thread-local {name} of a library")
             return None
-        if known is None and not reference.weak:
-            self.diff.reason(Code.IMPORT_NEW, INFO, place, f"calls {name} of a library, never imported before")
-            if added := sorted({*self.new.tables.needed} - {*self.old_tables.needed, *_ALWAYS_LOADED}):
+        if known is None:
+            self._note_new_import(place, name)
+            added = sorted({*self.new.tables.needed} - {*self.old_tables.needed, *_ALWAYS_LOADED})
+            if added and not reference.weak:
                 text = f"it needs {name}, and the new build links {', '.join(added)}, which the process did not load"
                 self.carrier.refuse(Code.LIBRARY_NEW, place, text)
         binding = c.STB_WEAK if reference.weak else c.STB_GLOBAL
         symbol = PatchSymbol(name, binding, c.STT_NOTYPE, None, 0, 0)
         return PatchRelocation(r.offset, r.type, self.carrier.symbol(symbol), r.addend)
+
+    def _note_new_import(self, place: Place, name: str) -> None:
+        view = self.carrier.view(place)
+        file, line = self.diff.debug.declared(self.new, place)
+        text = f"{view.label(place.section)} uses it of a library; the old program did not import it"
+        self.carrier.changes.reasons.append(Reason(Code.IMPORT_NEW.value, INFO, name, file or view.file, line, text))

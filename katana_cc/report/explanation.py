@@ -117,7 +117,10 @@ def _changes(s: Summary) -> Topic:
     points += [f"{f.name} is new ({count(f.size, 'byte')})" for f in s.new_functions]
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
     points += [f"{d.name}: {count(d.size, 'byte')} of read-only data at {d.address:#x}, rewritten" for d in s.rewritten]
-    points += [f"{r.name} is used from a library{', when it is there' if r.weak else ''}" for r in s.imports]
+    points += [
+        f"{r.name} of a library is used for the first time{', when it is there' if r.weak else ''}"
+        for r in s.new_imports
+    ]
     return Topic("What it changes", (f"{headline(s)}.",), tuple(points))
 
 

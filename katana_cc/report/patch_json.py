@@ -34,7 +34,7 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "new_functions": [_thing(f) for f in summary.new_functions],
         "new_data": [_thing(d) for d in summary.new_data],
         "rewritten_data": [{"name": d.name, "address": f"{d.address:#x}", "size": d.size} for d in summary.rewritten],
-        "imports": [{"name": r.name, "weak": r.weak} for r in summary.imports],
+        "imports": [{"name": r.name, "weak": r.weak, "new": r in summary.new_imports} for r in summary.imports],
         "existing": [_existing(r) for r in summary.existing],
         "mapped_bytes": summary.mapped_bytes,
         "needs": [_need(n) for n in needs_of(po)],

@@ -63,7 +63,9 @@ def change_lines(summary: Summary) -> list[str]:
     lines += _block("New data", data)
     rewritten = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.rewritten]
     lines += _block("Read-only data rewritten in place", rewritten)
-    lines += _block("Imports, found by name", [(r.name, "may be absent" if r.weak else "") for r in summary.imports])
+    lines += _block("New imports, found by name", [_import(r) for r in summary.new_imports])
+    used = [_import(r) for r in summary.imports if r not in summary.new_imports]
+    lines += _block("Used of libraries, as before", used)
     return lines + _block("Used of what is there", [(r.name, _where(r)) for r in summary.existing])
 
 
@@ -89,6 +91,10 @@ def reliance_lines(po: PatchObject) -> list[str]:
 
 def _side(release: str, build_id: str) -> str:
     return f"{release}, build-id {build_id}" if release else f"build-id {build_id}"
+
+
+def _import(r: Reference) -> tuple[str, str]:
+    return r.name, "may be absent" if r.weak else ""
 
 
 def _where(r: Reference) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
-from katana_cc.diff.reasons import Code
+from katana_cc.diff.reasons import Code, by_weight
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
 from katana_cc.patch.needs import grant_for, needs_of
 
-SEVERITIES: Final = ("refused", "needs", "info")  # gravest first
 SEVERITY_TITLES: Final = {
     "refused": "Refused because",
     "needs": "Needs a decision",
@@ -65,7 +65,8 @@ class Summary:
     """All that is said of a patch object, beside its raw sections, symbols and relocations.
 
     `unnamed_bytes` are the mapped sections without a symbol; `active` the replaced functions that are always active;
-    `options` what `katana apply` must be told, a need each.
+    `new_imports` are those imports that the old program did not have; `options` what `katana apply` must be told, a
+    need each.
     """
 
     identity: Identity
@@ -76,6 +77,7 @@ class Summary:
     unnamed_bytes: int
     rewritten: tuple[RewrittenDatum, ...]
     imports: tuple[Reference, ...]
+    new_imports: tuple[Reference, ...]
     existing: tuple[Reference, ...]
     reasons: dict[str, tuple[Reason, ...]]
     mapped_bytes: int
@@ -114,6 +116,7 @@ def summarise(po: PatchObject) -> Summary:
         elif i not in replacing and (y.section, y.value) not in places and not _is_fragment(y.name, names):
             functions.append(thing)
     references = [_reference(y) for y in po.symbols if y.section is None]
+    fresh = {r.subject for r in po.reasons if r.code == Code.IMPORT_NEW}
     mapped = {i: s.size for i, s in enumerate(po.sections) if s.flags & c.SHF_ALLOC}
     return Summary(
         po.identity,
@@ -124,8 +127,9 @@ def summarise(po: PatchObject) -> Summary:
         sum(size for i, size in mapped.items() if i not in named),
         tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size) for e in po.data_edits),
         tuple(r for r in references if r.address is None),
+        tuple(r for r in references if r.address is None and r.name in fresh),
         tuple(r for r in references if r.address is not None),
-        {s: tuple(r for r in po.reasons if r.severity == s) for s in _severities(po)},
+        {s: tuple(group) for s, group in itertools.groupby(by_weight(po.reasons), lambda r: r.severity)},
         sum(mapped.values()),
         tuple(r.subject for r in po.reasons if r.code == Code.MAIN_ACTIVE),
         tuple(dict.fromkeys(str(n.grant) for n in needs_of(po) if n.grant)),
@@ -215,12 +219,6 @@ def clean(text: str) -> str:
     Names come from other people's sources; an escape sequence in one must not drive the reader's terminal.
     """
     return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
-
-
-def _severities(po: PatchObject) -> list[str]:
-    """The severities that occur, gravest first, those of a later version last."""
-    found = {r.severity for r in po.reasons}
-    return [s for s in SEVERITIES if s in found] + sorted(found - set(SEVERITIES))
 
 
 def _kind(section: PatchSection) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.patch.codec import encode, patch_id
-from katana_cc.patch.model import PatchObject, Reason, Verdict
+from katana_cc.patch.model import PatchObject, Reason
 from katana_cc.report.explanation import explain, to_text
 from katana_cc.report.html import page
 from katana_cc.report.patch_json import to_json
@@ -153,12 +153,11 @@ def test_explain_names_the_new_variables_that_revert_takes_out() -> None:
 
 
 def test_a_function_that_is_always_active_is_said_to_need_leave() -> None:
-    reason = Reason("function-always-active", "info", "parse", "src/parse.c", 12, "it never returns")
-    po = replace(sample(), reasons=(reason,), verdict=Verdict.SAFE)
+    po = sample()
     explanation = " ".join(to_text(explain(po, encode(po))).split())
-    assert "Safe: it can be applied, with --allow-active parse." in explanation
+    assert "it can be applied with --allow-active parse, once 1 point below is settled." in explanation
     assert "`katana apply PO --pid PID --allow-active parse` applies it" in explanation
-    assert "verdict   Safe: it can be applied, with --allow-active parse." in render(po, encode(po))
+    assert "verdict   Needs a decision: it can be applied with --allow-active parse, once" in render(po, encode(po))
 
 
 @pytest.fixture
@@ -176,7 +175,7 @@ def test_katana_explain_prints_the_explanation(file: Path, capsys: pytest.Captur
 def test_katana_explain_json_has_the_reasons(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(file), "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
-    assert [r["code"] for r in out["reasons"]] == ["initialiser-kept", "function-changed", "function-new"]
+    assert [r["code"] for r in out["reasons"]] == ["function-always-active", "function-changed", "function-new"]
     assert out["verdict"] == "needs"
 
 
