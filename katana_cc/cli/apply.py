@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from katana_cc.cli.selection import add_selection, candidates, untangle
+from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
@@ -40,15 +40,18 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     identity = patch_id(data)
     build_id = po.identity.from_build_id
     listing = candidates(arguments)
+    passed_over: set[int] = set()
     if listing is None:
         pids, select = arguments.pid, None
     else:
 
         def select() -> list[int]:
-            return survey.pids_mapping(listing(), build_id)
+            found = survey.pids_mapping(listing(), build_id)
+            passed_over.update(found.passed_over)
+            return list(found.pids)
 
         pids = select()
-        if not pids and arguments.tree is not None:
+        if not pids and not passed_over and arguments.tree is not None:
             raise RefusedError(
                 f"no process of the tree runs {po.identity.output} with build-id {build_id}",
                 where=f"pid {arguments.tree}",
@@ -64,13 +67,23 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         must_match=listing is None,
         select=select,
     )
+    over = sorted(passed_over)
+    tell_passed_over("katana apply", over, f"run this build of {po.identity.output}")
     if arguments.json:
-        print(json.dumps({"patch": identity, "processes": [_as_json(r) for r in reports]}, indent=2))
+        result = {
+            "patch": identity,
+            "processes": [_as_json(r) for r in reports],
+            "passed_over": passed_over_json(over),
+        }
+        print(json.dumps(result, indent=2))
     elif not reports:
-        print(f"nothing to do: no process runs {po.identity.output} with build-id {build_id}")
+        print(
+            f"nothing to do: no process{' that could be read' if over else ''} runs {po.identity.output} with "
+            f"build-id {build_id}"
+        )
     else:
         _print(reports)
-    return ExitStatus.DONE
+    return status_of(over)
 
 
 def _print(reports: Sequence[ApplyReport]) -> None:

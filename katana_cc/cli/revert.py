@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from pathlib import Path
 from typing import Any
 
-from katana_cc.cli.selection import add_selection, candidates, untangle
-from katana_cc.errors import ExitStatus
+from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
+from katana_cc.errors import ExitStatus, UsageError
+from katana_cc.patch.codec import patch_id
+from katana_cc.patch.files import read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, revert_patch
 
+_ID = re.compile(r"[0-9A-Fa-f]{1,32}")
 HELP = "take a patch out of running processes"
 
 
@@ -19,18 +24,26 @@ prepare = untangle
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("patch", metavar="PO-ID", nargs="?", default="", help="identity of the patch, or its beginning")
+    parser.add_argument(
+        "patch",
+        metavar="PO-ID",
+        nargs="?",
+        default="",
+        help="the patch: its identity, the beginning of it, or its file; needed when there are several",
+    )
     add_selection(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Reverts, and says what was done to whom."""
     listing = candidates(arguments)
-    pids = arguments.pid if listing is None else list(survey.patched_pids(listing()))
-    reports = revert_patch(pids, arguments.patch, wait=arguments.wait, must_match=listing is None)
+    found = survey.Found(tuple(arguments.pid), ()) if listing is None else survey.patched_pids(listing())
+    reports = revert_patch(found.pids, _identity(arguments.patch), wait=arguments.wait, must_match=listing is None)
+    tell_passed_over("katana revert", found.passed_over, "carry a patch")
     if arguments.json:
-        print(json.dumps({"processes": [_as_json(r) for r in reports]}, indent=2))
-        return ExitStatus.DONE
+        processes = [_as_json(r) for r in reports]
+        print(json.dumps({"processes": processes, "passed_over": passed_over_json(found.passed_over)}, indent=2))
+        return status_of(found.passed_over)
     for report in reports:
         line = f"pid {report.pid} ({report.name}): {report.outcome}"
         if report.ledger is not None and report.commit is not None:
@@ -40,8 +53,21 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             )
         print(line)
     if not reports:
-        print("nothing to revert: no process carries the patch")
-    return ExitStatus.DONE
+        where = "no process that could be read" if found.passed_over else "no process"
+        print(f"nothing to revert: {where} carries {'the' if arguments.patch else 'a'} patch")
+    return status_of(found.passed_over)
+
+
+def _identity(word: str) -> str:
+    """The identity that a word means: a patch object's file, or the beginning of a PO-ID."""
+    if Path(word).is_file():
+        return patch_id(read_patch(word)[0])
+    if word and not _ID.fullmatch(word):
+        raise UsageError(
+            f"{word!r} is neither a patch object nor the beginning of a PO-ID",
+            remedy="`katana status` shows the identities of the patches that are applied: up to 32 hex digits",
+        )
+    return word.lower()
 
 
 def _as_json(report: RevertReport) -> dict[str, Any]:

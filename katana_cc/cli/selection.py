@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
+from katana_cc.errors import ExitStatus
 from katana_cc.process import survey
 
 _LARGEST_PID: Final = 2**31 - 1  # pid_t
+_NOT_READABLE: Final = "may not be read"
 
 
 def untangle(words: Sequence[str]) -> list[str]:
@@ -31,14 +34,15 @@ def untangle(words: Sequence[str]) -> list[str]:
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """The options that name processes, and those every such command shares."""
     chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--pid", type=_process_id, nargs="+", action="extend", metavar="PID", help="these processes")
-    chosen.add_argument("--tree", type=_process_id, metavar="PID", help="a process and all its descendants")
+    chosen.add_argument("--pid", type=process_id, nargs="+", action="extend", metavar="PID", help="these processes")
+    chosen.add_argument("--tree", type=process_id, metavar="PID", help="a process and all its descendants")
     chosen.add_argument("--all", action="store_true", help="every process the patch concerns")
     parser.add_argument("--wait", type=_seconds, default=5.0, metavar="SECONDS", help="for a safe moment (default 5)")
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
 
-def _process_id(text: str) -> int:
+def process_id(text: str) -> int:
+    """For argparse: a process id."""
     if not text.isdecimal() or not 0 < int(text) <= _LARGEST_PID:
         raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
     return int(text)
@@ -62,3 +66,32 @@ def candidates(arguments: argparse.Namespace) -> Callable[[], list[int]] | None:
         root: int = arguments.tree
         return lambda: survey.tree_pids(root)
     return survey.all_pids
+
+
+def passed_over_json(passed_over: Sequence[int]) -> dict[str, Any]:
+    """The processes nobody could look into, for a script; the same in every command."""
+    return {"count": len(passed_over), "pids": list(passed_over), "why": _NOT_READABLE if passed_over else ""}
+
+
+def tell_passed_over(program: str, passed_over: Sequence[int], what: str) -> None:
+    """One line on stderr when processes were passed over: how many, why, and what is not known for it."""
+    if passed_over:
+        number = len(passed_over)
+        processes, they = ("1 process was", "it") if number == 1 else (f"{number} processes were", "they")
+        why = "of a namespace outside of this one" if survey.may_trace_all() else "run as root, or with CAP_SYS_PTRACE"
+        print(
+            f"{program}: {processes} passed over, since {they} {_NOT_READABLE} ({why}): whether {they} {what} is not "
+            "known",
+            file=sys.stderr,
+        )
+
+
+def status_of(passed_over: Sequence[int]) -> ExitStatus:
+    """What a command ends with that was to reach every process: done, or not all could be reached.
+
+    A script asks whether the whole machine runs the fix; where an ordinary user could not even look into some
+    processes, it must not take yes for an answer.  Name them with --pid or --tree for a definite one about one's own.
+    What root may not read either is not part of the machine as seen from here (a container's outside): it is told, and
+    changes nothing.
+    """
+    return ExitStatus.UNREACHABLE if passed_over and not survey.may_trace_all() else ExitStatus.DONE

@@ -7,6 +7,7 @@ import contextlib
 import json
 from typing import Any
 
+from katana_cc.cli.selection import passed_over_json, process_id, tell_passed_over
 from katana_cc.errors import ExitStatus, KatanaError
 from katana_cc.process import survey
 
@@ -15,7 +16,7 @@ HELP = "what runs, and what is applied to it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("--pid", type=int, metavar="PID", help="one process, with the builds it runs")
+    parser.add_argument("--pid", type=process_id, metavar="PID", help="one process, with the builds it runs")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -23,16 +24,21 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     """Prints the processes that carry a patch, or all of one process."""
     if arguments.pid is not None:
         found = [survey.process_status(arguments.pid)]
+        passed_over: tuple[int, ...] = ()
     else:
         found = []
-        for pid in survey.patched_pids(survey.all_pids()):
+        listed = survey.patched_pids(survey.all_pids())
+        passed_over = listed.passed_over
+        for pid in listed.pids:
             with contextlib.suppress(KatanaError):  # it ended meanwhile
                 found.append(survey.process_status(pid))
+    tell_passed_over("katana status", passed_over, "carry a patch")
     if arguments.json:
-        print(json.dumps({"processes": [_as_json(p) for p in found]}, indent=2))
+        processes = [_as_json(p) for p in found]
+        print(json.dumps({"processes": processes, "passed_over": passed_over_json(passed_over)}, indent=2))
         return ExitStatus.DONE
     if not found:
-        print("no process carries a patch")
+        print(f"no process{' that could be read' if passed_over else ''} carries a patch")
     for process in found:
         print(f"pid {process.pid} ({process.name})")
         if arguments.pid is not None:

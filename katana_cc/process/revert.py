@@ -6,10 +6,11 @@ patch again uses it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from katana_cc.errors import KatanaError, RefusedError, TargetError, UsageError
+from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.process.activity import Guard
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
@@ -34,6 +35,9 @@ def revert_patch(
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
+    What is meant must be one patch, the same in all processes: with several, taking all of them out is never guessed.
+    Without `must_match`, processes that end meanwhile are left out.
+
     Processes are checked first; when one fails later, those already reverted stay so and the error says which: a patch
     cannot be applied again without its patch object.
 
@@ -42,15 +46,28 @@ def revert_patch(
     """
     targets: list[Target] = []
     try:
+        found: dict[str, list[tuple[Target, Ledger]]] = {}
+        ready: list[Target] = []
         for pid in dict.fromkeys(pids):
-            target = Target(pid)
-            targets.append(target)
-            target.refuse_if_traced()
-            find_ledger(target, patch_id)
-        reports: list[RevertReport] = []
-        for target in targets:
             try:
-                report = revert_one(target, patch_id, wait)
+                target = Target(pid)
+                targets.append(target)
+                target.refuse_if_traced()
+                in_force = ledgers_in_force(target, patch_id)
+            except TargetError:
+                if must_match or Path(f"/proc/{pid}/exe").exists():
+                    raise
+                continue
+            ready.append(target)
+            for ledger in in_force:
+                found.setdefault(ledger.patch_id, []).append((target, ledger))
+        _refuse_several(found)
+        meant = next(iter(found), patch_id)
+        # From here on it is fixed which patch is meant.
+        reports: list[RevertReport] = []
+        for target in ready:
+            try:
+                report = revert_one(target, meant, wait)
             except KatanaError as error:
                 done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
                 if done:
@@ -64,14 +81,30 @@ def revert_patch(
             target.close()
 
 
-def find_ledger(target: Target, patch_id: str) -> Ledger | None:
-    """The ledger of the patch to revert; None when none is in force.
+def _refuse_several(found: Mapping[str, Sequence[tuple[Target, Ledger]]]) -> None:
+    """Raises RefusedError that lists the patches, when more than one is meant."""
+    if len(found) <= 1:
+        return
+    lines = []
+    for patch_id, carriers in sorted(found.items()):
+        ledger = carriers[0][1]
+        start = ledger.from_release or ledger.from_build_id[:12]
+        end = ledger.to_release or ledger.to_build_id[:12]
+        pids = ", ".join(str(target.pid) for target, _ in carriers)
+        lines.append(f"\n    {patch_id}  {ledger.output}: {start} -> {end}  (pid {pids})")
+    raise RefusedError(
+        f"{len(found)} different patches are meant, and nothing was reverted:{''.join(lines)}",
+        remedy="name the one to take out: add its PO-ID (the beginning is enough), or the file of the patch object",
+    )
+
+
+def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
+    """The ledgers of the patches in force whose identity begins so.
 
     Raises:
-        UsageError: several are, and `patch_id` does not tell which.
-        RefusedError: the bytes at its edits were altered by someone else.
+        RefusedError: the bytes at the edits of one were altered by someone else.
     """
-    in_force = []
+    in_force: list[Ledger] = []
     for mapping in target.patches:
         ledger = mapping.ledger
         if ledger is None or not ledger.patch_id.startswith(patch_id.lower()):
@@ -89,18 +122,14 @@ def find_ledger(target: Target, patch_id: str) -> Ledger | None:
         # No edits at all count as applied: then the state tells.
         if found is Bytes.TORN or (found is Bytes.NEW and (ledger.edits or ledger.state is Phase.APPLIED)):
             in_force.append(ledger)
-    if len(in_force) > 1:
-        raise UsageError(
-            f"several patches are applied: {', '.join(g.patch_id for g in in_force)}",
-            where=target.where,
-            remedy="name the one to revert",
-        )
-    return in_force[0] if in_force else None
+    return in_force
 
 
 def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
     """Revert in one process."""
-    ledger = find_ledger(target, patch_id)
+    in_force = ledgers_in_force(target, patch_id)
+    _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
+    ledger = in_force[0] if in_force else None
     if ledger is None:
         return RevertReport(target.pid, target.name, "nothing to revert", None, None)
     snapshot = tuple((e.address, target.memory.read(e.address, len(e.replacement))) for e in ledger.edits)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from katana_cc.errors import KatanaError, TargetError
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.target import MEMFD_PREFIX, Target
+from katana_cc.process.threads import status_fields
+
+_CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +86,57 @@ def _parent_of(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[1])  # the name before it may hold anything
 
 
-def pids_mapping(pids: list[int], build_id: str) -> list[int]:
-    """Those that map the ELF file of that build-id; those that cannot be read are left out."""
-    found = []
-    for pid in pids:
-        try:
-            with Target(pid) as target:
-                if any(m.build_id == build_id for m in target.modules):
-                    found.append(pid)
-        except KatanaError:
-            continue
-    return found
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The processes a search found, and those it could not look into, for want of permission."""
+
+    pids: tuple[int, ...]
+    passed_over: tuple[int, ...]
 
 
-def patched_pids(pids: list[int]) -> Iterator[int]:
+def pids_mapping(pids: Iterable[int], build_id: str) -> Found:
+    """Those that map the ELF file of that build-id."""
+    return _search(pids, lambda pid: _maps_build(pid, build_id))
+
+
+def patched_pids(pids: Iterable[int]) -> Found:
     """Those that hold a mapping katana made; reads /proc/PID/maps only."""
+    return _search(pids, lambda pid: MEMFD_PREFIX.encode() in Path(f"/proc/{pid}/maps").read_bytes())
+
+
+def _search(pids: Iterable[int], fits: Callable[[int], bool]) -> Found:
+    found, passed_over = [], []
     for pid in pids:
         try:
-            if MEMFD_PREFIX.encode() in Path(f"/proc/{pid}/maps").read_bytes():
-                yield pid
-        except OSError:
-            continue
+            if fits(pid):
+                found.append(pid)
+        except (OSError, KatanaError):
+            # Most that cannot be read have ended, or are kernel threads: they run no build.
+            if _is_forbidden(pid):
+                passed_over.append(pid)
+    return Found(tuple(found), tuple(passed_over))
+
+
+def _maps_build(pid: int, build_id: str) -> bool:
+    with Target(pid) as target:
+        return any(m.build_id == build_id for m in target.modules)
+
+
+def _is_forbidden(pid: int) -> bool:
+    """Whether there is such a process and it is not ours to read (ptrace(2), "Ptrace access mode checking")."""
+    try:
+        Path(f"/proc/{pid}/maps").read_bytes()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def may_trace_all() -> bool:
+    """Whether this process holds CAP_SYS_PTRACE: what it may not read is then outside of its namespace."""
+    effective = int(status_fields(os.getpid()).get("CapEff", "0"), 16)
+    return bool(effective >> _CAP_SYS_PTRACE & 1)
 
 
 def process_status(pid: int) -> ProcessStatus:
