@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
 from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.patch.codec import patch_id
-from katana_cc.patch.files import read_patch
+from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, revert_patch
 
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
 
 def _identity(word: str) -> str:
     """The identity that a word means: a patch object's file, or the beginning of a PO-ID."""
-    if Path(word).is_file():
+    if is_file(word):
         return patch_id(read_patch(word)[0])
     if word and not _ID.fullmatch(word):
         raise UsageError(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from katana_cc.cli.names import find_snapshots
-from katana_cc.errors import ExitStatus, InvalidPatchError
-from katana_cc.patch import codec
+from katana_cc.errors import ExitStatus
+from katana_cc.patch.files import is_file, read_patch
 from katana_cc.report import patch_json, patch_text
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store, find_store
@@ -22,9 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Print all that is known of one thing."""
-    path = Path(arguments.what)
-    if path.is_file():
-        return _show_patch(path, as_json=arguments.json)
+    if is_file(arguments.what):
+        return _show_patch(arguments.what, as_json=arguments.json)
     store = Store(find_store())
     release, rows = find_snapshots(store, arguments.what)
     snapshots = [store.snapshot(r.id) for r in rows]
@@ -45,12 +43,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     return ExitStatus.DONE
 
 
-def _show_patch(path: Path, *, as_json: bool) -> ExitStatus:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InvalidPatchError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    patch = codec.decode(data, str(path))
+def _show_patch(path: str, *, as_json: bool) -> ExitStatus:
+    data, patch = read_patch(path)
     print(json.dumps(patch_json.to_json(patch, data), indent=2) if as_json else patch_text.render(patch, data))
     return ExitStatus.DONE
 

@@ -9,6 +9,14 @@ from katana_cc.patch.codec import decode
 from katana_cc.patch.model import PatchObject
 
 
+def is_file(word: str) -> bool:
+    """Whether a word on the command line is the path of a file; a name that no file can have is none."""
+    try:
+        return Path(word).is_file()
+    except OSError:
+        return False
+
+
 def read_patch(path: str | Path) -> tuple[bytes, PatchObject]:
     """The bytes of a patch object and what they hold.
 
@@ -17,6 +25,8 @@ def read_patch(path: str | Path) -> tuple[bytes, PatchObject]:
     """
     try:
         data = Path(path).read_bytes()
+    except ValueError:  # a NUL in it
+        raise InvalidPatchError("no file can have that name", where=repr(path)) from None
     except OSError as error:
         remedy = "`katana patches` lists the patch objects made, with their paths"
         raise InvalidPatchError(f"cannot be read: {error.strerror}", where=str(path), remedy=remedy) from error

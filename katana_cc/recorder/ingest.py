@@ -28,6 +28,7 @@ from katana_cc.recorder.placement import Candidate, Placed, place
 from katana_cc.recorder.record import ObjectRecord
 from katana_cc.snapshot.model import Snapshot, Unit
 from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.words import plain
 
 _GCC_MADE = re.compile(r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z")
 _CLANG_MADE = re.compile(r".+-[0-9a-f]{6}\.o\Z")
@@ -76,7 +77,10 @@ def read_staged(store_folder: Path, key: str) -> StagedLink:
             raise ValueError("it holds no object")
         return StagedLink(folder, info)
     except (OSError, ValueError) as error:
-        raise StoreError(f"staged link {key} cannot be read: {error}", where=str(folder)) from error
+        why = plain(error) if isinstance(error, OSError) else "its link.json is damaged"
+        raise StoreError(
+            f"staged link {key} cannot be read: {why}", where=str(folder), remedy="Link it again."
+        ) from error
 
 
 def ingest(store: Store, staged: StagedLink) -> Snapshot:
@@ -92,7 +96,7 @@ def ingest(store: Store, staged: StagedLink) -> Snapshot:
         _leave_gap(store, staged, error.what)
         raise
     except OSError as error:
-        reason = f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"
+        reason = f"{error.filename or 'a file'} cannot be read: {plain(error)}"
         _leave_gap(store, staged, reason)
         raise StoreError(reason, where=staged.output, remedy="Link it again.") from error
     except Exception as error:

@@ -14,6 +14,7 @@ from katana_cc.errors import StoreError, UsageError
 from katana_cc.release.emit import emit
 from katana_cc.release.naming import current_snapshots, unrecorded
 from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.words import plain
 
 MANIFEST_FORMAT = 1
 
@@ -96,7 +97,7 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise StoreError(
-            f"the bundle cannot be written: {error.strerror}", where=str(folder), remedy="Free space, or use -o DIR."
+            f"the bundle cannot be written: {plain(error)}", where=str(folder), remedy="Free space, or use -o DIR."
         ) from error
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

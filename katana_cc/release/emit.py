@@ -18,6 +18,7 @@ from katana_cc.patch.model import Identity, PatchObject
 from katana_cc.report.summary import one_line
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import PatchRow, Release, Store
+from katana_cc.snapshot.words import plain, remedy_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[E
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        raise StoreError(f"the patch object cannot be written: {error.strerror}", where=str(path)) from error
+        raise StoreError(
+            f"the patch object cannot be written: {plain(error)}", where=str(path), remedy=remedy_for(error)
+        ) from error
     row = PatchRow(
         codec.patch_id(data), new.output, old.id, new.id, from_label, to_label,
         patch.verdict.value, str(path), len(data), time.time(),

@@ -15,6 +15,7 @@ from pathlib import Path
 import zstandard  # noqa: TID251
 
 from katana_cc.errors import FormatError, StoreError
+from katana_cc.snapshot.words import plain
 
 _LEVEL = 1  # objects compress 4:1 at 400 MB/s; higher levels gain a tenth and cost the link's time
 
@@ -89,7 +90,7 @@ class BlobStore:
                 raise
         except OSError as error:
             raise StoreError(
-                f"cannot write a blob: {error.strerror}",
+                f"a blob cannot be written: {plain(error)}",
                 where=str(self.folder),
                 remedy="Free space, or set KATANA_DIR.",
             ) from error
@@ -112,7 +113,9 @@ class BlobStore:
             ) from None
         except (OSError, zstandard.ZstdError) as error:
             raise StoreError(
-                f"blob {digest[:12]} cannot be read: {error}", where=str(path), remedy="Run `katana check`."
+                f"blob {digest[:12]} cannot be read: {plain(error) if isinstance(error, OSError) else 'it is damaged'}",
+                where=str(path),
+                remedy="Run `katana check`.",
             ) from error
         if digest_of(data) != digest:
             raise StoreError(f"blob {digest[:12]} is damaged", where=str(path), remedy="Run `katana check`.")

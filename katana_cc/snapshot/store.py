@@ -14,15 +14,16 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from katana_cc.errors import StoreError
+from katana_cc.errors import StoreError, UsageError
 from katana_cc.snapshot import model
 from katana_cc.snapshot.blobs import BlobStore, compress_row, expand_row
 from katana_cc.snapshot.model import Snapshot
+from katana_cc.snapshot.words import plain, remedy_for
 
 SCHEMA_VERSION: Final = 2
 
@@ -102,12 +103,21 @@ def find_store(start: Path | None = None) -> Path:
 
     Raises:
         StoreError: there is none.
+        UsageError: KATANA_DIR is no absolute path.  A link refuses it too, whatever stores there are.
     """
+    named = os.environ.get("KATANA_DIR")
+    if named and not Path(named).is_absolute():
+        raise UsageError(
+            "KATANA_DIR must be an absolute path, since links are made in many folders",
+            where=f"KATANA_DIR={named}",
+            remedy=f"Say KATANA_DIR={Path.cwd() / named}, or unset it.",
+        )
     here = (start or Path.cwd()).absolute()
     for folder in (here, *here.parents):
-        if (folder / ".katana").is_dir():
-            return folder / ".katana"
-    if named := os.environ.get("KATANA_DIR"):
+        with suppress(PermissionError):  # a folder that may not be searched has none for us
+            if (folder / ".katana").is_dir():
+                return folder / ".katana"
+    if named:
         return Path(named)
     raise StoreError(
         "no .katana store here or above",
@@ -156,9 +166,9 @@ class Store:
         self.folder = folder
         self.blobs = BlobStore(folder / "blobs")
         index = folder / "index.db"
-        if not create and not index.exists():
-            raise _nothing_recorded(folder)
         try:
+            if not create and not index.exists():
+                raise _nothing_recorded(folder)
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
             self._db, version = _connect(index, create)
@@ -167,7 +177,7 @@ class Store:
                 version = SCHEMA_VERSION
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
-                f"the index cannot be opened: {error}", where=str(index), remedy="Check permissions and free space."
+                f"the index cannot be opened: {plain(error)}", where=str(index), remedy=remedy_for(error)
             ) from error
         if version == 0:
             raise _nothing_recorded(folder)
@@ -207,7 +217,7 @@ class Store:
             handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise StoreError(
-                f"the store cannot be written: {error.strerror}", where=str(self.folder), remedy="Check permissions."
+                f"the store cannot be written: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
             ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
@@ -233,14 +243,20 @@ class Store:
                 raise
         except sqlite3.Error as error:
             raise StoreError(
-                f"the index cannot be written: {error}", where=str(self.folder), remedy="Check permissions and space."
+                f"the index cannot be written: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
             ) from error
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"the index cannot be read: {error}", where=str(self.folder)) from error
+            raise StoreError(
+                f"the index cannot be read: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
+            ) from error
+
+    def index_problems(self) -> list[str]:
+        """What SQLite finds wrong with the index; empty when it is whole."""
+        return [text for (text,) in self._rows("PRAGMA integrity_check") if text != "ok"]
 
     # Snapshots
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
-from katana_cc.errors import KatanaError
+from katana_cc.errors import KatanaError, StoreError
 from katana_cc.patch import codec
 from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.words import plain
 
 
 def needed_blobs(store: Store) -> dict[str, str]:
@@ -32,10 +32,9 @@ def verify_store(folder: Path) -> list[str]:
     store = Store(folder)
     problems = []
     try:
-        with sqlite3.connect(f"file:{folder / 'index.db'}?mode=ro", uri=True) as db:
-            problems += [f"index: {text}" for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
-    except sqlite3.Error as error:
-        problems.append(f"index: {error}")
+        problems += [f"index: {text}" for text in store.index_problems()]
+    except StoreError as error:
+        problems.append(error.what)
     try:
         needed = needed_blobs(store)
     except KatanaError as error:
@@ -57,6 +56,8 @@ def verify_store(folder: Path) -> list[str]:
             codec.decode(path.read_bytes(), str(path))
         except FileNotFoundError:
             problems.append(f"patch object {path} is gone")
-        except (KatanaError, OSError) as error:
-            problems.append(f"patch object {path}: {error}")
+        except OSError as error:
+            problems.append(f"patch object {path}: {plain(error)}")
+        except KatanaError as error:
+            problems.append(f"patch object {path}: {error.what}")
     return problems

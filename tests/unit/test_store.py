@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.errors import StoreError
+from katana_cc.errors import StoreError, UsageError
 from katana_cc.snapshot.blobs import BlobStore, digest_of
 from katana_cc.snapshot.garbage import collect
 from katana_cc.snapshot.model import Snapshot, Unit, from_json, to_json
@@ -211,6 +212,52 @@ def test_read_only_medium_can_be_read_and_says_so_when_written(small_disk: Path)
         reader.add_release("v1", True, [kept.id])
     with pytest.raises(StoreError), reader.hold():
         pass
+
+
+def test_store_on_a_read_only_medium_can_be_checked(small_disk: Path) -> None:
+    """A bug: the check opens the index for writing, and calls a whole store damaged."""
+    store = Store(small_disk / ".katana", create=True)
+    kept = store.add_snapshot(snapshot(store, 1))
+    store.close()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    problems = verify_store(small_disk / ".katana")
+    assert [p for p in problems if p.startswith("index")] == []
+    assert Store(small_disk / ".katana").snapshot(kept.id) == kept
+
+
+def test_messages_are_plain_words_with_a_remedy(small_disk: Path, tmp_path: Path) -> None:
+    """A bug: `[Errno 28] …` or SQLite's own text reaches the user."""
+    store = Store(small_disk / ".katana", create=True)
+    with pytest.raises(StoreError) as full:
+        for i in range(1000):
+            store.blobs.put(random.Random(i).randbytes(20000))
+            store.add_snapshot(snapshot(store, i))
+    store.close()
+    with pytest.raises(StoreError) as missing:
+        Store(small_disk / "file", create=False)
+    (tmp_path / "index.db").write_bytes(b"no database " * 100)
+    with pytest.raises(StoreError) as foreign:
+        Store(tmp_path)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StoreError) as readonly:
+        Store(small_disk / "other", create=True)
+    assert "the disk is full" in full.value.what
+    assert "nothing is recorded here yet" in missing.value.what
+    assert "it is no index of a Katana store" in foreign.value.what
+    assert "it lies on a read-only medium" in readonly.value.what
+    for caught in (full, foreign, readonly):
+        assert not re.search(r"Errno|unable to open|disk image", str(caught.value))
+        assert caught.value.remedy
+
+
+def test_relative_katana_dir_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: links refuse it, and commands look into whatever folder they stand in."""
+    (tmp_path / ".katana").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KATANA_DIR", "store")
+    with pytest.raises(UsageError, match="must be an absolute path") as caught:
+        find_store()
+    assert str(tmp_path / "store") in caught.value.remedy
 
 
 def test_damaged_blob_is_found_with_what_needs_it(store: Store) -> None:

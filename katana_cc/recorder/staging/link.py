@@ -8,7 +8,7 @@ import time
 
 from katana_cc.recorder.staging.arguments import Options, expand_responses, scan
 from katana_cc.recorder.staging.copying import Copies, copy_file, file_kind, remove_file, remove_tree
-from katana_cc.recorder.staging.failure import StagingError
+from katana_cc.recorder.staging.failure import StagingError, in_words
 from katana_cc.recorder.staging.folder import Staged, link_key
 from katana_cc.recorder.staging.mapnames import contributing_files
 from katana_cc.recorder.staging.place import find_store, output_key
@@ -229,8 +229,10 @@ def main(arguments: list[str]) -> int:
     strict = _is_set(link.environ, b"KATANA_STRICT")
     try:
         return int(not stage(link, map_path) and strict)
-    except (StagingError, OSError) as error:
+    except StagingError as error:
         reason = str(error)
+    except OSError as error:
+        reason = in_words(error)
     except Exception as error:  # the boundary to somebody's build: a bug of ours must not break it either
         reason = f"{type(error).__name__}: {error}, which is a bug in katana-cc"
     warn(f"{as_text(link.options.output)} is not recorded: {reason.replace(os.linesep, ' ')}")
