@@ -7,7 +7,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
+from katana_cc.cli.selection import (
+    add_selection,
+    candidates,
+    function_name,
+    passed_over_json,
+    status_of,
+    tell_passed_over,
+    untangle,
+)
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
@@ -28,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the edits, stop nothing")
     parser.add_argument(
-        "--allow-active", action="append", default=[], metavar="FUNCTION", help="replace it even while it runs"
+        "--allow-active",
+        action="append",
+        type=function_name,
+        default=[],
+        metavar="FUNCTION",
+        help="replace it even while it runs: calls in progress go on in its old code",
     )
 
 

@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cmake-dir", action="version", version=str(cmake_folder()), help="where Katana.cmake is")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if not words:
+        parser.print_usage(sys.stderr)
+        print("katana: error: say a COMMAND; `katana --help` lists them", file=sys.stderr)
+        return int(ExitStatus.USAGE)
     chosen = parser.parse_args(words)
     module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
     sub = argparse.ArgumentParser(prog=f"katana {chosen.command}", description=COMMANDS[chosen.command])

@@ -18,7 +18,7 @@ def find_snapshots(store: Store, word: str) -> tuple[Release | None, list[Snapsh
     for release in store.releases():
         if release.name == word:
             return release, [r for r in rows if r.id in release.snapshots]
-    if word.isdigit() and (found := [r for r in rows if r.id == int(word)]):
+    if found := [r for r in rows if str(r.id) == word]:
         return None, found
     found = [r for r in rows if len(word) >= 4 and r.build_id.startswith(word.lower())]
     if len({r.build_id for r in found}) == 1:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "patch",
         metavar="PO-ID",
         nargs="?",
-        default="",
+        default=None,
         help="the patch: its identity, the beginning of it, or its file; needed when there are several",
     )
     add_selection(parser)
@@ -57,11 +57,13 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     return status_of(found.passed_over)
 
 
-def _identity(word: str) -> str:
-    """The identity that a word means: a patch object's file, or the beginning of a PO-ID."""
+def _identity(word: str | None) -> str:
+    """The identity that a word means: a patch object's file, or the beginning of a PO-ID; without a word, any."""
+    if word is None:
+        return ""
     if is_file(word):
         return patch_id(read_patch(word)[0])
-    if word and not _ID.fullmatch(word):
+    if not _ID.fullmatch(word):
         raise UsageError(
             f"{word!r} is neither a patch object nor the beginning of a PO-ID",
             remedy="`katana status` shows the identities of the patches that are applied: up to 32 hex digits",

@@ -19,16 +19,24 @@ def untangle(words: Sequence[str]) -> list[str]:
 
     `--pid` takes several values, and would swallow a patch named after it: `revert --pid 12 ebb4aaaf`.
     """
-    front, rest = [], []
-    after_pid = False
-    for word in words:
-        if word.startswith("-"):
-            after_pid = word == "--pid"
-        if after_pid and not word.startswith("-") and not (word.isdecimal() and int(word) <= _LARGEST_PID):
-            front.append(word)
-        else:
-            rest.append(word)
-    return [*front, *rest]
+    front: list[str] = []
+    rest: list[str] = []
+    values: list[str] | None = None  # those that follow `--pid`
+    for word in (*words, "--"):
+        if not word.startswith("-"):
+            (rest if values is None else values).append(word)
+            continue
+        named = values or []
+        if any(_is_process_id(v) for v in named):
+            front += [v for v in named if not _is_process_id(v)]
+            named = [v for v in named if _is_process_id(v)]
+        rest += [*named, word]
+        values = [] if word == "--pid" else None
+    return [*front, *rest[:-1]]
+
+
+def _is_process_id(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) <= len(str(_LARGEST_PID)) and int(word) <= _LARGEST_PID
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +51,16 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 def process_id(text: str) -> int:
     """For argparse: a process id."""
-    if not text.isdecimal() or not 0 < int(text) <= _LARGEST_PID:
+    if not _is_process_id(text) or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
     return int(text)
+
+
+def function_name(text: str) -> str:
+    """For argparse: the name of a function, which is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a function")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -19,6 +19,25 @@ from katana_cc.snapshot.words import plain
 MANIFEST_FORMAT = 1
 
 
+def _refuse_unless_free(folder: Path) -> None:
+    remedy = "Name a new folder with -o DIR."
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder", remedy=remedy)
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty", remedy=remedy)
+    except OSError as error:
+        raise UsageError(
+            f"the bundle cannot be written there: {plain(error)}", where=str(folder), remedy=remedy
+        ) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"the bundle cannot be written: {plain(error)}", where=str(folder), remedy="Free space, or use -o DIR."
+    )
+
+
 def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
     """Write a folder with every patch from release `since`, and from each later one, to the current snapshots.
 
@@ -37,17 +56,17 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(since, names, 3)
         known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
         raise StoreError(f"there is no release {since}", where=str(store.folder), remedy=known)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder", remedy="Name a new folder with -o DIR.")
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", remedy="Name a new folder with -o DIR.")
+    _refuse_unless_free(folder)
     current = {s.output: s for s in current_snapshots(store)}
     patches: list[dict[str, Any]] = []
     unchanged: list[dict[str, str]] = []
     missing: list[dict[str, str]] = []
     reasons = unrecorded(store)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     try:
         seen: set[tuple[str, str]] = set()
         for release in releases[names.index(since) :]:
@@ -96,9 +115,7 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
         work.rename(folder)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise StoreError(
-            f"the bundle cannot be written: {plain(error)}", where=str(folder), remedy="Free space, or use -o DIR."
-        ) from error
+        raise _unwritable(folder, error) from error
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -16,7 +16,7 @@ from katana_cc.recorder.ingest import ingest, staged_links
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import SnapshotRow, Store
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}\Z")  # part of file names, which may have 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ def name_release(store: Store, name: str, *, deployed: bool) -> list[Snapshot]:
         StoreError: nothing is recorded, or the name is taken by other builds.
     """
     if not _NAME.match(name):
-        raise UsageError(f"{name!r} cannot be a release name", remedy="Use letters, digits and . _ + ~ - like v1.2.")
+        raise UsageError(
+            f"{name[:120]!r} cannot be a release name", remedy="Use up to 100 letters, digits and . _ + ~ - like v1.2."
+        )
     snapshots = current_snapshots(store)
     if not snapshots:
         raise StoreError(
