@@ -90,3 +90,30 @@ def test_reasons_are_grouped_gravest_first() -> None:
 
 def test_the_headline_of_nothing() -> None:
     assert headline(summarise(refused())) == "nothing carried"
+
+
+def test_reasons_are_ordered_by_weight_whatever_the_patch_says() -> None:
+    """A bug: the one function that changed stands below fifty that only moved."""
+    codes = (
+        "line-numbers-only",
+        "data-new",
+        "of-a-later-version",
+        "function-new",
+        "function-removed",
+        "function-changed",
+    )
+    reasons = [Reason(code, "info", code, "a.c", 1, "") for code in codes]
+    reasons += [Reason("function-always-active", "needs", "main", "a.c", 1, ""), Reason("odd", "odd", "x", "", 0, "")]
+    shown = [r.code for group in summarise(replace(sample(), reasons=tuple(reasons))).reasons.values() for r in group]
+    assert shown == [
+        "function-always-active", "function-changed", "function-new", "data-new", "function-removed",
+        "line-numbers-only", "of-a-later-version", "odd",
+    ]  # fmt: skip
+
+
+def test_only_imports_that_the_old_program_did_not_have_are_changes() -> None:
+    new = Reason("import-new", "info", "maybe", "a.c", 1, "parse uses it of a library")
+    summary = summarise(replace(sample(), reasons=(*sample().reasons, new)))
+    assert [r.name for r in summary.new_imports] == ["maybe"]
+    assert [r.name for r in summary.imports] == ["puts", "maybe"]
+    assert summarise(sample()).new_imports == ()
