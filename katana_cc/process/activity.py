@@ -35,13 +35,14 @@ _MAX_FINE_PREFIXES = 64
 
 class Guard(NamedTuple):
     """A range no thread may be in.  `entry_is_free`: the very first address is allowed, since the jump goes there;
-    `allowed`: the user lets this function be active, except in its first bytes."""
+    `allowed`: the user lets this function be active, except in its first bytes; `allowable`: the user might."""
 
     name: str
     start: int
     size: int
     entry_is_free: bool
     allowed: bool = False
+    allowable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

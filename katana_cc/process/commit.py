@@ -118,7 +118,7 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
                     ended = time.perf_counter_ns()
             if busy is None:
                 return CommitReport(count, tries, (ended - threads.stopped_at) / 1000, (ended - begun) / 1000, repaired)
-            failure = _busy_error(target, busy, tries, wait)
+            failure = _busy_error(target, commit, busy, tries, wait)
         except BusyError as error:
             failure = error
         if time.monotonic() + pause > deadline:
@@ -165,9 +165,11 @@ def _undo(target: Target, done: Sequence[MemoryEdit], tid: int) -> None:
             target.memory.write(edit.address, edit.expected, tid)
 
 
-def _busy_error(target: Target, busy: Activity, tries: int, wait: float) -> BusyError:
+def _busy_error(target: Target, commit: Commit, busy: Activity, tries: int, wait: float) -> BusyError:
+    may = any(g.name == busy.function and g.allowable and not g.allowed for g in commit.guards)
+    option = f"--allow-active {busy.function}"
     return BusyError(
         f"no safe moment in {tries} tries over {wait:g} s: {describe(busy, thread_name(target.pid, busy.tid))}",
         where=target.where,
-        remedy=f"nothing was touched; wait longer (--wait), or let it be active: --allow-active {busy.function}",
+        remedy="nothing was touched; wait longer (--wait)" + (f", or let it be active: {option}" if may else ""),
     )

@@ -41,24 +41,28 @@ def _listed(reasons: Iterable[Reason]) -> str:
     return "".join(f"\n    {f'{r.file}:{r.line}: ' if r.file else ''}{r.subject}: {r.text}" for r in reasons)
 
 
-def refuse_if_old_code_may_not_go_on(
-    po: PatchObject, number: int, bias: int, originals: dict[int, tuple[bytes, bytes]]
-) -> None:
-    """Refuse to leave a function active: its old code would meet the jump from within, or new code it does not fit."""
+def why_not_active(po: PatchObject, number: int, bias: int, originals: dict[int, tuple[bytes, bytes]]) -> str:
+    """Why a function must not be active when it is replaced: its old code would meet the jump from within, or new code
+    that it does not fit.  Empty when the user may allow it."""
     r = po.replacements[number]
-    why = ""
     for address in (r.address, *(start for start, _, _ in r.parts)):
         low = r.address - address
         if cpu.branches_into(originals[bias + address][0], low, low + cpu.JUMP_SIZE):
-            why = f"it may call itself or jump back into its first {cpu.JUMP_SIZE} bytes, where its new code is entered"
+            return (
+                f"it may call itself or jump back into its first {cpu.JUMP_SIZE} bytes, where its new code is entered"
+            )
     for x in po.reliances:
         if x.caller == number:
-            why = f"it would go on in its old code, which {relies(po.replacements[x.callee].name, x.basis, x.through)}"
-            break
+            return f"it would go on in its old code, which {relies(po.replacements[x.callee].name, x.basis, x.through)}"
+    return ""
+
+
+def refuse_if_not_allowable(po: PatchObject, name: str, why: str) -> None:
+    """Raises RefusedError when there is a reason (`why_not_active`) against leaving a function active."""
     if why:
         raise RefusedError(
-            f"{r.name} cannot be replaced while it is active: {why}",
+            f"{name} cannot be replaced while it is active: {why}",
             where=po.identity.output,
-            remedy=f"apply it without --allow-active {r.name}, at a moment when it does not run (--wait), or restart "
+            remedy=f"apply it without --allow-active {name}, at a moment when it does not run (--wait), or restart "
             "the process with the new build",
         )

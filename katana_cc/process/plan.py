@@ -29,7 +29,7 @@ from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
 from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
-from katana_cc.process.permission import refuse_if_old_code_may_not_go_on, refuse_unless_ready
+from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base
 from katana_cc.process.target import PatchMapping, Target
@@ -241,9 +241,10 @@ def _guards(
     for number, r in enumerate(po.replacements):
         address = module.bias + r.address
         is_allowed = r.name in allowed
+        why_not = why_not_active(po, number, module.bias, originals)
         if is_allowed:
-            refuse_if_old_code_may_not_go_on(po, number, module.bias, originals)
-        guards.append(Guard(r.name, address, r.size, True, is_allowed))
+            refuse_if_not_allowable(po, r.name, why_not)
+        guards.append(Guard(r.name, address, r.size, True, is_allowed, not why_not))
         for part, size, _ in r.parts:
             # A part has no jump: all of it must be empty, unless the whole function is allowed to go on as it was.
             if not is_allowed:

@@ -78,6 +78,9 @@ def test_old_code_that_goes_on_may_not_meet_a_new_callee(tmp_path: Path, relying
         assert "apply it without --allow-active answer" in done.stderr
         assert code_of(server.pid) == before
         assert mappings(server.pid) == []
+        done = katana("apply", patch, "--pid", server.pid, "--wait", "0")
+        assert done.returncode == 4
+        assert "--allow-active" not in done.stderr, "advice that would be refused"
         server.tell("l")
         assert server.line() == f"left {15 * 1000 + (-5 ^ 1000) + 3}"
         assert katana("apply", patch, "--pid", server.pid).returncode == 0, "nobody is inside any more"

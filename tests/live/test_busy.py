@@ -33,6 +33,7 @@ def test_thread_inside_is_named_and_nothing_touched(tmp_path: Path, inside: tupl
         assert done.returncode == 4, done.stderr
         assert "is in answer: frame" in done.stderr
         assert "(server)" in done.stderr
+        assert "or let it be active: --allow-active answer" in done.stderr
         assert code_of(server.pid) == before
         assert mappings(server.pid) == []
         server.tell("l")
@@ -99,6 +100,7 @@ def test_revert_waits_for_threads_in_new_code(tmp_path: Path, inside: tuple[Buil
         done = katana("revert", "--pid", server.pid, "--wait", "0.2")
         assert done.returncode == 4
         assert "is in answer: frame" in done.stderr, "not unwound through new code"
+        assert "--allow-active" not in done.stderr, "revert has no such option"
         assert code_of(server.pid) == patched
         server.tell("l")
         assert server.line() == "left -49"
