@@ -347,6 +347,8 @@ def test_a_read_only_store_is_one_warning(katana: Installation, sources: Path, t
     assert done.returncode == 0
     assert done.stderr.count(b"\n") == 1
     assert b"Read-only file system" in done.stderr
+    assert b"Errno" not in done.stderr
+    assert b"set KATANA_DIR" in done.stderr
     assert (sources / "prog").exists()
 
 

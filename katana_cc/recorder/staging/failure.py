@@ -12,5 +12,5 @@ class StagingError(Exception):
 def in_words(error: OSError) -> str:
     """What the system refused, where, and what to do about it."""
     where = os.fsdecode(error.filename) + ": " if isinstance(error.filename, str | bytes) else ""
-    what = (error.strerror or str(error)).lower()
+    what = error.strerror or str(error)
     return f"{where}{what}; free space, check the permissions of the store, or set KATANA_DIR to another folder"
