@@ -15,6 +15,7 @@ from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.dwarf import lines
 from katana_cc.dwarf.changes import ChangeKind, compare_layouts
+from katana_cc.dwarf.detail import lines_only
 from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions, prototype
 from katana_cc.dwarf.sections import DwarfProblem
@@ -101,12 +102,13 @@ class DebugCache:
         """Refusals for types laid out otherwise and variables of another type; notes for what is harmless."""
         before, after = self.info(old, old_unit), self.info(new, new_unit)
         for side, program, unit in ((before, old, old_unit), (after, new, new_unit)):
-            if isinstance(side, DwarfProblem):
+            problem = side if isinstance(side, DwarfProblem) else lines_only(side)
+            if problem is not None:
                 kinds = self.view(new, new_unit).kinds.values()
                 if Kind.FUNCTION not in kinds and Kind.DATA not in kinds:
                     return []  # assembly: its code is compared as a whole
                 name = program.unit_name(unit)
-                text = f"{name}: {side.text}; changes of types could not be seen"
+                text = f"{name}: {problem.text}; changes of types could not be seen ({problem.remedy})"
                 return [Reason(Code.DEBUG_INFORMATION.value, REFUSED, name, "", 0, text)]
         assert isinstance(before, DebugInfo)
         assert isinstance(after, DebugInfo)

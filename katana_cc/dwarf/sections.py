@@ -55,6 +55,7 @@ class ProblemKind(StrEnum):
     SPLIT = "split"
     COMPRESSED = "compressed"
     VERSION = "version"
+    LINES_ONLY = "lines-only"
 
 
 @dataclass(frozen=True, slots=True)
