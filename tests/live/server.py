@@ -43,6 +43,14 @@ class Server:
         self.tell(command)
         return self.line()
 
+    def finish(self) -> list[str]:
+        """End its input; what it says until it has ended, and with what status."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        rest = self._process.stdout.read().splitlines()
+        return [*rest, f"status {self._process.wait()}"]
+
     def kill(self) -> None:
         """End it without waiting for it: it stays a zombie until `close`."""
         self._process.kill()

@@ -133,9 +133,25 @@ class Project:
 
         `archive` names files whose objects go into a static archive instead; objects of `keep` are not made anew.
         """
-        v = self.variant
-        flags, mode_link = MODES[v.mode]
-        archived, kept = list(archive), set(keep)
+        objects = self.compile(files, compile_flags=compile_flags, keep=keep, file_flags=file_flags)
+        archived = list(archive)
+        inputs = [objects[n] for n in (order or objects) if n not in archived]
+        if archived:
+            (self.folder / "libpart.a").unlink(missing_ok=True)
+            subprocess.run(["ar", "rc", "libpart.a", *(objects[n] for n in archived)], cwd=self.folder, check=True)
+            inputs.append("libpart.a")
+        return self.link(inputs, link_flags=link_flags, output=output)
+
+    def compile(
+        self,
+        files: Mapping[str, str],
+        *,
+        compile_flags: Sequence[str] = (),
+        keep: Iterable[str] = (),
+        file_flags: Mapping[str, Sequence[str]] | None = None,
+    ) -> dict[str, str]:
+        """Write and compile `files`; file name → name of the object.  Those of `keep` are left as they are."""
+        v, kept = self.variant, set(keep)
         objects: dict[str, str] = {}
         jobs = []
         for name, source in files.items():
@@ -146,7 +162,7 @@ class Project:
             if name in kept:
                 continue
             path.write_text(source)
-            command = [v.compiler, *COMPILE, v.optimise, *flags, *v.compile_flags, *compile_flags]
+            command = [v.compiler, *COMPILE, v.optimise, *MODES[v.mode][0], *v.compile_flags, *compile_flags]
             command += [*(file_flags or {}).get(name, ()), "-c", name, "-o", target]
             if name.endswith(".h"):
                 del objects[name]
@@ -154,12 +170,12 @@ class Project:
             jobs.append(subprocess.Popen(command, cwd=self.folder))
         failed = [job.args for job in jobs if job.wait()]
         assert not failed
-        inputs = [objects[n] for n in (order or objects) if n not in archived]
-        if archived:
-            (self.folder / "libpart.a").unlink(missing_ok=True)
-            subprocess.run(["ar", "rc", "libpart.a", *(objects[n] for n in archived)], cwd=self.folder, check=True)
-            inputs.append("libpart.a")
-        words = [v.compiler, f"-fuse-ld={v.linker}", *mode_link, *v.link_flags, *link_flags, *inputs]
+        return objects
+
+    def link(self, inputs: Sequence[str], *, link_flags: Sequence[str] = (), output: str = "prog") -> Build:
+        """Link objects and archives in this order, and record the link."""
+        v = self.variant
+        words = [v.compiler, f"-fuse-ld={v.linker}", *MODES[v.mode][1], *v.link_flags, *link_flags, *inputs]
         command = [*words, "-Wl,--build-id=sha1", "-Wl,-Map=.map", "-o", output]
         subprocess.run(command, cwd=self.folder, check=True)
         return self.record(output, words)

@@ -1,0 +1,110 @@
+"""What the matrix is made of: cases, the variants they are built in, and what came of one case in one variant."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tests.support.project import Variant
+
+MUST, JUDGE = "must", "judge"
+
+# The table that the matrix answers to, row by row.
+KINDS: Mapping[int, tuple[str, str]] = {
+    1: ("body of a global function; of a static one", MUST),
+    2: ("a callee that was inlined changes: its inliners change, and the report says why", MUST),
+    3: ("new function, static or global; removed function still referenced by a pointer", MUST),
+    4: ("changed signature of a static function and its callers together", MUST),
+    5: ("`.cold`, `.part`, `.isra`, `.constprop` clones: changed in the parent or the clone, appearing, vanishing", MUST),
+    6: ("jump tables; computed goto; tail calls into a changed function", MUST),
+    7: ("function pointer taken, stored, compared before and after", MUST),
+    8: ("function under 5 bytes, or its neighbour starts at once", MUST),
+    9: ("line numbers, `__DATE__`, comment, whitespace only: no patch, or the smaller one", MUST),
+    10: ("library function never imported before; data symbol of a library; IFUNC", MUST),
+    11: ("weak and aliased symbols, symbol versions, hidden visibility, COMMON, same-named statics in two files", MUST),
+    12: ("hand-written assembly in `.text`; inline assembly; naked functions", JUDGE),
+    13: ("identical functions folded into one (ICF)", JUDGE),
+    14: ("recursion; varargs; many arguments; red zone; function that crosses a page", MUST),
+    15: ("setjmp/longjmp, signal handlers, callbacks from libraries, atexit handlers in changed code", MUST),
+    16: ("constructor or destructor functions added or changed", JUDGE),
+    17: ("C++: methods, virtual methods, templates, lambdas, anonymous namespaces, COMDAT, statics with guards", MUST),
+}
+
+COMPILERS = ("gcc", "clang")
+LEVELS = ("-O0", "-O2", "-O3", "-Os")
+MODES = ("pie", "nopie")
+VARIANTS: tuple[Variant, ...] = tuple(
+    Variant(compiler, level, mode) for compiler, level, mode in itertools.product(COMPILERS, LEVELS, MODES)
+)
+
+_CHOICE = re.compile(r"<<<(.*?)=>(.*?)>>>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One change.
+
+    `source` holds both versions: `<<<old=>new>>>` stands for `old` in the one and `new` in the other; `more` are
+    further files of the case, of the same form.  The case answers questions: `long ask_NAME(long x)`.
+
+    Attributes:
+        must: whether it has to work; else it may be refused with a reason.
+        asked: the questions.
+        as_old: of these, those that the patched process must answer as the old build does, since they ask for what the
+            old build left behind.
+        replaced: if given, the only functions that may be replaced (static ones by their name without a number).
+        nothing: whether there must be nothing to patch.
+        codes: codes of reasons the patch must give.
+        flags: for the compiler, of this case's files.
+        exits: whether it answers at exit too.
+        program: which program it is part of (see `PROGRAMS`).
+    """
+
+    kind: int
+    name: str
+    source: str
+    more: Mapping[str, str] = field(default_factory=dict)
+    must: bool = True
+    asked: tuple[int, ...] = (0, 1, 2, 3, -4, 17)
+    as_old: tuple[int, ...] = ()
+    replaced: frozenset[str] | None = None
+    nothing: bool = False
+    codes: frozenset[str] = frozenset()
+    flags: tuple[str, ...] = ()
+    exits: bool = False
+    program: str = "c"
+    suffix: str = ".c"
+
+    def files(self, side: int) -> dict[str, str]:
+        """File name → source, old (0) or new (1)."""
+        named = {f"{self.name}{self.suffix}": self.source, **self.more}
+        return {name: _CHOICE.sub(lambda m: m.group(1 + side), text) for name, text in named.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How the cases of a program are linked: flags for all, and the linkers of the compilers if not the usual."""
+
+    link_flags: tuple[str, ...] = ()
+    compile_flags: tuple[str, ...] = ()
+    linker: Mapping[str, str] = field(default_factory=dict)
+
+
+PROGRAMS: Mapping[str, Program] = {
+    "c": Program(),
+    "cxx": Program(link_flags=("-lstdc++",)),
+    "icf": Program(link_flags=("-Wl,--icf=all",), linker={"gcc": "gold", "clang": "lld"}),
+    "startup": Program(),
+}
+
+WORKS, REFUSED = "works", "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a case in a variant: it works, or is refused with codes.  Anything else fails the test."""
+
+    state: str
+    codes: tuple[str, ...] = ()

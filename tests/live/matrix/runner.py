@@ -1,0 +1,213 @@
+"""Builds all cases of a program in one variant, patches the running program, and asks.
+
+One program holds many cases, so that a start and a link serve all of them.  Each case is patched singly (its objects
+alone are new), and all that can be carried together.  What decides is never typed: the new build itself runs beside the
+patched process and is asked the same questions, equally often; after the revert, the old build does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from katana_cc.patch.codec import patch_id
+from katana_cc.process.apply import apply_patch
+from katana_cc.process.revert import revert_one
+from katana_cc.process.target import Target
+from tests.live.matrix.model import PROGRAMS, REFUSED, WORKS, Case, Outcome
+from tests.live.server import Server, code_of, serving
+from tests.support.project import Build, Project, Result, Variant
+
+Answers = dict[tuple[str, int], str]
+
+PRELUDE = "#define NOINLINE __attribute__((noinline))\nstatic volatile long seen;\n"
+
+_DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+typedef long question(long);
+%(declared)s
+static const struct { const char *name; question *ask; } cases[] = { %(listed)s };
+int main(void) {
+  char line[200], name[100]; long x;
+  puts("ready"); fflush(stdout);
+  while (fgets(line, sizeof line, stdin)) {
+    if (sscanf(line, "%%99s %%ld", name, &x) != 2) return 2;
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
+      if (!strcmp(cases[i].name, name)) printf("%%ld\n", cases[i].ask(x));
+    fflush(stdout);
+  }
+  return 0;
+}
+"""
+
+
+class Workshop:
+    """All cases of one program in one variant.
+
+    Args:
+        folder: an empty folder.
+        variant: how to build.
+        cases: of one program.
+    """
+
+    def __init__(self, folder: Path, variant: Variant, cases: Sequence[Case]) -> None:
+        (name,) = {case.program for case in cases}
+        self.program = PROGRAMS[name]
+        linker = self.program.linker.get(variant.compiler, variant.linker)
+        flags = (*variant.compile_flags, *self.program.compile_flags)
+        self.variant = replace(variant, linker=linker, compile_flags=flags)
+        self.cases = tuple(cases)
+        self.project = Project(folder, self.variant)
+        self.objects = folder / "objects"
+        self.project.compile({"main.c": self._driver()})
+        self._time = time.time()
+
+    def _driver(self) -> str:
+        names = [case.name for case in self.cases]
+        return _DRIVER % {
+            "declared": "\n".join(f"extern question ask_{n};" for n in names),
+            "listed": ", ".join(f'{{"{n}", ask_{n}}}' for n in names),
+        }
+
+    def _sources(self, case: Case, side: int) -> dict[str, str]:
+        """The files of a case.  The times of its compilation are a minute apart, as a person's builds would be."""
+        stamp = time.strftime("%H:%M:%S", time.localtime(self._time - 60 * (1 - side)))
+        return {name: (PRELUDE if not name.endswith('.S') else '') + text.replace("@TIME@", stamp) for name, text in case.files(side).items()}
+
+    def compile(self, cases: Iterable[Case], side: int) -> None:
+        """Compile these cases' objects of one side, and keep them."""
+        kept = self.objects / str(side)
+        kept.mkdir(parents=True, exist_ok=True)
+        files: dict[str, str] = {}
+        flags: dict[str, Sequence[str]] = {}
+        for case in cases:
+            found = self._sources(case, side)
+            files |= found
+            flags |= dict.fromkeys(found, case.flags)
+        for name in self.project.compile(files, file_flags=flags).values():
+            shutil.copy(self.project.folder / name, kept / name)
+
+    def link(self, new: Iterable[Case]) -> Build:
+        """Link and record, with the new objects of some cases."""
+        names = {case.name for case in new}
+        inputs = ["main.o"]
+        for case in self.cases:
+            for file in case.files(0).keys() | case.files(1).keys():
+                name = str(Path(file).with_suffix(".o"))
+                kept = self.objects / str(int(case.name in names)) / name
+                if kept.exists():
+                    shutil.copy(kept, self.project.folder / name)
+                    inputs.append(name)
+        return self.project.link(sorted(inputs), link_flags=self.program.link_flags)
+
+    @cached_property
+    def old(self) -> Build:
+        """The old build of all cases."""
+        self.compile(self.cases, 0)
+        return self.link(())
+
+    def build(self, changed: Sequence[Case]) -> Build:
+        """A build with these cases changed."""
+        _ = self.old
+        missing = [
+            case
+            for case in changed
+            if not (self.objects / "1" / Path(next(iter(case.files(1)))).with_suffix(".o")).exists()
+        ]
+        self.compile(missing, 1)
+        return self.link(changed)
+
+    def run(self, changed: Sequence[Case]) -> Outcome:
+        """Patch a running old build with these changes, and take it back.  Anything amiss is an AssertionError."""
+        new = self.build(changed)
+        result = self.project.diff(self.old, new)
+        about = f"{self.variant}: {', '.join(case.name for case in changed)}"
+        refused = [r for r in result.patch.reasons if r.severity == "refused"]
+        if refused:
+            assert all(r.text and (r.subject or r.file) for r in refused), about
+            return Outcome(REFUSED, tuple(sorted({r.code for r in refused})))
+        if len(changed) == 1:
+            self._check_case(changed[0], result)
+        if result.nothing:
+            with contextlib.ExitStack() as stack:
+                self._compare_nothing(stack, new, changed, about)
+        else:
+            with contextlib.ExitStack() as stack:
+                self._compare_patched(stack, new, result, changed, about)
+        return Outcome(WORKS)
+
+    def _check_case(self, case: Case, result: Result) -> None:
+        about = f"{self.variant}: {case.name}"
+        if case.nothing:
+            assert result.nothing, (about, [(r.code, r.subject, r.text) for r in result.patch.reasons])
+        if case.replaced is not None:
+            unexpected = {name.partition(".")[0] for name in result.replaced} - case.replaced
+            assert not unexpected, about
+        assert case.codes <= result.codes(), (about, result.codes())
+
+    def _compare_nothing(self, stack: contextlib.ExitStack, new: Build, changed: Sequence[Case], about: str) -> None:
+        """Nothing to patch is right only if the new build answers like the old one."""
+        live, after = (stack.enter_context(serving(b.path)) for b in (self.old, new))
+        expected = _asked(after, self.cases)
+        assert _asked(live, self.cases) == expected, about
+
+    def _compare_patched(
+        self, stack: contextlib.ExitStack, new: Build, result: Result, changed: Sequence[Case], about: str
+    ) -> None:
+        identity = patch_id(result.data)
+        live, before, after = (stack.enter_context(serving(b.path)) for b in (self.old, self.old, new))
+        code = code_of(live.pid)
+        assert _asked(live, self.cases) == _asked(before, self.cases), about
+        _asked(after, self.cases)
+
+        apply_patch(result.patch, identity, [live.pid])
+        old_answers, new_answers = _asked(before, self.cases), _asked(after, self.cases)
+        expected = new_answers | {key: old_answers[key] for key in _as_old(changed)}
+        _same(_asked(live, self.cases), expected, f"{about}: patched")
+        if len(changed) == 1 and not changed[0].nothing:
+            assert expected != old_answers, f"{about}: the questions do not tell the versions apart"
+
+        with Target(live.pid) as target:
+            revert_one(target, identity, 5.0)
+        assert code_of(live.pid) == code, f"{about}: the code is not what it was"
+        _same(_asked(live, self.cases), _asked(before, self.cases), f"{about}: reverted")
+        if any(case.exits for case in changed):
+            apply_patch(result.patch, identity, [live.pid])
+            for server in (live, before):
+                _asked(server, self.cases)
+            _asked(after, self.cases)
+            assert live.finish() == after.finish(), f"{about}: at exit"
+
+
+def _as_old(cases: Iterable[Case]) -> Iterator[tuple[str, int]]:
+    for case in cases:
+        for x in case.as_old:
+            yield case.name, x
+
+
+def _asked(server: Server, cases: Iterable[Case]) -> Answers:
+    """The answers to all questions of all cases: those of cases that did not change tell of neighbours overwritten."""
+    keys = [(case.name, x) for case in cases for x in case.asked]
+    for name, x in keys:
+        server.tell(f"{name} {x}")
+    return {key: server.line() for key in keys}
+
+
+def _same(found: Answers, expected: Answers, about: str) -> None:
+    wrong = {key: (found[key], expected[key]) for key in expected if found[key] != expected[key]}
+    assert not wrong, f"{about}: (found, expected) differ: {wrong}"
+
+
+def programs_of(cases: Iterable[Case]) -> Mapping[str, list[Case]]:
+    """Cases by the program they are part of."""
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.program, []).append(case)
+    return found
