@@ -27,9 +27,9 @@ _CASES = (
     Case(
         17,
         "virtual_override_added",
-        "struct Base { virtual ~Base() {} virtual long f(long x) { seen++; return x; } virtual long g(long x) { seen++; return x * 2; } };\n"
-        "struct Derived : Base { long f(long x) override { seen++; return x * 7; } <<<=>long g(long x) override { seen++; return x * 9; }>>> };\n"
-        "static Base *kept;\nask(virtual_override_added) { if (!kept) kept = new Derived; return kept->f(x) * 1000 + kept->g(x); }",
+        "struct Animal { virtual ~Animal() {} virtual long f(long x) { seen++; return x; } virtual long g(long x) { seen++; return x * 2; } };\n"
+        "struct Dog : Animal { long f(long x) override { seen++; return x * 7; } <<<=>long g(long x) override { seen++; return x * 9; }>>> };\n"
+        "static Animal *kept;\nask(virtual_override_added) { if (!kept) kept = new Dog; return kept->f(x) * 1000 + kept->g(x); }",
     ),
     Case(
         17,
@@ -39,7 +39,7 @@ _CASES = (
     Case(
         17,
         "template_new_instance",
-        "template <class T> NOINLINE T twice(T x) { seen++; return x + x; }\nask(template_new_instance) { return twice<int>(x) * 100 + <<<0=>(long)twice<double>(1.5) + twice<short>(3)>>>; }",
+        "template <class T> NOINLINE T doubled(T x) { seen++; return x + x; }\nask(template_new_instance) { return doubled<int>(x) * 100 + <<<0=>(long)doubled<double>(1.5) + doubled<short>(3)>>>; }",
     ),
     Case(
         17,
@@ -83,7 +83,7 @@ _CASES = (
     Case(
         17,
         "guarded_static_new",
-        "struct Big { long v; NOINLINE Big(long x) : v(x + 7) { seen++; } };\n<<<=>static NOINLINE Big &big(long x) { static Big b(x); return b; }>>>\nask(guarded_static_new) { seen++; return x + <<<1=>big(40).v>>>; }",
+        "struct Huge { long v; NOINLINE Huge(long x) : v(x + 7) { seen++; } };\n<<<=>static NOINLINE Huge &big(long x) { static Huge b(x); return b; }>>>\nask(guarded_static_new) { seen++; return x + <<<1=>big(40).v>>>; }",
     ),
     Case(
         17,

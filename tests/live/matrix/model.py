@@ -94,7 +94,7 @@ class Program:
 
 PROGRAMS: Mapping[str, Program] = {
     "c": Program(),
-    "cxx": Program(link_flags=("-lstdc++",)),
+    "cxx": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
     "icf": Program(link_flags=("-Wl,--icf=all",), linker={"gcc": "gold", "clang": "lld"}),
     "startup": Program(),
 }
