@@ -165,9 +165,18 @@ class Comparison:
         return outcome in (Outcome.SAME, Outcome.DATES)
 
     def resolve(self, program: Program, place: Place, reference: Reference) -> tuple[Place, int] | None:
-        """The section and offset a reference means; None for imports, COMMON and linker-made symbols."""
+        """The section and offset a reference means; None for imports, COMMON and linker-made symbols.
+
+        What an object defines by a global or weak name is not always what the name means there: the linker keeps one
+        of several inline functions (COMDAT), and a strong definition elsewhere overrides a weak one.
+        """
         if reference.section > 0:
-            return Place(place.unit, reference.section), reference.base
+            here = Place(place.unit, reference.section)
+            symbol = self.view(program, place.unit).elf.symbols[reference.relocation.symbol]
+            kept = None if symbol.binding == c.STB_LOCAL else program.globals.get(symbol.name)
+            if kept is None or kept.place is None:
+                return here, reference.base
+            return kept.place, kept.value
         definition = program.globals.get(program.meant(reference.name))
         if definition is None or definition.place is None:
             return None

@@ -16,7 +16,7 @@ sections are what is correlated.  Two objects of the same unit name are matched 
    would read another variable's live value.
 
 A variable or function that turned static or global in its file keeps its identity; a global that moved to another unit
-is found by name afterwards.  A unit that is gone and a new one that define mostly the same names are one renamed file.
+is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link kept.  A unit that is gone and a new one that define mostly the same names are one renamed file.
 A section that holds several data (without -fdata-sections) is identified by its own name.  Unnamed read-only data (jump
 tables) and literals have no identity and are compared by content wherever something refers to them.
 
@@ -138,6 +138,8 @@ def correlate(old: Program, new: Program, view: Callable[[Program, int], ObjectV
         _match_sections(result, old, new, old_unit, new_unit, view, scopes)
     for unit in [*result.new_units, *(n for _, n in result.changed_units)]:
         _match_moved(result, old, new, unit, view)
+    for _, unit in result.changed_units:
+        _match_kept_copies(result, old, new, unit, view)
     return result
 
 
@@ -300,4 +302,24 @@ def _match_moved(
             data = (Kind.DATA, Kind.CONST, Kind.THREAD)
             if (old_kind is kind or (kind in data and old_kind in data)) and definition.value == s.value:
                 result.old_of[place] = definition.place
+                break
+
+
+def _match_kept_copies(
+    result: Correlation, old: Program, new: Program, unit: int, view: Callable[[Program, int], ObjectView]
+) -> None:
+    """Of inline functions that several objects hold, the old one is the copy that the old link kept."""
+    new_view = view(new, unit)
+    for number in new_view.kinds:
+        place = Place(unit, number)
+        before = result.old_of.get(place)
+        if before is None or old.address(before) is not None or before in old.unplaced:
+            continue
+        for s in new_view.symbols_in.get(number, ()):
+            kept = old.globals.get(s.name) if s.binding != c.STB_LOCAL else None
+            chosen = new.globals.get(s.name)
+            if kept is None or kept.place is None or kept.address is None or chosen is None or chosen.place != place:
+                continue
+            if kept.value == s.value:
+                result.old_of[place] = kept.place
                 break

@@ -15,6 +15,7 @@ from katana_cc.diff.compare import Comparison, Outcome
 from katana_cc.diff.correlate import Correlation, correlate
 from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.harmless import only_lines_differ
+from katana_cc.diff.inlining import explain_inlining
 from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
@@ -97,6 +98,7 @@ class Diff:
         check_names(self)
         recreate(self)
         # From here on the set of replaced functions, edits and recreated constants is fixed.
+        explain_inlining(self)
         for place, old_place in self.changes.replaced.items():
             check_replaceable(self, place, old_place)
         note_reliances(self)

@@ -26,6 +26,8 @@ class Code(StrEnum):
     CONSTANT_CHANGED = "constant-changed"
     CONSTANT_RECREATED = "constant-recreated"
     IMPORT_NEW = "import-new"
+    INLINED_CHANGED = "inlined-function-changed"
+    CALLEE_REDIRECTED = "caller-redirected"
     # Left out, and why that is right.
     FUNCTION_REMOVED = "function-removed"
     POINTER_TAKEN_OVER = "pointer-rewritten"

@@ -77,6 +77,12 @@ _CASES = (
     ),
     Case(
         17,
+        "inline_static_of_another_copy",
+        "inline NOINLINE long is_count(long x) { static long n; seen++; n += x & 1; return n; }\nlong is_other(long);\nask(inline_static_of_another_copy) { return is_count(x) + is_other(x) * 100; }",
+        {"inline_static_of_another_copy_more.cc": "inline NOINLINE long is_count(long x) { static long n; seen++; n += x & 1; return n; }\nNOINLINE long is_other(long x) { return is_count(x + 1) <<<=>* 10>>>; }"},
+    ),
+    Case(
+        17,
         "guarded_static",
         "struct Big { long v; NOINLINE Big(long x) : v(x + 7) { seen++; } };\nstatic NOINLINE Big &big(long x) { static Big b(x); return b; }\nask(guarded_static) { return big(40).v * <<<1=>2>>> + x; }",
     ),

@@ -36,7 +36,7 @@ FUNCTIONS = (
     Case(
         2,
         "inlined_callee",
-        "static inline __attribute__((always_inline)) int scale(int x) { return x * <<<7=>9>>> + 3; }\n"
+        "static inline __attribute__((always_inline)) int scale(int x) { seen ^= x * <<<7=>9>>>; return x * <<<7=>9>>> + 3; }\n"
         "static NOINLINE int first(int x) { seen++; return scale(x) + 1; }\nstatic NOINLINE int second(int x) { seen++; return scale(x) * 2; }\n"
         "NOINLINE int ic_other(int x) { return x + 77; }\n"
         "long ask_inlined_callee(long x) { return first(x) * 100 + second(x) + ic_other(x); }",
@@ -46,7 +46,7 @@ FUNCTIONS = (
     Case(
         2,
         "inlined_chain",
-        "static inline __attribute__((always_inline)) int inner(int x) { return x ^ <<<0x55=>0x33>>>; }\n"
+        "static inline __attribute__((always_inline)) int inner(int x) { seen += x ^ <<<0x55=>0x33>>>; return x ^ <<<0x55=>0x33>>>; }\n"
         "static inline __attribute__((always_inline)) int outer(int x) { return inner(x) + inner(x + 1); }\n"
         "static NOINLINE int user(int x) { seen++; return outer(x); }\nlong ask_inlined_chain(long x) { return user(x) * 3L; }",
         replaced=frozenset({"user", "ask_inlined_chain"}),
