@@ -22,6 +22,7 @@ from katana_cc.diff.reasons import INFO, Code
 from katana_cc.diff.view import Kind, Reference
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import GOT_RELATIVE, PC_RELATIVE
+from katana_cc.elf.instructions import direct_use
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.model import PatchRelocation, PatchSection, PatchSymbol, Reason
 from katana_cc.patch.pool import LiteralPool
@@ -32,6 +33,7 @@ CARRIED_TYPES: Final = frozenset(
 )  # fmt: skip
 _ALWAYS_LOADED: Final = ("libc.so.6", "ld-linux-x86-64.so.2", "linux-vdso.so.1")  # by any dynamic program
 _INDIRECT_TYPES: Final = frozenset({c.R_X86_64_PLT32, c.R_X86_64_64} | GOT_RELATIVE)
+_DIRECT_TYPES: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})
 _THREAD_TYPES: Final = frozenset({c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF})
 
 
@@ -248,6 +250,16 @@ class References:
             return PatchRelocation(r.offset, r.type, self.carrier.symbol(symbol), r.addend)
         return self._import(place, reference)
 
+    def _possible_from_afar(self, place: Place, reference: Reference) -> bool:
+        """Whether a symbol that may be out of reach can be used all the same: absent and weak, or through a veneer."""
+        if reference.weak:
+            return True
+        view, r = self.carrier.view(place), reference.relocation
+        if r.type not in _DIRECT_TYPES or not view.elf.sections[place.section].flags & c.SHF_EXECINSTR:
+            return False
+        fields = (x.offset for x in view.elf.relocations(place.section))
+        return direct_use(view.data(place.section), r.offset, fields) is not None
+
     def _import(self, place: Place, reference: Reference) -> PatchRelocation | None:
         r, name = reference.relocation, self.new.meant(reference.name)
         known = self.old_tables.by_name.get(name)
@@ -256,10 +268,11 @@ class References:
                 Code.IMPORT_DIRECT, place, f"it calls {name}, which the old static program does not hold"
             )
             return None
-        direct = not reference.branch and r.type not in GOT_RELATIVE and r.type != c.R_X86_64_64
-        if direct and (known is None or not known.value) and not reference.weak:
+        direct = not reference.branch and r.type not in GOT_RELATIVE and r.type not in (c.R_X86_64_64, *_THREAD_TYPES)
+        if direct and (known is None or not known.value) and not self._possible_from_afar(place, reference):
             text = (
-                f"it reaches {name} of a library directly, which only the link of the old program could have prepared"
+                f"it reaches {name} of a library directly, which only the link of the old program could have prepared "
+                "(compile with -fPIC, or use it through a pointer)"
             )
             self.carrier.refuse(Code.IMPORT_DIRECT, place, text)
             return None

@@ -8,9 +8,8 @@ ever writable and later executable:
     rw-  new variables
 
 Placement comes first and depends on no address (`lay_out`); then a base near the module is chosen; then `link` computes
-every field.  A call to an import goes through a stub, since libraries are farther than 2 GiB; a load of a library's
-variable that the compiler expected in reach (a copy relocation would have brought it there) goes through a veneer that
-loads it from afar.
+every field.  A call to an import goes through a stub, since libraries are farther than 2 GiB; an instruction that uses a library's
+variable as if it were in reach (a copy relocation would have brought it there) goes through a veneer.
 
 Pure: knows no process.  Out of scope: TLS sections, and the TLS models of shared libraries (refused by name).
 """
@@ -22,14 +21,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from katana_cc.elf import constants as c
+from katana_cc.elf.instructions import Use, direct_use
 from katana_cc.errors import InvalidPatchError, RefusedError
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
 from katana_cc.process import x86_64 as cpu
+from katana_cc.process.veneers import VENEER_SIZE, veneer
 
 PAGE: Final = 4096
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
 READ_ONLY, CODE, DATA = 0, 1, 2
+DIRECT: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})  # of a symbol that must be within reach
 PROTECTIONS: Final = (PROT_READ, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE)
 
 
@@ -140,7 +142,7 @@ def lay_out(po: PatchObject, ledger_size: int) -> Layout:
             if needs_stub and r.symbol not in stubs:
                 stubs[r.symbol] = take(CODE, cpu.STUB_SIZE)
             if _may_need_veneer(section, symbol, r):
-                veneers[i, r.offset] = take(CODE, cpu.VENEER_SIZE)
+                veneers[i, r.offset] = take(CODE, VENEER_SIZE)
 
     parts = []
     offset = 0
@@ -171,13 +173,12 @@ def _may_need_stub(symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
 
 
 def _may_need_veneer(section: PatchSection, symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
-    return (
-        relocation.type == c.R_X86_64_PC32
-        and is_import(symbol)
-        and bool(section.flags & c.SHF_EXECINSTR)
-        and relocation.addend == -4
-        and cpu.load_register(section.data, relocation.offset) is not None
-    )
+    direct = relocation.type in DIRECT and is_import(symbol) and section.flags & c.SHF_EXECINSTR
+    return bool(direct) and _use(section, relocation) is not None
+
+
+def _use(section: PatchSection, relocation: PatchRelocation) -> Use | None:
+    return direct_use(section.data, relocation.offset, (r.offset for r in section.relocations))
 
 
 def link(
@@ -254,14 +255,17 @@ def _relocate(context: _Context, index: int, data: bytearray, start: int, addres
                 if r.symbol in layout.stubs and (symbol.type == c.STT_GNU_IFUNC or not cpu.fits(kind, value)):
                     value = base + layout.stubs[r.symbol] + r.addend - place
         if not cpu.fits(kind, value):
-            veneer = layout.veneers.get((index, r.offset))
-            if veneer is not None:
-                register = cpu.load_register(section.data, r.offset)
-                assert register is not None
-                target = _known(context.values, r.symbol, po)
-                instead, code = cpu.load_veneer(base + veneer, register, target, place + 4)
-                data[start + r.offset - 3 : start + r.offset + 4] = instead
-                data[veneer : veneer + cpu.VENEER_SIZE] = code
+            at = layout.veneers.get((index, r.offset))
+            if at is not None:
+                use = _use(section, r)
+                assert use is not None
+                found = use.instruction
+                variable = _known(context.values, r.symbol, po) + r.addend
+                if kind.form is cpu.Form.RELATIVE:
+                    variable += found.end - r.offset
+                code = veneer(section.data, use, variable, base + at, address + found.end)
+                data[start + found.start : start + found.end] = code[0]
+                data[at : at + VENEER_SIZE] = code[1]
                 continue
             raise RefusedError(
                 f"{kind.name} against {symbol.name}: {value & (2**64 - 1):#x} does not fit {8 * kind.width} bits",

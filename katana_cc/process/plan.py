@@ -27,12 +27,13 @@ from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
-from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
+from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base
 from katana_cc.process.target import PatchMapping, Target
+from katana_cc.process.veneers import VENEER_SIZE
 
 
 class NotThisBuildError(RefusedError):
@@ -318,7 +319,7 @@ def _ledger(
     if layout is not None:
         # Stubs and veneers are code too: a thread may be between two of their instructions.
         new.extend(CodeRange("import stub", base + at, cpu.STUB_SIZE) for at in layout.stubs.values())
-        new.extend(CodeRange("veneer", base + at, cpu.VENEER_SIZE) for at in layout.veneers.values())
+        new.extend(CodeRange("veneer", base + at, VENEER_SIZE) for at in layout.veneers.values())
     identity = po.identity
     return Ledger(
         Phase.MAPPED, base, layout.size if layout else 0, patch_id,
@@ -346,7 +347,5 @@ def _edits_room(po: PatchObject) -> int:
         names += len(e.name.encode("utf-8", "surrogateescape")) + 24 + 2 * po.sections[e.expected].size
     relocations = sum(len(s.relocations) for s in po.sections if s.flags & c.SHF_ALLOC)
     stubs = min(relocations, len(po.symbols))
-    veneers = sum(
-        1 for s in po.sections for r in s.relocations if r.type == c.R_X86_64_PC32 and s.flags & c.SHF_EXECINSTR
-    )
+    veneers = sum(1 for s in po.sections for r in s.relocations if r.type in DIRECT and s.flags & c.SHF_EXECINSTR)
     return names + 40 * stubs + 40 * veneers + 3 * 24 + PAGE // 4

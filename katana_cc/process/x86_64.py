@@ -63,7 +63,6 @@ UNRESTARTED_SYSCALLS: Final = frozenset(
 JUMP_SIZE: Final = 5
 STUB_SIZE: Final = 8
 GOT_SLOT_SIZE: Final = 8
-VENEER_SIZE: Final = 24
 
 
 class Form(Enum):
@@ -164,32 +163,6 @@ def stub(place: int, slot: int) -> bytes:
     code = b"\xff\x25" + struct.pack("<i", slot - (place + 6)) + b"\x66\x90"
     assert len(code) == STUB_SIZE
     return code
-
-
-def load_register(code: bytes | bytearray, field: int) -> int | None:
-    """The register number of `mov disp32(%rip), %r64` whose displacement is at `field`; None for other instructions.
-
-    REX.W (48, or 4C with REX.R), 8B, ModRM with mod=00 rm=101.
-    """
-    if field < 3 or code[field - 3] not in (0x48, 0x4C) or code[field - 2] != 0x8B or code[field - 1] & 0xC7 != 0x05:
-        return None
-    return (code[field - 1] >> 3 & 7) | (8 if code[field - 3] == 0x4C else 0)
-
-
-def load_veneer(place: int, register: int, address: int, back: int) -> tuple[bytes, bytes]:
-    """For a 7-byte load of a variable out of reach: what replaces the load (a jump to the veneer at `place`, padded),
-    and the veneer: load the address, load through it, jump `back` to the instruction after.
-    """
-    high, low = register >> 3, register & 7
-    code = bytes((0x48 | high, 0xB8 | low)) + struct.pack("<Q", address)  # movabs $address, %reg
-    if low in (4, 5):  # rsp/r12 need a SIB byte, rbp/r13 a displacement: mov 0(%reg), %reg
-        sib = b"\x24" if low == 4 else b""
-        code += bytes((0x48 | high * 5, 0x8B, 0x40 | low << 3 | low)) + sib + b"\0"
-    else:
-        code += bytes((0x48 | high * 5, 0x8B, low << 3 | low))  # mov (%reg), %reg
-    code += jump(place + len(code), back)
-    assert len(code) <= VENEER_SIZE
-    return jump(back - 7, place) + b"\x66\x90", code.ljust(VENEER_SIZE, b"\xcc")
 
 
 def branches_into(code: bytes, low: int, high: int) -> bool:

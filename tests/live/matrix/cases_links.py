@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.live.matrix.model import Case
 
-IMPORTS = (
+_IMPORTS = (
     Case(10, "library_function", "#include <stdlib.h>\nlong ask_library_function(long x) { seen++; return <<<x=>strtol(\"123\", 0, 10) + labs(x)>>>; }"),
     Case(
         10,
@@ -58,6 +60,8 @@ IMPORTS = (
     ),
     Case(10, "error_number", "#include <errno.h>\n#include <fcntl.h>\nlong ask_error_number(long x) { errno = 0; seen++; return <<<x=>open(\"/nowhere/at/all\", O_RDONLY) * 100 + errno>>>; }"),
 )
+
+IMPORTS = tuple(replace(case, program="imports") for case in _IMPORTS)
 
 SYMBOLS = (
     Case(11, "weak_function", "__attribute__((weak)) NOINLINE long wf_f(long x) { seen++; return x * <<<3=>4>>>; }\nlong ask_weak_function(long x) { return wf_f(x); }"),
