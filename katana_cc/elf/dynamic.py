@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from katana_cc.elf import constants as c
+from katana_cc.elf import versions
 from katana_cc.elf.reader import ElfFile
 
 _SYM = struct.Struct("<IBBHQQ")
@@ -27,13 +28,15 @@ class DynamicRelocation:
 
 @dataclass(frozen=True, slots=True)
 class DynamicSymbol:
-    """One entry of .dynsym; `value` is a link-time address, or 0 when undefined (non-zero: a canonical PLT entry)."""
+    """One entry of .dynsym; `value` is a link-time address, or 0 when undefined (non-zero: a canonical PLT entry);
+    `version` is "" for none."""
 
     name: str
     binding: int
     type: int
     defined: bool
     value: int
+    version: str = ""
 
 
 class DynamicTables:
@@ -52,6 +55,10 @@ class DynamicTables:
         self.relocations = {r.address: r for r in relocations}
         self.by_name = {s.name: s for s in self.symbols if s.name}
 
+    def versions(self, name: str) -> frozenset[str]:
+        """The versions under which a name is in .dynsym; "" among them for none."""
+        return frozenset(s.version for s in self.symbols if s.name == name)
+
 
 def _symbols(elf: ElfFile, tags: dict[int, int]) -> tuple[DynamicSymbol, ...]:
     symtab, strtab, strsz = tags.get(c.DT_SYMTAB), tags.get(c.DT_STRTAB), tags.get(c.DT_STRSZ, 0)
@@ -59,11 +66,20 @@ def _symbols(elf: ElfFile, tags: dict[int, int]) -> tuple[DynamicSymbol, ...]:
         return ()
     count = _count(elf, tags, symtab, strtab)
     names = elf.read(strtab, strsz)
+
+    def text(at: int) -> str:
+        return names[at : names.find(b"\0", at)].decode("utf-8", "surrogateescape")
+
+    table = tags.get(versions.DT_VERSYM)
+    indices = struct.unpack(f"<{count}H", elf.read(table, 2 * count)) if table else (0,) * count
+    known = versions.version_names(
+        elf.read, text, tags.get(versions.DT_VERNEED, 0), tags.get(versions.DT_VERDEF, 0)
+    )
     result = []
-    for name, info, _other, section, value, _size in _SYM.iter_unpack(elf.read(symtab, count * _SYM.size)):
-        end = names.find(b"\0", name)
-        text = names[name:end].decode("utf-8", "surrogateescape")
-        result.append(DynamicSymbol(text, info >> 4, info & 15, section != c.SHN_UNDEF, value))
+    entries = _SYM.iter_unpack(elf.read(symtab, count * _SYM.size))
+    for (name, info, _other, section, value, _size), index in zip(entries, indices, strict=True):
+        version = known.get(index & ~versions.HIDDEN, "")
+        result.append(DynamicSymbol(text(name), info >> 4, info & 15, section != c.SHN_UNDEF, value, version))
     return tuple(result)
 
 

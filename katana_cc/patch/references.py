@@ -23,6 +23,7 @@ from katana_cc.diff.view import Kind, Reference
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf.instructions import direct_use
+from katana_cc.elf.versions import split
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.model import PatchRelocation, PatchSection, PatchSymbol, Reason
 from katana_cc.patch.pool import LiteralPool
@@ -250,6 +251,24 @@ class References:
             return PatchRelocation(r.offset, r.type, self.carrier.symbol(symbol), r.addend)
         return self._import(place, reference)
 
+    def _versioned(self, place: Place, name: str) -> str | None:
+        """An import's name, with its version where the name alone would not say which; None after a refusal.
+
+        The name alone means what the old program's own slot for it is bound to, else the default version.
+        """
+        if split(name)[1]:
+            return name
+        before, after = self.old_tables.versions(name), self.new.tables.versions(name)
+        if not before or not after or len(before | after) == 1:
+            return name
+        units = range(len(self.new.snapshot.units))
+        asked = {v for unit in units for n, v in map(split, self.diff.view(self.new, unit).undefined) if n == name}
+        left = after - asked
+        if len(left) != 1:
+            self.carrier.refuse(Code.NAME_REBOUND, place, f"it uses {name}, of which the new build has several versions")
+            return None
+        return "@".join(filter(None, (name, *left)))
+
     def _possible_from_afar(self, place: Place, reference: Reference) -> bool:
         """Whether a symbol that may be out of reach can be used all the same: absent and weak, or through a veneer."""
         if reference.weak:
@@ -261,8 +280,11 @@ class References:
         return direct_use(view.data(place.section), r.offset, fields) is not None
 
     def _import(self, place: Place, reference: Reference) -> PatchRelocation | None:
-        r, name = reference.relocation, self.new.meant(reference.name)
-        known = self.old_tables.by_name.get(name)
+        r = reference.relocation
+        name = self._versioned(place, self.new.meant(reference.name))
+        if name is None:
+            return None
+        known = self.old_tables.by_name.get(split(name)[0])
         if known is None and not self.old.image.dynamic:
             self.carrier.refuse(
                 Code.IMPORT_DIRECT, place, f"it calls {name}, which the old static program does not hold"

@@ -12,18 +12,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from katana_cc.elf import constants as c
+from katana_cc.elf import versions
 from katana_cc.process.memory import Reader
 from katana_cc.process.modules import Module
 
 _DYN = struct.Struct("<qQ")
 _SYM = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QQq")
-
-DT_VERSYM: Final = 0x6FFFFFF0
-_HIDDEN_VERSION: Final = 0x8000
 
 
 class DynamicSymbol(NamedTuple):
@@ -92,22 +90,33 @@ class DynamicModule:
             value = 0
         return DynamicSymbol(self._string(name), info >> 4, kind, section, value, size)
 
-    def lookup(self, name: str) -> DynamicSymbol | None:
-        """The defined symbol of that name, in its default version; None when the module does not define it."""
+    def lookup(self, name: str, version: str = "") -> DynamicSymbol | None:
+        """The defined symbol of that name, in that version, else in its default one; None when the module does not
+        define it.  A module without versions defines all of them."""
         indices = self._gnu_candidates(name) if c.DT_GNU_HASH in self.tags else self._sysv_candidates(name)
         fallback = None
         for index in indices:
             symbol = self.symbol(index)
             if symbol.name != name or symbol.section == c.SHN_UNDEF or symbol.binding == c.STB_LOCAL:
                 continue
-            if not self._is_hidden_version(index):
+            found = self._version_index(index)
+            if version:
+                if found is None or self._versions.get(found & ~versions.HIDDEN) == version:
+                    return symbol
+                continue
+            if found is None or not found & versions.HIDDEN:
                 return symbol
             fallback = fallback or symbol
         return fallback
 
-    def _is_hidden_version(self, index: int) -> bool:
-        table = self._pointer(DT_VERSYM)
-        return bool(table) and bool(_u16(self.memory.read(table + 2 * index, 2)) & _HIDDEN_VERSION)
+    def _version_index(self, index: int) -> int | None:
+        table = self._pointer(versions.DT_VERSYM)
+        return _u16(self.memory.read(table + 2 * index, 2)) if table else None
+
+    @cached_property
+    def _versions(self) -> dict[int, str]:
+        needed, defined = self._pointer(versions.DT_VERNEED), self._pointer(versions.DT_VERDEF)
+        return versions.version_names(self.memory.read, self._string, needed, defined)
 
     def _gnu_candidates(self, name: str) -> Iterator[int]:
         table = self._pointer(c.DT_GNU_HASH)
@@ -174,12 +183,16 @@ class DynamicModule:
                 result[name] = (*result.get(name, ()), r)
         return result
 
-    def bound_value(self, name: str) -> int | None:
-        """What an already bound slot of this module says the symbol's address is.
+    def bound_value(self, name: str, version: str = "") -> int | None:
+        """What an already bound slot of this module says the symbol's address is, in that version if one is asked for.
 
         GLOB_DAT and R_X86_64_64 are bound at load; a JUMP_SLOT may still point back into the module's own PLT.
         """
         for r in self.named_relocations.get(name, ()):
+            if version:
+                found = self._version_index(r.symbol)
+                if found is not None and self._versions.get(found & ~versions.HIDDEN) != version:
+                    continue
             if r.type == c.R_X86_64_COPY:
                 return r.slot
             if r.type in (c.R_X86_64_GLOB_DAT, c.R_X86_64_JUMP_SLOT) or (r.type == c.R_X86_64_64 and not r.addend):

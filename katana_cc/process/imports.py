@@ -5,6 +5,8 @@ The order repeats what the dynamic linker did, from the surest witness to the mo
 1. a slot of the patched module that is already bound to the symbol, or its copy relocation;
 2. the symbol tables of all modules in the order of the link map, default versions first.
 
+A name may ask for a version, `realpath@GLIBC_2.2.5`: then nothing else will do.
+
 A symbol of type STT_GNU_IFUNC stands for the function that its resolver returns: some module that uses it has it
 resolved in a slot; else the resolver is called in the target (`PendingCall`), which is left to the moment when a thread
 is stopped anyway.
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from katana_cc.elf import constants as c
+from katana_cc.elf.versions import split
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.patch.model import PatchObject, PatchSymbol
 from katana_cc.process.dynamic import DynamicModule
@@ -83,11 +86,12 @@ class Linker:
         return Resolution(addresses, tuple(pending))
 
     def _find(self, symbol: PatchSymbol) -> tuple[int, int]:
-        bound = self._target.bound_value(symbol.name)
+        name, version = split(symbol.name)
+        bound = self._target.bound_value(name, version)
         if bound is not None:
             return c.STT_NOTYPE, bound
         for module in self._ordered:
-            found = module.lookup(symbol.name)
+            found = module.lookup(name, version)
             if found is not None:
                 if found.type == c.STT_TLS:
                     raise RefusedError(
@@ -113,7 +117,7 @@ class Linker:
                     is_it = r.type == c.R_X86_64_IRELATIVE and r.addend == link_time
                     if is_it and module.module.holds(resolver) and (slot := module.word(r.slot)):
                         return slot
-                if name and (value := module.bound_value(name)) and self._is_code_elsewhere(value, resolver):
+                if name and (value := module.bound_value(*split(name))) and self._is_code_elsewhere(value, resolver):
                     return value
         return None
 

@@ -103,6 +103,13 @@ SYMBOLS = (
     ),
     Case(
         11,
+        "version_default_beside_another",
+        '__asm__(".symver vb_realpath,realpath@GLIBC_2.2.5");\nextern char *vb_realpath(const char *, char *);\nextern char *realpath(const char *, char *);\n'
+        "long ask_version_default_beside_another(long x) { seen++; return (vb_realpath(\"/\", 0) != 0) + x <<<=>+ 10 * (realpath(\"/\", 0) != 0)>>>; }",
+        program="version",
+    ),
+    Case(
+        11,
         "hidden",
         "__attribute__((visibility(\"hidden\"))) long hd_value = 3;\n__attribute__((visibility(\"hidden\"))) NOINLINE long hd_f(long x) { seen++; return x * hd_value <<<=>+ 1>>>; }\nlong hd_user(long);\nlong ask_hidden(long x) { return hd_user(x) + hd_value; }",
         {"hidden_user.c": "long hd_f(long) __attribute__((visibility(\"hidden\")));\nNOINLINE long hd_user(long x) { seen++; return hd_f(x) * 10; }"},

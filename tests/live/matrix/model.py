@@ -97,6 +97,7 @@ PROGRAMS: Mapping[str, Program] = {
     "cxx": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
     "icf": Program(link_flags=("-Wl,--icf=all",), linker={"gcc": "gold", "clang": "lld"}),
     "startup": Program(),
+    "version": Program(),
     "imports": Program(),  # apart: what any case imports, all would find imported before
 }
 
