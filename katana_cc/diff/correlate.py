@@ -56,6 +56,22 @@ class Correlation:
             return Place(self.same_units[new.unit], new.section)
         return self.old_of.get(new)
 
+    def new_places(self, olds: Iterable[Place]) -> dict[Place, Place]:
+        """Old → new, for those of `olds` that are still there."""
+        new_of = {old: new for new, old in self.old_of.items()}
+        new_units = {old: new for new, old in self.same_units.items()}
+        found = {}
+        for old in olds:
+            if old.unit in new_units:
+                found[old] = Place(new_units[old.unit], old.section)
+            elif old in new_of:
+                found[old] = new_of[old]
+        return found
+
+    def forget(self, new: Place) -> None:
+        """Take a new thing for one that did not exist before."""
+        self.old_of.pop(new, None)
+
 
 def match_units(old: Program, new: Program) -> Correlation:
     """Pair the objects of two links by name; identical ones are not looked at any further."""

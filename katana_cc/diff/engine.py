@@ -22,6 +22,7 @@ from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.recreate import recreate
 from katana_cc.diff.reliance import Found, note_reliances
 from katana_cc.diff.replaceable import check_replaceable
+from katana_cc.diff.small import handle_small
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import masked
@@ -37,7 +38,8 @@ class Changes:
     `replaced[new]` is the old function a new one takes the place of; `edits` are constants rewritten where they are,
     as (new, old); `recreated` are constants carried anew although there was an old one, since their size changed;
     `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `reliances` tell which
-    replaced function's old code relies on which other one (new places).
+    replaced function's old code relies on which other one (new places).  `padded` are replaced functions whose jump
+    also covers padding behind the old one; `renewed` ones take no place: all their callers change.
     """
 
     replaced: dict[Place, Place] = field(default_factory=dict)
@@ -45,12 +47,14 @@ class Changes:
     recreated: set[Place] = field(default_factory=set)
     pointers: dict[Place, tuple[Place, tuple[int, ...]]] = field(default_factory=dict)
     reliances: list[Found] = field(default_factory=list)
+    padded: set[Place] = field(default_factory=set)
+    renewed: set[Place] = field(default_factory=set)
     reasons: list[Reason] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
         """Whether a running process would not notice any of it: nothing to carry and nothing refused."""
-        carried = self.replaced or self.edits or self.pointers
+        carried = self.replaced or self.edits or self.pointers or self.renewed
         return not carried and all(r.severity == INFO for r in self.reasons)
 
 
@@ -97,6 +101,8 @@ class Diff:
             self._new_unit(unit)
         check_names(self)
         recreate(self)
+        while handle_small(self):
+            recreate(self)
         # From here on the set of replaced functions, edits and recreated constants is fixed.
         explain_inlining(self)
         for place, old_place in self.changes.replaced.items():

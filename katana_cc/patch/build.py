@@ -15,6 +15,7 @@ from typing import Final
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import Code, by_weight, verdict_of
+from katana_cc.diff.small import JUMP_SIZE
 from katana_cc.elf import constants as c
 from katana_cc.elf.dynamic import DynamicTables
 from katana_cc.errors import FormatError
@@ -159,7 +160,7 @@ class _Builder:
     def _replacement(self, place: Place, old_place: Place) -> Replacement:
         view, old_view = self.carrier.view(place), self.diff.view(self.old, old_place.unit)
         name = view.label(place.section)
-        address, size, digest = self._old_range(old_place)
+        address, size, digest = self._old_range(old_place, JUMP_SIZE if place in self.changes.padded else 0)
         parts = tuple(
             self._old_range(Place(old_place.unit, n))
             for n in old_view.parts.get(old_place.section, ())
@@ -170,8 +171,10 @@ class _Builder:
         symbol = self.carrier.symbol(PatchSymbol(first.name, c.STB_LOCAL, first.type, number, first.value, first.size))
         return Replacement(name, address, size, digest, symbol, parts)
 
-    def _old_range(self, place: Place) -> tuple[int, int, bytes]:
+    def _old_range(self, place: Place, least: int = 0) -> tuple[int, int, bytes]:
+        """Address, size and digest of old code, with the padding behind it up to `least` bytes."""
         address = self.old.address(place)
         assert address is not None
         size = self.diff.view(self.old, place.unit).elf.sections[place.section].size
+        size = max(size, least)
         return address, size, hashlib.sha256(self.old.image.read(address, size)).digest()

@@ -59,6 +59,7 @@ class Carrier:
         if (
             kind in (Kind.FUNCTION, Kind.CODE)
             and place not in self.changes.replaced
+            and place not in self.changes.renewed
             and not view.is_part(place.section)
         ):
             self.diff.reason(Code.FUNCTION_NEW, INFO, place, "new function")

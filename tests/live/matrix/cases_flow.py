@@ -92,8 +92,8 @@ SMALL = (
     Case(
         8,
         "tiny_static",
-        "static NOINLINE int one(void) { return <<<0=>1>>>; }\nstatic NOINLINE int two(void) { return 0; }\n"
-        "long ask_tiny_static(long x) { return x + one() * 10 + two() * 100; }",
+        "static NOINLINE int one(int x) { return x<<<=> * 5>>>; }\nstatic NOINLINE int two(int x) { return x; }\n"
+        "long ask_tiny_static(long x) { seen++; return x + one(x) * 10 + two(x + 1) * 100; }",
         flags=("-falign-functions=1", "-fcf-protection=none"),
     ),
     Case(
@@ -123,9 +123,9 @@ SMALL = (
     Case(
         8,
         "tiny_aligned",
-        "NOINLINE int tl_f(int x) { return <<<x=>3 * x>>>; }\nNOINLINE int tl_next(int x) { return x; }\n"
+        "NOINLINE __attribute__((aligned(16))) int tl_f(int x) { return <<<x=>3 * x>>>; }\nNOINLINE __attribute__((aligned(16))) int tl_next(int x) { return x; }\n"
         "static int (*volatile tl_p)(int) = tl_f;\nlong ask_tiny_aligned(long x) { seen++; return tl_f(x) + 10 * tl_next(x) + 100 * tl_p(x) + 1000 * (tl_p == tl_f); }",
-        flags=("-falign-functions=16", "-fcf-protection=none"),
+        flags=("-fcf-protection=none",),
     ),
     Case(
         8,
