@@ -2,8 +2,8 @@
 
 A function changes although nobody touched it when a function that was inlined into it did.  Debug information says
 which bytes came from which inlined callee.  A callee is named when the code it left in a function differs between the
-two builds, and does so in at least half of the changed functions that it was inlined into: where most hold the same code
-of it as before, the compiler only arranged it differently in the others.
+two builds, and does so in at least half of the changed functions that it was inlined into: where most hold the same
+code of it as before, the compiler only arranged it differently in the others.
 
 This explains; what is carried does not depend on it.
 """

@@ -1,7 +1,8 @@
 """What was inlined into a function: the callee, where it was declared, and which of the function's bytes are its own.
 
-A call that was inlined is a DW_TAG_inlined_subroutine below its caller, possibly inside lexical blocks and other inlined
-calls.  The bytes of an inlined call are those of its ranges without the ranges of calls inlined into it in turn.
+A call that was inlined is a DW_TAG_inlined_subroutine below its caller, possibly inside lexical blocks and other
+inlined calls.  The bytes of an inlined call are those of its ranges without the ranges of calls inlined into it in
+turn.
 
 Source: DWARF 5, section 3.3.8.
 """

@@ -72,9 +72,7 @@ def _symbols(elf: ElfFile, tags: dict[int, int]) -> tuple[DynamicSymbol, ...]:
 
     table = tags.get(versions.DT_VERSYM)
     indices = struct.unpack(f"<{count}H", elf.read(table, 2 * count)) if table else (0,) * count
-    known = versions.version_names(
-        elf.read, text, tags.get(versions.DT_VERNEED, 0), tags.get(versions.DT_VERDEF, 0)
-    )
+    known = versions.version_names(elf.read, text, tags.get(versions.DT_VERNEED, 0), tags.get(versions.DT_VERDEF, 0))
     result = []
     entries = _SYM.iter_unpack(elf.read(symtab, count * _SYM.size))
     for (name, info, _other, section, value, _size), index in zip(entries, indices, strict=True):

@@ -93,7 +93,11 @@ def _decode(code: bytes, start: int) -> Instruction:
     opcode, opcode_at = code[at], at
     at += 1
     modrm_at = displacement_at = -1
-    if opcode in _MAP1_MODRM if number == 1 else number != 2 or opcode not in _MAP2_PLAIN or (vector and opcode != 0x77):
+    if (
+        opcode in _MAP1_MODRM
+        if number == 1
+        else number != 2 or opcode not in _MAP2_PLAIN or (vector and opcode != 0x77)
+    ):
         modrm_at = at
         at, displacement_at = _after_modrm(code, at)
     size = _immediate_size(number, opcode, code[modrm_at] if modrm_at >= 0 else 0, rex, narrow, short_address, vector)

@@ -265,7 +265,9 @@ class References:
         asked = {v for unit in units for n, v in map(split, self.diff.view(self.new, unit).undefined) if n == name}
         left = after - asked
         if len(left) != 1:
-            self.carrier.refuse(Code.NAME_REBOUND, place, f"it uses {name}, of which the new build has several versions")
+            self.carrier.refuse(
+                Code.NAME_REBOUND, place, f"it uses {name}, of which the new build has several versions"
+            )
             return None
         return "@".join(filter(None, (name, *left)))
 

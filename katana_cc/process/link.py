@@ -8,8 +8,8 @@ ever writable and later executable:
     rw-  new variables
 
 Placement comes first and depends on no address (`lay_out`); then a base near the module is chosen; then `link` computes
-every field.  A call to an import goes through a stub, since libraries are farther than 2 GiB; an instruction that uses a library's
-variable as if it were in reach (a copy relocation would have brought it there) goes through a veneer.
+every field.  A call to an import goes through a stub, since libraries are farther than 2 GiB; an instruction that uses
+a library's variable as if it were in reach (a copy relocation would have brought it there) goes through a veneer.
 
 Pure: knows no process.  Out of scope: TLS sections, and the TLS models of shared libraries (refused by name).
 """

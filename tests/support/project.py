@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -153,7 +154,7 @@ class Project:
         """Write and compile `files`; file name → name of the object.  Those of `keep` are left as they are."""
         v, kept = self.variant, set(keep)
         objects: dict[str, str] = {}
-        jobs = []
+        commands: list[list[str]] = []
         for name, source in files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +168,10 @@ class Project:
             if name.endswith(".h"):
                 del objects[name]
                 continue
-            jobs.append(subprocess.Popen(command, cwd=self.folder))
-        failed = [job.args for job in jobs if job.wait()]
+            commands.append(command)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = list(pool.map(lambda command: subprocess.run(command, cwd=self.folder, check=False), commands))
+        failed = [job.args for job in done if job.returncode]
         assert not failed
         return objects
 

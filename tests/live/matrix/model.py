@@ -17,7 +17,10 @@ KINDS: Mapping[int, tuple[str, str]] = {
     2: ("a callee that was inlined changes: its inliners change, and the report says why", MUST),
     3: ("new function, static or global; removed function still referenced by a pointer", MUST),
     4: ("changed signature of a static function and its callers together", MUST),
-    5: ("`.cold`, `.part`, `.isra`, `.constprop` clones: changed in the parent or the clone, appearing, vanishing", MUST),
+    5: (
+        "`.cold`, `.part`, `.isra`, `.constprop` clones: changed in the parent or the clone, appearing, vanishing",
+        MUST,
+    ),
     6: ("jump tables; computed goto; tail calls into a changed function", MUST),
     7: ("function pointer taken, stored, compared before and after", MUST),
     8: ("function under 5 bytes, or its neighbour starts at once", MUST),

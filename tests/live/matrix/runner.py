@@ -60,6 +60,8 @@ class Workshop:
     def __init__(self, folder: Path, variant: Variant, cases: Sequence[Case]) -> None:
         (name,) = {case.program for case in cases}
         self.program = PROGRAMS[name]
+        self.asked_for = variant
+        self.refusals: list[str] = []
         linker = self.program.linker.get(variant.compiler, variant.linker)
         flags = (*variant.compile_flags, *self.program.compile_flags)
         self.variant = replace(variant, linker=linker, compile_flags=flags)
@@ -79,7 +81,10 @@ class Workshop:
     def _sources(self, case: Case, side: int) -> dict[str, str]:
         """The files of a case.  The times of its compilation are a minute apart, as a person's builds would be."""
         stamp = time.strftime("%H:%M:%S", time.localtime(self._time - 60 * (1 - side)))
-        return {name: (PRELUDE if not name.endswith('.S') else '') + text.replace("@TIME@", stamp) for name, text in case.files(side).items()}
+        return {
+            name: (PRELUDE if not name.endswith(".S") else "") + text.replace("@TIME@", stamp)
+            for name, text in case.files(side).items()
+        }
 
     def compile(self, cases: Iterable[Case], side: int) -> None:
         """Compile these cases' objects of one side, and keep them."""
@@ -124,6 +129,10 @@ class Workshop:
         self.compile(missing, 1)
         return self.link(changed)
 
+    def remove(self) -> None:
+        """Remove all that was built."""
+        shutil.rmtree(self.project.folder)
+
     def run(self, changed: Sequence[Case]) -> Outcome:
         """Patch a running old build with these changes, and take it back.  Anything amiss is an AssertionError."""
         new = self.build(changed)
@@ -131,13 +140,14 @@ class Workshop:
         about = f"{self.variant}: {', '.join(case.name for case in changed)}"
         refused = [r for r in result.patch.reasons if r.severity == "refused"]
         if refused:
+            self.refusals = [f"{r.subject} ({r.file}:{r.line}): {r.text} [{r.code}]" for r in refused]
             assert all(r.text and (r.subject or r.file) for r in refused), about
             return Outcome(REFUSED, tuple(sorted({r.code for r in refused})))
         if len(changed) == 1:
             self._check_case(changed[0], result)
         if result.nothing:
             with contextlib.ExitStack() as stack:
-                self._compare_nothing(stack, new, changed, about)
+                self._compare_nothing(stack, new, about)
         else:
             with contextlib.ExitStack() as stack:
                 self._compare_patched(stack, new, result, changed, about)
@@ -152,7 +162,7 @@ class Workshop:
             assert not unexpected, about
         assert case.codes <= result.codes(), (about, result.codes())
 
-    def _compare_nothing(self, stack: contextlib.ExitStack, new: Build, changed: Sequence[Case], about: str) -> None:
+    def _compare_nothing(self, stack: contextlib.ExitStack, new: Build, about: str) -> None:
         """Nothing to patch is right only if the new build answers like the old one."""
         live, after = (stack.enter_context(serving(b.path)) for b in (self.old, new))
         expected = _asked(after, self.cases)

@@ -1,0 +1,88 @@
+"""`docs/support-matrix.md`, made from `docs/support-matrix.json`:  python3 -m tests.live.matrix.page [LOG]
+
+With a log of results it writes both files; without, the page alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.live.matrix.cases import CASES
+from tests.live.matrix.model import KINDS, LEVELS, MUST, REFUSED, VARIANTS, WORKS, Case
+from tests.live.matrix.results import COMMITTED, label, merge
+
+PAGE = COMMITTED.with_suffix(".md")
+_HEAD = """\
+# Support matrix
+
+Every kind of code change, each built in both versions, applied to a running process, compared with the new build run
+beside it, reverted, and compared with the old one.  Made by `make matrix` from the results of
+`tests/live/test_matrix.py`; not edited by hand.  The cases and their sources are in `tests/live/matrix/`.
+
+- **must**: has to work.  **judge**: works, or is refused with a useful reason.
+- `✓` works; a code means refused when the patch is made, with that reason; `-` not run; `FAILS` is a bug.
+- Each cell stands for a position-independent executable and one that is not, in this order, as one mark if they agree.
+"""
+
+
+def render(raw: Mapping[str, Any]) -> str:
+    """The page."""
+    lines = [_HEAD, *(f"- {name}: {version}" for name, version in raw["tools"].items()), ""]
+    lines += ["## Summary", "", "| Kind | | Cases | Builds that work | Refused |", "|---|---|---|---|---|"]
+    for kind, (text, demand) in KINDS.items():
+        lines.append(f"| [{kind}](#kind-{kind}) {text} | {demand} | {_tally(kind, raw['results'])} |")
+    for kind, (text, demand) in KINDS.items():
+        lines += ["", f"## Kind {kind}", "", f"{text} ({demand})", "", *_table(kind, raw["results"])]
+    return "\n".join(lines) + "\n"
+
+
+def _of(kind: int) -> list[Case]:
+    return [case for case in CASES if case.kind == kind]
+
+
+def _tally(kind: int, results: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    cases = _of(kind)
+    states = [results.get(case.name, {}).get(label(v), ["-"])[0] for case in cases for v in VARIANTS]
+    return f"{len(cases)} | {states.count(WORKS)} of {len(states)} | {states.count(REFUSED)}"
+
+
+def _table(kind: int, results: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    columns = [(compiler, level) for compiler in ("gcc", "clang") for level in LEVELS]
+    lines = [
+        "| Case | | " + " | ".join(f"{c} {level}" for c, level in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for case in _of(kind):
+        row = results.get(case.name, {})
+        cells = [_cell(row.get(f"{c} {level} pie"), row.get(f"{c} {level} nopie")) for c, level in columns]
+        demand = MUST if case.must else "judge"
+        lines.append(f"| {case.name.replace('_', ' ')} | {demand} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(pie: Sequence[str] | None, nopie: Sequence[str] | None) -> str:
+    marks = [_mark(pie), _mark(nopie)]
+    return marks[0] if marks[0] == marks[1] else " / ".join(marks)
+
+
+def _mark(result: Sequence[str] | None) -> str:
+    if result is None:
+        return "-"
+    if result[0] == WORKS:
+        return "✓"
+    return ", ".join(f"`{code}`" for code in result[1:]) if result[0] == REFUSED else "FAILS"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the page, and with a log the results too."""
+    if arguments:
+        COMMITTED.write_text(json.dumps(merge(Path(arguments[0])), indent=1, ensure_ascii=False) + "\n")
+    PAGE.write_text(render(json.loads(COMMITTED.read_text())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,55 @@
+"""Results of the matrix: written by the tests as they run, merged into `docs/support-matrix.json`.
+
+A line of the log is one outcome: {"case", "variant", "state", "codes"}.  Lines are appended, so several processes of
+pytest may write one log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.live.matrix.model import COMPILERS, Case, Outcome
+from tests.support.project import Variant
+
+COMMITTED = Path(__file__).parents[3] / "docs" / "support-matrix.json"
+FAILED = "fails"
+
+
+def label(variant: Variant) -> str:
+    """A variant without its linker, which a case may choose: `gcc -O2 pie`."""
+    return f"{variant.compiler} {variant.optimise} {variant.mode}"
+
+
+def record(case: Case, variant: Variant, outcome: Outcome) -> None:
+    """Append to the log that KATANA_MATRIX_LOG names, if it does."""
+    if path := os.environ.get("KATANA_MATRIX_LOG"):
+        line = {"case": case.name, "variant": label(variant), "state": outcome.state, "codes": list(outcome.codes)}
+        with Path(path).open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def committed() -> dict[tuple[str, str], Outcome]:
+    """(case, variant) → what the committed results say."""
+    if not COMMITTED.exists():
+        return {}
+    raw = json.loads(COMMITTED.read_text())["results"]
+    return {(case, variant): Outcome(v[0], tuple(v[1:])) for case, row in raw.items() for variant, v in row.items()}
+
+
+def merge(log: Path) -> dict[str, Any]:
+    """The results of a log, as they are committed: case → variant → [state, code, ...]."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for text in log.read_text().splitlines():
+        line = json.loads(text)
+        found.setdefault(line["case"], {})[line["variant"]] = [line["state"], *line["codes"]]
+    tools = {name: _version(name) for name in COMPILERS}
+    return {"tools": tools, "results": {case: dict(sorted(row.items())) for case, row in sorted(found.items())}}
+
+
+def _version(compiler: str) -> str:
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.splitlines()[0]

@@ -1,0 +1,94 @@
+"""Every kind of code change, live, in every kind of build (docs/support-matrix.md).
+
+`make test` takes a sample that repeats itself exactly: each case together with others in four of the sixteen variants,
+and by itself in one of them.  `make matrix` sets KATANA_MATRIX: each case by itself in every variant; its log becomes
+the committed results, and the sample must agree with those.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from _pytest.mark.structures import ParameterSet
+
+from tests.live.matrix.cases import CASES, sample, single
+from tests.live.matrix.model import MUST, PROGRAMS, REFUSED, VARIANTS, WORKS, Case, Outcome
+from tests.live.matrix.results import FAILED, committed, label, record
+from tests.live.matrix.runner import Workshop
+from tests.support.project import Variant
+
+FULL = bool(os.environ.get("KATANA_MATRIX"))
+KNOWN = committed()
+_MOST = 20  # cases in one program: more of them make each link slower than a further program is
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """What is built into one program: cases of one kind of program in one variant."""
+
+    variant: Variant
+    program: str
+    number: int
+    cases: tuple[Case, ...]
+
+    def __str__(self) -> str:
+        return f"{label(self.variant)} {self.program}{self.number}".replace(" ", "-").replace("--", "-")
+
+
+def _shops() -> Iterator[Shop]:
+    for variant, program in itertools.product(VARIANTS, PROGRAMS):
+        chosen = [case for n, case in enumerate(CASES) if case.program == program and (FULL or variant in sample(n))]
+        for start in range(0, len(chosen), _MOST):
+            yield Shop(variant, program, start // _MOST, tuple(chosen[start : start + _MOST]))
+
+
+SHOPS = list(_shops())
+SINGLES = [(shop, case) for shop in SHOPS for case in shop.cases if FULL or shop.variant == single(CASES.index(case))]
+
+
+@pytest.fixture(scope="module")
+def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """All cases of a program, built in a variant."""
+    shop: Shop = request.param
+    made = Workshop(tmp_path_factory.mktemp("matrix"), shop.variant, shop.cases)
+    if not made.variant.available():
+        pytest.skip(f"{made.variant} needs a tool that is not installed")
+    yield made
+    made.remove()
+
+
+def _marked(shop: Shop, *more: Case) -> ParameterSet:
+    # One process of pytest-xdist (--dist loadgroup) takes all of a workshop.
+    name = "-".join((str(shop), *(case.name for case in more)))
+    return pytest.param(shop, *more, marks=pytest.mark.xdist_group(str(shop)), id=name)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("workshop", "case"), [_marked(*pair) for pair in SINGLES], indirect=["workshop"])
+def test_change_by_itself(workshop: Workshop, case: Case) -> None:
+    """A bug: a change is left out or half carried, a neighbour breaks, or a refusal where it has to work."""
+    variant = workshop.asked_for
+    try:
+        outcome = workshop.run([case])
+    except Exception:
+        record(case, variant, Outcome(FAILED))
+        raise
+    record(case, variant, outcome)
+    assert outcome.state == WORKS or not case.must, (MUST, case.name, workshop.refusals)
+    known = KNOWN.get((case.name, label(variant)))
+    assert FULL or known == outcome, "docs/support-matrix.md says otherwise: make matrix"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workshop", [_marked(shop) for shop in SHOPS], indirect=True)
+def test_changes_together(workshop: Workshop) -> None:
+    """A bug: changes that each work disturb one another in one patch."""
+    variant = workshop.asked_for
+    refused = {case for (case, where), o in KNOWN.items() if where == label(variant) and o.state == REFUSED}
+    fit = [c for c in workshop.cases if c.name not in refused and (c.must or (c.name, label(variant)) in KNOWN)]
+    if fit:
+        assert workshop.run(fit).state == WORKS, workshop.refusals

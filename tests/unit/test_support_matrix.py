@@ -1,0 +1,44 @@
+"""The support matrix as committed: complete, green where it has to be, and made from the results."""
+
+from __future__ import annotations
+
+import json
+
+from tests.live.matrix.cases import CASES, sample, single
+from tests.live.matrix.model import KINDS, MUST, REFUSED, VARIANTS, WORKS
+from tests.live.matrix.page import PAGE, render
+from tests.live.matrix.results import COMMITTED, committed, label
+
+
+def test_page_is_what_the_results_make() -> None:
+    """A bug: the page was edited by hand, or the results changed without it."""
+    assert PAGE.read_text() == render(json.loads(COMMITTED.read_text()))
+
+
+def test_every_case_was_run_in_every_variant() -> None:
+    """A bug: a case was added and `make matrix` not run."""
+    assert set(committed()) == {(case.name, label(v)) for case in CASES for v in VARIANTS}
+
+
+def test_every_kind_has_cases_and_every_must_works() -> None:
+    """A bug: a kind of change is forgotten, or a failure is committed as it is."""
+    results = committed()
+    for kind, (text, demand) in KINDS.items():
+        mine = [case for case in CASES if case.kind == kind]
+        assert mine, text
+        assert any(case.must for case in mine) or demand != MUST, text
+        for case in mine:
+            for variant in VARIANTS:
+                outcome = results[case.name, label(variant)]
+                assert outcome.state == WORKS or (outcome.state == REFUSED and outcome.codes and not case.must), (
+                    case.name
+                )
+
+
+def test_names_are_told_apart_and_the_sample_covers_all() -> None:
+    """A bug: two cases share a name, or a variant or case is never in the sample."""
+    assert len({case.name for case in CASES}) == len(CASES)
+    covered = {v for number in range(len(CASES)) for v in sample(number)}
+    assert covered == set(VARIANTS)
+    assert all(single(number) in sample(number) for number in range(len(CASES)))
+    assert {single(number) for number in range(len(CASES))} == set(VARIANTS)
