@@ -131,38 +131,6 @@ def test_stub_jumps_through_its_slot(tmp_path: Path) -> None:
     assert "# 0x51238" in text
 
 
-@pytest.mark.parametrize("register", ["rax", "rsp", "rbp", "rdi", "r8", "r12", "r13", "r15"])
-def test_veneer_loads_the_same_register(tmp_path: Path, register: str) -> None:
-    """A bug: rsp/r12 without a SIB byte, rbp/r13 without a displacement, or another register."""
-    (tmp_path / "l.s").write_text(f"mov 0x11223344(%rip), %{register}\n")
-    tool("as", tmp_path / "l.s", "-o", tmp_path / "l.o")
-    load = ElfFile((tmp_path / "l.o").read_bytes())
-    text = load.section(".text")
-    assert text is not None
-    number = cpu.load_register(load.contents(text), 3)
-    assert number is not None
-    instead, veneer = cpu.load_veneer(0x90000, number, 0x7F12_3456_7890, 0x80007)
-    assert "jmp    0x90000" in disassemble(tmp_path, instead, 0x80000)
-    said = disassemble(tmp_path, veneer, 0x90000)
-    assert f"movabs $0x7f1234567890,%{register}" in said
-    assert f"(%{register}),%{register}" in said
-    assert "jmp    0x80007" in said
-
-
-@pytest.mark.parametrize(
-    "code", ["lea 0x10(%rip), %rax", "mov 0x10(%rip), %eax", "mov %rax, 0x10(%rip)", "cmp 0x10(%rip), %rax"]
-)
-def test_only_loads_of_64_bits_have_a_veneer(tmp_path: Path, code: str) -> None:
-    """A bug: another instruction is taken for a load."""
-    (tmp_path / "l.s").write_text(code + "\n")
-    tool("as", tmp_path / "l.s", "-o", tmp_path / "l.o")
-    elf = ElfFile((tmp_path / "l.o").read_bytes())
-    text = elf.section(".text")
-    assert text is not None
-    data = elf.contents(text)
-    assert cpu.load_register(data, len(data) - 4) is None
-
-
 def test_value_that_does_not_fit_names_symbol_and_section(tmp_path: Path) -> None:
     """A bug: a field is cut off, or the refusal does not say where."""
     (tmp_path / "a.s").write_text('.section .text.f,"ax",@progbits\n lea far_data(%rip), %rax\n')
