@@ -27,6 +27,7 @@ from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import masked
 from katana_cc.patch.model import Reason
+from katana_cc.recorder.record import stem
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 
@@ -125,9 +126,19 @@ class Diff:
         if place is not None:
             view = self.view(owner, place.unit)
             subject = view.label(place.section)
-            file, line = self.debug.declared(owner, place)
+            file, line = self._declared(owner, place)
             file = file or view.file or owner.unit_name(place.unit)
         self.changes.reasons.append(Reason(code.value, severity, subject, file, line, text))
+
+    def _declared(self, program: Program, place: Place) -> tuple[str, int]:
+        """Where something is declared; what a compiler made, where the one function is that uses it."""
+        view = self.view(program, place.unit)
+        users = view.users.get(place.section, frozenset())
+        at = self.debug.declared(program, place)
+        if at[1] or len(users) != 1:
+            return at
+        user = next((n for n, k in view.kinds.items() if k is Kind.FUNCTION and stem(view.label(n)) in users), None)
+        return at if user is None else self.debug.declared(program, Place(place.unit, user))
 
     # Passes
 

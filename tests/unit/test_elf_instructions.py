@@ -32,7 +32,7 @@ def test_lengths_are_those_of_objdump(name: str) -> None:
     path = _library(name)
     start = ElfFile(path.read_bytes()).section(".text")
     assert start is not None
-    end = start.address + min(start.size, 0x60000)
+    end = start.address + min(start.size, 0x20000)
     text = _run("objdump", "-d", "-w", "--insn-width=16", "-j", ".text", f"--stop-address={end:#x}", path)
     wrong = []
     for _, data, words in _LINE.findall(text)[:-8]:  # the end may cut one

@@ -23,6 +23,9 @@ Every kind of code change, each built in both versions, applied to a running pro
 beside it, reverted, and compared with the old one.  Made by `make matrix` from the results of
 `tests/live/test_matrix.py`; not edited by hand.  The cases and their sources are in `tests/live/matrix/`.
 
+The cases of a program are patched together; each also by itself in one of the builds, and in all of them if it may be
+refused.
+
 - **must**: has to work.  **judge**: works, or is refused with a useful reason.
 - `✓` works; a code means refused when the patch is made, with that reason; `-` not run; `FAILS` is a bug.
 - Each cell stands for a position-independent executable and one that is not, in this order, as one mark if they agree.
