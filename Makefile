@@ -1,5 +1,6 @@
 # make demo    a server patched while it runs, in under two minutes
 # make test    everything that is checked at each commit
+# make matrix  every kind of code change in every kind of build, live: writes docs/support-matrix.md (ten minutes)
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
 # make deps    what the tests and benches need from the system (the demo needs gcc, make and python3-venv only)
@@ -16,7 +17,7 @@ SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/l
 OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$f" 2>/dev/null | grep -q 'sh$$' && echo "$$f"; done)
 JOBS ?= $(shell nproc)
 
-.PHONY: all .venv demo test lint bench deps clean
+.PHONY: all .venv demo test lint matrix bench deps clean
 all: .venv
 
 .venv: $(STAMP)
@@ -43,10 +44,19 @@ lint: .venv
 	$(BIN)/mypy
 	shellcheck $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
 
-# What only computes or compiles runs on every processor; what stops processes and measures runs alone.
+# What only computes or compiles runs on every processor, and so does the matrix, which measures nothing; what stops
+# processes and measures runs alone.
 test: deps .venv lint
 	$(BIN)/python3 -m pytest -n $(JOBS) --dist worksteal tests/unit tests/formats tests/toolchain
-	$(BIN)/python3 -m pytest tests/live
+	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py
+	$(BIN)/python3 -m pytest tests/live --ignore tests/live/test_matrix.py
+
+# What fails is in the page too: `make test` does not let it be committed.
+matrix: deps .venv
+	rm -f .matrix.log
+	-KATANA_MATRIX=1 KATANA_MATRIX_LOG=.matrix.log $(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py
+	$(BIN)/python3 -m tests.live.matrix.page .matrix.log
+	rm -f .matrix.log
 
 bench: .venv
 	bench/run

@@ -48,7 +48,11 @@ def _shops() -> Iterator[Shop]:
 
 
 SHOPS = list(_shops())
-SINGLES = [(shop, case) for shop in SHOPS for case in shop.cases if FULL or shop.variant == single(CASES.index(case))]
+
+
+def _singles(shop: Shop) -> list[Case]:
+    """The cases of a shop that are also patched by themselves."""
+    return [c for c in shop.cases if shop.variant == single(CASES.index(c)) or (FULL and not c.must)]
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +66,23 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     made.remove()
 
 
-def _marked(shop: Shop, *more: Case) -> ParameterSet:
-    # One process of pytest-xdist (--dist loadgroup) takes all of a workshop.
-    name = "-".join((str(shop), *(case.name for case in more)))
-    return pytest.param(shop, *more, marks=pytest.mark.xdist_group(str(shop)), id=name)
+def _tests() -> Iterator[ParameterSet]:
+    """Each shop with its single cases, and with all; one after the other, since building it is most of the work."""
+    for shop in SHOPS:
+        for case in (*_singles(shop), None):
+            # One process of pytest-xdist (--dist loadgroup) takes all of a shop.
+            mark = pytest.mark.xdist_group(str(shop))
+            yield pytest.param(shop, case, marks=mark, id=f"{shop}-{case.name if case else 'together'}")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("workshop", "case"), [_marked(*pair) for pair in SINGLES], indirect=["workshop"])
-def test_change_by_itself(workshop: Workshop, case: Case) -> None:
-    """A bug: a change is left out or half carried, a neighbour breaks, or a refusal where it has to work."""
+@pytest.mark.parametrize(("workshop", "case"), list(_tests()), indirect=["workshop"])
+def test_change(workshop: Workshop, case: Case | None) -> None:
+    """A bug: a change is left out or half carried, a neighbour breaks, or a refusal where it has to work.  Without a
+    case: changes that each work disturb one another in one patch."""
+    if case is None:
+        _run_together(workshop)
+        return
     outcome = _run_alone(workshop, case)
     assert outcome.state == WORKS or not case.must, workshop.refusals
     known = KNOWN.get((case.name, label(workshop.asked_for)))
@@ -88,10 +99,7 @@ def _run_alone(workshop: Workshop, case: Case) -> Outcome:
     return outcome
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("workshop", [_marked(shop) for shop in SHOPS], indirect=True)
-def test_changes_together(workshop: Workshop) -> None:
-    """A bug: changes that each work disturb one another in one patch."""
+def _run_together(workshop: Workshop) -> None:
     variant = label(workshop.asked_for)
     fit = [c for c in workshop.cases if c.must or (not FULL and KNOWN[c.name, variant].state == WORKS)]
     if not fit:

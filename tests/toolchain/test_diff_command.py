@@ -113,11 +113,8 @@ def test_changes_of_variables_have_file_and_line(project: Project, capsys: pytes
     rebuild(project, '{"x", "y"}', '{"x", "z"}')
     found = {where for several in reasons(capsys).values() for where in several}
     assert found
-    assert found <= {
-        ("names", "a.c", 5),
-        ("work", "a.c", 7),
-        ("serve", "a.c", 13),
-    }  # whichever the compiler folded it into
+    # The table, or whatever the compiler folded it into.
+    assert {(file, line) for _, file, line in found} <= {("a.c", 5), ("a.c", 7), ("a.c", 13)}
 
 
 def test_changes_of_types_have_file_and_line(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
