@@ -154,6 +154,8 @@ class Diff:
         for number, kind in view.kinds.items():
             place = Place(new_unit, number)
             old_place = self.correlation.old_of.get(place)
+            if self._is_spare(place):
+                continue
             if kind is Kind.FUNCTION:
                 if not view.is_part(number) or number not in view.parent:
                     self._compare_function(place, old_place)
@@ -164,6 +166,14 @@ class Diff:
             elif kind in (Kind.CODE, Kind.OTHER, Kind.STARTUP):
                 self._compare_whole(place, old_place, kind)
         self._note_removed(old_unit)
+
+    def _is_spare(self, place: Place) -> bool:
+        """Whether it is a copy of something inline (COMDAT) of which the new link kept another object's."""
+        if self.new.address(place) is not None:
+            return False
+        symbols = self.view(self.new, place.unit).symbols_in.get(place.section, ())
+        kept = (self.new.globals.get(s.name) for s in symbols if s.binding != c.STB_LOCAL)
+        return any(k is not None and k.address is not None and k.place != place for k in kept)
 
     def _compare_function(self, place: Place, old_place: Place | None) -> None:
         if old_place is None:

@@ -94,13 +94,17 @@ def _followed_by_padding(diff: Diff, old_place: Place) -> bool:
 
 
 def _is_code(diff: Diff, place: Place) -> bool:
-    return bool(diff.view(diff.old, place.unit).elf.sections[place.section].flags & c.SHF_EXECINSTR)
+    known = (x for x in diff.old.record(place.unit).sections if x.number == place.section)
+    return any(x.flags & c.SHF_EXECINSTR for x in known)
 
 
 def _placed(diff: Diff) -> Iterator[tuple[int, int]]:
     """[start, end) of every section of an object in the old output."""
-    for (unit, section), start in diff.old.snapshot.placements.items():
-        yield start, start + diff.view(diff.old, unit).elf.sections[section].size
+    for unit in range(len(diff.old.snapshot.units)):
+        for section in diff.old.record(unit).sections:
+            start = diff.old.address(Place(unit, section.number))
+            if start is not None:
+                yield start, start + section.size
 
 
 def is_padding(code: bytes, size: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.elf.reader import ElfFile
 from tests.support.project import MODES, Project, Result, Variant
 
 LINKERS = {"pie": "bfd", "nopie": "gold", "shared": "lld"}
@@ -407,3 +408,54 @@ def test_every_mode_is_tried() -> None:
     assert {v.mode for v in VARIANTS} == set(MODES)
     assert {v.optimise for v in VARIANTS if v.compiler == "gcc"} == {"-O0", "-O2", "-O3", "-Os"}
     assert {v.optimise for v in VARIANTS if v.compiler == "clang"} == {"-O0", "-O2", "-O3", "-Os"}
+
+
+INLINE = "inline NOINLINE int shared(int x) {{ static int n; n++; return x * {} + n; }}\n".replace("NOINLINE", NOINLINE)
+
+
+def inline_files(a: int, b: int) -> dict[str, str]:
+    """Two C++ files with the same inline function, and main."""
+    return {
+        "main.c": MAIN,
+        "a.cc": INLINE.format(a) + 'int other(int); extern "C" int serve(int x) { return shared(x) + other(x); }',
+        "b.cc": INLINE.format(b) + "int other(int x) { return shared(x + 1) * 3; }",
+    }
+
+
+PLAIN_CXX = ("-fno-exceptions",)
+
+
+def test_inline_function_in_two_files_is_replaced_once(tmp_path: Path) -> None:
+    """A bug: the copy that the link left out is taken for the function, and its static variable begins anew."""
+    project = Project(tmp_path, Variant("gcc", "-O1", "pie"))
+    old = project.build(inline_files(5, 5), compile_flags=PLAIN_CXX)
+    new = project.build(inline_files(7, 7), compile_flags=PLAIN_CXX)
+    result = project.checked(old, new)
+    assert result.replaced == ["_Z6sharedi"]
+    assert "data-new" not in result.codes()
+
+
+def test_inline_function_kept_from_another_file_is_the_same(tmp_path: Path) -> None:
+    """A bug: with another order in the link, the function is replaced twice, or not at all."""
+    project = Project(tmp_path, Variant("gcc", "-O1", "pie"))
+    old = project.build(inline_files(5, 5), compile_flags=PLAIN_CXX, order=["main.c", "a.cc", "b.cc"])
+    new = project.build(inline_files(7, 7), compile_flags=PLAIN_CXX, order=["main.c", "b.cc", "a.cc"])
+    result = project.checked(old, new)
+    assert result.refusals == [] or {code for code, _ in result.refusals} <= {"name-means-another"}
+    assert result.replaced.count("_Z6sharedi") == 1 or result.refusals
+    assert "data-new" not in result.codes()
+
+
+def test_weak_function_of_the_same_file_is_not_meant_where_it_is_overridden(plain: Project) -> None:
+    """A bug: new code calls the weak one, which no other code does."""
+    source = (
+        "__attribute__((weak, noinline)) int pick(int x) {{ return x * 3 + 1; }}"
+        " int serve(int x) {{ return pick(x) * {}; }}"
+    )
+    more = {"strong.c": NOINLINE + "int pick(int x) { return x * 7 + 2; }"}
+    old = plain.build({"main.c": MAIN, "a.c": source.format(5), **more})
+    new = plain.build({"main.c": MAIN, "a.c": source.format(9), **more})
+    result = plain.checked(old, new)
+    assert result.replaced == ["serve"]
+    meant = {s.value for s in ElfFile(old.path.read_bytes()).symbols if s.name == "pick"}
+    assert {y.value for y in result.patch.symbols if y.name == "pick"} == meant
