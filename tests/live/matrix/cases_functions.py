@@ -187,19 +187,19 @@ CLONES = (
     Case(
         5,
         "isra",
-        "struct big { long a[20]; long b; };\nstatic struct big one = {{1, 2, 3}, 4};\n"
+        "struct big { long a[20]; long b; };\nstatic struct big one = {{1, 2, 3}, 4}, two = {{3, 2}, 9};\n"
         "static NOINLINE long pick(struct big *p, long x, long unused) { seen++; return p->b * x + <<<1=>100>>>; }\n"
-        "NOINLINE long is_a(long x) { return pick(&one, x, x * 3) + 1; }\n"
-        "long ask_isra(long x) { return is_a(x) + pick(&one, x + 1, 9); }",
+        "NOINLINE long is_a(struct big *p, long x) { return pick(p, x, x * 3) + 1; }\n"
+        "long ask_isra(long x) { return is_a(&one, x) + pick(&two, x + 1, 9); }",
     ),
     Case(
         5,
         "isra_appears",
-        "struct big { long a[20]; long b; };\nstatic struct big one = {{1, 2, 3}, 4};\n"
-        "static NOINLINE long pick(struct big *p, long x, long used) { seen++; return p->b * x + 1 <<<+ "
-        "used=>>>>; }\n"
-        "NOINLINE long ia_a(long x) { return pick(&one, x, x * 3) + 1; }\n"
-        "long ask_isra_appears(long x) { return ia_a(x) + pick(&one, x + 1, 9); }",
+        "struct big { long a[20]; long b; };\nstatic struct big one = {{1, 2, 3}, 4}, two = {{3, 2}, 9};\n"
+        "static NOINLINE long pick(struct big *p, long x, long used) { seen++; return p->b * x + 1 <<<"
+        "+ p->a[x & 3] + used=>>>>; }\n"
+        "NOINLINE long ia_a(struct big *p, long x) { return pick(p, x, x * 3) + 1; }\n"
+        "long ask_isra_appears(long x) { return ia_a(&one, x) + pick(&two, x + 1, 9); }",
     ),
     Case(
         5,
