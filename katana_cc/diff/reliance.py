@@ -169,12 +169,10 @@ class _Walk:
         """The function a reference leads to; the whole one for a .cold half."""
         if reference.literal is not None or reference.section < 0:
             return None
-        place = Place(unit, reference.section)
-        if reference.section == 0:
-            definition = self.old.globals.get(self.old.meant(reference.name))
-            if definition is None or definition.place is None:
-                return None
-            place = definition.place
+        resolved = self.diff.comparison.resolve(self.old, Place(unit, 0), reference)
+        if resolved is None:
+            return None
+        place = resolved[0]
         view = self.diff.view(self.old, place.unit)
         if view.kinds.get(place.section) not in (Kind.FUNCTION, Kind.CODE):
             return None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from katana_cc.cli.main import main
-from katana_cc.release.bundle import name_release
+from katana_cc.release.naming import name_release
 from tests.support.project import Project, Variant
 from tests.toolchain.test_diff_code import MAIN
 
