@@ -56,14 +56,17 @@ def find_modules(memory: Reader, regions: MemoryMap) -> tuple[Module, ...]:
     Raises:
         RefusedError: the process is not a 64-bit little-endian x86-64 one.
     """
-    found = []
+    found: list[Module] = []
     for region in regions.regions:
         if region.offset or "r" not in region.permissions or (not region.inode and region.path != "[vdso]"):
             continue
         if region.path.startswith(("/memfd:katana:", "/dev/", "/SYSV")):
             continue
+        path = region.path.removesuffix(" (deleted)")
+        if any(m.path == path and m.start < region.start < m.end for m in found):
+            continue  # lld puts segments of a small program into one page of the file, which is mapped for each
         with contextlib.suppress(TargetError):
-            module = _module_at(memory, region.start, region.path)
+            module = _module_at(memory, region.start, path)
             if module is not None:
                 found.append(module)
     return tuple(found)
@@ -96,7 +99,7 @@ def _module_at(memory: Reader, address: int, path: str) -> Module | None:
             with contextlib.suppress(TargetError):
                 notes = notes_of(memory.read(bias + s.vaddr, s.memory_size), s.alignment)
                 build_id = build_id or build_id_of(notes)
-    return Module(path.removesuffix(" (deleted)"), kind, machine, bias, bias + low, bias + high, segments, build_id)
+    return Module(path, kind, machine, bias, bias + low, bias + high, segments, build_id)
 
 
 def with_build_id(modules: tuple[Module, ...], build_id: str) -> Iterator[Module]:
