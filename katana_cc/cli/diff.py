@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> ExitStatus | int:
         return ExitStatus.STORE
     if not arguments.exit_code:
         return ExitStatus.DONE
-    return _status(results)
+    return status_of(results)
 
 
-def _status(results: Iterable[dict[str, Any]]) -> ExitStatus | int:
+def status_of(results: Iterable[dict[str, Any]]) -> ExitStatus | int:
     """The gravest verdict as an exit status."""
     verdicts = {r["verdict"] for r in results if r["needed"]}
     if Verdict.REFUSED.value in verdicts:
