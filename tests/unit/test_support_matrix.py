@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tests.live.matrix.cases import CASES, sample, single
 from tests.live.matrix.model import KINDS, MUST, REFUSED, VARIANTS, WORKS
 from tests.live.matrix.page import PAGE, render
-from tests.live.matrix.results import COMMITTED, committed, label
+from tests.live.matrix.results import COMMITTED, committed, label, merge
 
 
 def test_page_is_what_the_results_make() -> None:
@@ -42,3 +43,19 @@ def test_names_are_told_apart_and_the_sample_covers_all() -> None:
     assert covered == set(VARIANTS)
     assert all(single(number) in sample(number) for number in range(len(CASES)))
     assert {single(number) for number in range(len(CASES))} == set(VARIANTS)
+
+
+def test_worse_of_two_results_counts(tmp_path: Path) -> None:
+    """A bug: what was refused is not in the page, or a failure is hidden by a success."""
+    log = tmp_path / "log"
+    states = {"a": ["works"], "b": ["refused"], "c": ["works", "fails"], "d": ["fails", "works"]}
+    lines = [
+        {"case": case, "variant": "gcc -O2 pie", "state": state, "codes": []}
+        for case, several in states.items()
+        for state in several
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = merge(log)["results"]
+    assert {case: row["gcc -O2 pie"] for case, row in results.items()} == {
+        "a": ["works"], "b": ["refused"], "c": ["fails"], "d": ["fails"],
+    }  # fmt: skip

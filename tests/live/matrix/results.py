@@ -46,7 +46,7 @@ def merge(log: Path) -> dict[str, Any]:
     for text in log.read_text().splitlines():
         line = json.loads(text)
         row, outcome = found.setdefault(line["case"], {}), [line["state"], *line["codes"]]
-        if row.get(line["variant"], outcome)[0] == WORKS:  # together and by itself: the worse counts
+        if row.get(line["variant"], [WORKS])[0] == WORKS:  # together and by itself: the worse counts
             row[line["variant"]] = outcome
     tools = {name: _version(name) for name in COMPILERS}
     return {"tools": tools, "results": {case: dict(sorted(row.items())) for case, row in sorted(found.items())}}
