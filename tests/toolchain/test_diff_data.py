@@ -331,8 +331,8 @@ REFUSED = {
     ),
     "linker set grew": (SET.replace("MORE", ""), SET.replace("MORE", MORE), "section-changed", None),
     "function too small": (
-        "int q; void hook(void) {} int serve(int x) { hook(); return x * 33; }",
-        "int q; void hook(void) { q++; } int serve(int x) { hook(); return x * 33; }",
+        "int q; void hook(void) {} int serve(int x) { hook(); return x * 33; } void (*volatile p)(void) = hook;",
+        "int q; void hook(void) { q++; } int serve(int x) { hook(); return x * 33; } void (*volatile p)(void) = hook;",
         "function-too-small",
         "hook",
     ),
@@ -355,7 +355,7 @@ def test_refused(tmp_path: Path, kind: str, compiler: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     before, after, code, subject = REFUSED[kind]
-    project = Project(tmp_path, Variant(compiler, "-O1" if kind == "function too small" else "-O2"))
+    project = Project(tmp_path, Variant(compiler, "-Os" if kind == "function too small" else "-O2"))
     flags = ["-fno-inline", "-fcf-protection=none", "-fomit-frame-pointer"]
     more = {"q.c": "int q(int x) { return x * 2; }"} if "q(int)" in before + after else None
     result = change(project, before, after, more, compile_flags=flags)
