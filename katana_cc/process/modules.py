@@ -58,6 +58,9 @@ def find_modules(memory: Reader, regions: MemoryMap) -> tuple[Module, ...]:
     """
     found: list[Module] = []
     for region in regions.regions:
+        # Segments of a small file may share its first page, which is then mapped once for each.
+        if found and found[-1].start < region.start < found[-1].end:
+            continue
         if region.offset or "r" not in region.permissions or (not region.inode and region.path != "[vdso]"):
             continue
         if region.path.startswith(("/memfd:katana:", "/dev/", "/SYSV")):

@@ -39,6 +39,20 @@ def test_answer_changes_and_changes_back(tmp_path: Path, kind: str, threads: int
         assert server.ask("c") == "4", "the counter lost a call or its value"
 
 
+@pytest.mark.parametrize("linker", ["gold", "lld", "mold"])
+@pytest.mark.parametrize("kind", ["pie", "no-pie"])
+def test_program_of_another_linker_is_patched(tmp_path: Path, kind: str, linker: str) -> None:
+    """A bug: the first page of a small file, mapped once for its headers and once for its code, counts as two programs."""
+    flags, link = COMPILE.get(kind, ("-O2",)), (*KINDS[kind], f"-fuse-ld={linker}")
+    old = build(tmp_path / "old", "server", COUNTER, flags=flags, link=link)
+    new = build(tmp_path / "new", "server", TIMES_TEN, flags=flags, link=link)
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer",)))
+    with serving(old.output) as server:
+        done = katana("apply", patch, "--pid", server.pid)
+        assert done.returncode == 0, done.stderr
+        assert server.ask("a 5") == "51"
+
+
 def test_stripped_and_deleted_program_is_patched(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: symbols or the build-id are looked for in the file."""
     patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))
