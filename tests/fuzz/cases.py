@@ -1,0 +1,196 @@
+"""Cases: two versions of a program as text, how to build them, and what a process must say at each point.
+
+A case does not need the strategies any more once it is made: a stored one stays what it was when they change.  A
+__LINE__ may be that of either version, since functions that differ in nothing else are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from tests.fuzz import edits, generate
+from tests.fuzz import program as p
+from tests.fuzz.model import Machine, OutOfFuelError, State, begin, take_over, written
+from tests.fuzz.render import DRIVER, Source, entries, render
+from tests.support.project import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A command, its answer, and the line numbers that may stand behind it, each as the ones possible."""
+
+    command: str
+    answer: str
+    alternatives: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What to build and what to expect.
+
+    `first` is what the new build says from its start; `before`, `after` and `reverted` are one process's life.
+    `conflict`: applying may be refused at run time, since a pointer to rewrite has another value; `revert_conflict`:
+    the same of reverting.
+    """
+
+    variant: Variant
+    old: dict[str, str]
+    new: dict[str, str]
+    edits: tuple[str, ...]
+    first: tuple[Exchange, ...]
+    before: tuple[Exchange, ...]
+    after: tuple[Exchange, ...]
+    reverted: tuple[Exchange, ...]
+    conflict: bool = False
+    revert_conflict: bool = False
+
+    def to_json(self) -> str:
+        """The case as text."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def load(path: Path) -> Case:
+    """A case that was stored."""
+    raw = json.loads(path.read_text())
+
+    def exchanges(items: list[dict[str, object]]) -> tuple[Exchange, ...]:
+        return tuple(
+            Exchange(str(i["command"]), str(i["answer"]), tuple(tuple(x) for x in i["alternatives"]))  # type: ignore[attr-defined]
+            for i in items
+        )
+
+    v = raw["variant"]
+    variant = Variant(**{**v, "compile_flags": tuple(v["compile_flags"]), "link_flags": tuple(v["link_flags"])})
+    talk = {name: exchanges(raw[name]) for name in ("first", "before", "after", "reverted")}
+    return Case(
+        variant, raw["old"], raw["new"], tuple(raw["edits"]), **talk,
+        conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
+    )  # fmt: skip
+
+
+COMPILE_FLAGS = ((),) * 8 + (
+    ("-fcommon",),
+    ("-fno-plt",),
+    ("-fstack-protector-strong",),
+    ("-fno-inline",),
+    ("-fno-asynchronous-unwind-tables",),
+    ("-fvisibility=hidden",),
+    ("-fcf-protection",),
+    ("-fomit-frame-pointer",),
+)
+
+
+@st.composite
+def variants(draw: generate.Draw) -> Variant:
+    """Compiler, optimisation, kind of output and linker that are installed."""
+    compiler = draw(st.sampled_from(["gcc", "clang"]))
+    optimise = draw(st.sampled_from(["-O2", "-O2", "-O0", "-O1", "-O3", "-Os"]))
+    mode = draw(st.sampled_from(["pie", "nopie"]))
+    linker = draw(st.sampled_from(["bfd", "bfd", "lld", "gold", "mold"]))
+    flags = draw(st.sampled_from(COMPILE_FLAGS))
+    link = draw(st.sampled_from([(), (), (), ("-Wl,--gc-sections",), ("-Wl,-z,now",)]))
+    variant = Variant(compiler, optimise, mode, linker, flags, link)
+    assume(variant.available())
+    return variant
+
+
+@st.composite
+def commands(draw: generate.Draw, program: p.Program) -> tuple[tuple[str, int], ...]:
+    """Calls of entry points and pokes."""
+    names = [f.key for f in entries(program)] + [f"poke_{u.name}" for u in program.units]
+    one = st.tuples(st.sampled_from(names), st.one_of(st.integers(0, 40), generate.NUMBERS))
+    return tuple(draw(st.lists(one, min_size=3, max_size=12)))
+
+
+Lines = dict[str, tuple[int, ...]]
+
+
+def converse(
+    program: p.Program, state: State, todo: tuple[tuple[str, int], ...], lines: Lines
+) -> tuple[tuple[Exchange, ...], State]:
+    """The exchanges that commands and a dump come to, and the state after them; what takes too long is left out."""
+    found = []
+    for name, number in todo:
+        machine = Machine(program, state.copy())
+        try:
+            if name.startswith("poke_"):
+                unit = next(u for u in program.units if u.name == name.removeprefix("poke_"))
+                value = machine.poke(unit, number & 7, number)
+            else:
+                params = program.functions[name].params
+                value = machine.call(name, [(number + i) & 0xFFFFFFFF for i in range(params)])
+        except OutOfFuelError:
+            continue
+        state = machine.state
+        found.append(Exchange(f"{name} {number}", str(value), tuple(lines[k] for k in machine.lines)))
+    found.append(Exchange("dump", Machine(program, state).dump()))
+    return tuple(found), state
+
+
+def _unknown(program: p.Program, state: State) -> bool:
+    """Whether a compiler of this program may take a variable's value for granted that the process has changed."""
+    initial, known = begin(program), written(program)
+    return any(
+        key not in known and here[key] != value
+        for here, there in (
+            (state.cells, initial.cells),
+            (state.texts, initial.texts),
+            (state.handlers, initial.handlers),
+        )
+        for key, value in there.items()
+    )
+
+
+def _lines(*versions: dict[str, Source]) -> Lines:
+    found: dict[str, set[int]] = {}
+    for sources in versions:
+        for source in sources.values():
+            for key, line in source.lines.items():
+                found.setdefault(key, set()).add(line)
+    return {key: tuple(sorted(lines)) for key, lines in found.items()}
+
+
+@st.composite
+def cases(draw: generate.Draw) -> Case:
+    """A program, edits of it, a history, and what is to be expected."""
+    variant = draw(variants())
+    old = draw(generate.programs())
+    assume(not p.problem(old))
+    new, kinds = draw(edits.edited(old))
+    return make(
+        variant, old, new, kinds, draw(commands(old)), draw(commands(new)), draw(commands(old)), draw(commands(new))
+    )
+
+
+def make(
+    variant: Variant, old: p.Program, new: p.Program, kinds: tuple[str, ...], *todo: tuple[tuple[str, int], ...]
+) -> Case:
+    """The case of two versions; `todo`: the commands before, after, after the revert, and to the new build alone."""
+    sources = render(old), render(new)
+    lines = _lines(*sources)
+    before, state = converse(old, begin(old), todo[0], lines)
+    after: tuple[Exchange, ...] = ()
+    reverted: tuple[Exchange, ...] = ()
+    conflict = revert_conflict = False
+    if not any(k in edits.REFUSED for k in kinds):
+        state, conflict = take_over(old, new, state)
+        is_known = not _unknown(new, state)
+        if is_known:
+            after, state = converse(new, state, todo[1], lines)
+        state, revert_conflict = take_over(new, old, state)
+        gone = any(k not in old.functions for live in state.handlers.values() for k in live)
+        if is_known and not gone and not _unknown(old, state):
+            reverted, _ = converse(old, state, todo[2], lines)
+    first, _ = converse(new, begin(new), todo[3], _lines(sources[1]))
+    texts = tuple({"main.c": DRIVER, **{name: s.text for name, s in side.items()}} for side in sources)
+    return Case(variant, texts[0], texts[1], kinds, first, before, after, reverted, conflict, revert_conflict)
+
+
+def with_variant(case: Case, variant: Variant) -> Case:
+    """The case, built otherwise."""
+    return replace(case, variant=variant)

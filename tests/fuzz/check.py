@@ -1,0 +1,137 @@
+"""The property: a patched process does what the new build does with its state, and a reverted one what the old does.
+
+build both ── the new one, from its start, must do what the model says (so the model is right)
+old process ── history ── patch ── further commands ── revert ── further commands, and code as it was
+refused: fine, with reasons that name something; but not for edits that have to work
+nothing to do: then the old process must do what the new version would
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from katana_cc.errors import RefusedError
+from katana_cc.patch.codec import patch_id
+from katana_cc.process.apply import apply_patch
+from katana_cc.process.revert import revert_patch
+from tests.fuzz import edits
+from tests.fuzz.cases import Case, Exchange
+from tests.live.server import Server, code_of, serving
+from tests.support.equivalence import inequivalences
+from tests.support.project import Project, Result
+
+# What may be in the way of any edit: the old function has no room for a jump.
+EXCUSED = frozenset({"function-too-small"})
+
+
+class Counterexample(AssertionError):
+    """The property does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a case: "patched", "nothing", "refused" (with codes) or "refused live"."""
+
+    kind: str
+    codes: tuple[str, ...] = ()
+
+
+class Checker:
+    """Checks cases in one folder, one after the other.  Objects of the driver are kept, since it is always the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._drivers: dict[tuple[object, ...], bytes] = {}
+
+    def check(self, case: Case) -> Outcome:
+        """Check one.
+
+        Raises:
+            Counterexample: by its message what is wrong.
+        """
+        place = self.folder / "case"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        project = Project(place, case.variant)
+        old_path, new_path, result = self._build(case, project)
+        with serving(new_path) as server:
+            talk(server, case.first, "the new build from its start")
+        if result.refusals:
+            return _refused(case, result)
+        if any(k in edits.REFUSED for k in case.edits):
+            raise Counterexample(f"{case.edits} should have been refused: {_reasons(result)}")
+        if not result.nothing and (wrong := inequivalences(result.patch, old_path, new_path)):
+            raise Counterexample(f"the patch is not what the new build holds: {wrong}")
+        with serving(old_path) as server:
+            return _live(case, result, server)
+
+    def _build(self, case: Case, project: Project) -> tuple[Path, Path, Result]:
+        v = case.variant
+        key = (v.compiler, v.optimise, v.mode, v.compile_flags)
+        keep = []
+        if key in self._drivers:
+            (project.folder / "main.c").write_text(case.old["main.c"])
+            (project.folder / "main.o").write_bytes(self._drivers[key])
+            keep = ["main.c"]
+        old = project.build(case.old, keep=keep)
+        self._drivers[key] = (project.folder / "main.o").read_bytes()
+        new = project.build(case.new, keep=[n for n in case.new if case.new[n] == case.old.get(n)])
+        return old.path, new.path, project.diff(old, new)
+
+
+def _reasons(result: Result) -> str:
+    return "; ".join(f"{r.severity} {r.code} {r.subject}: {r.text}" for r in result.patch.reasons)
+
+
+def _refused(case: Case, result: Result) -> Outcome:
+    for r in result.patch.reasons:
+        if r.severity == "refused" and not (r.subject and r.text):
+            raise Counterexample(f"a refusal that names nothing: {r}")
+    codes = tuple(sorted({code for code, _ in result.refusals}))
+    is_plain = case.variant.optimise == "-O2" and not case.variant.compile_flags
+    if is_plain and set(case.edits) <= edits.MUST and not set(codes) <= EXCUSED:
+        raise Counterexample(f"{case.edits} must not be refused: {_reasons(result)}")
+    return Outcome("refused", codes)
+
+
+def _live(case: Case, result: Result, server: Server) -> Outcome:
+    talk(server, case.before, "the old build")
+    if result.nothing:
+        # Nobody patches anything; but then there must be nothing to it.
+        talk(server, case.after, f"the old build, for which nothing was to be done ({_reasons(result)})")
+        return Outcome("nothing")
+    code = code_of(server.pid)
+    identity = patch_id(result.data)
+    try:
+        apply_patch(result.patch, identity, [server.pid])
+    except RefusedError as error:
+        if case.conflict:
+            return Outcome("refused live")
+        raise Counterexample(f"refused at run time: {error}; {_reasons(result)}") from error
+    talk(server, case.after, f"the patched process ({_reasons(result)})")
+    try:
+        revert_patch([server.pid], identity)
+    except RefusedError as error:
+        if case.revert_conflict:
+            return Outcome("patched")
+        raise Counterexample(f"revert refused: {error}; {_reasons(result)}") from error
+    talk(server, case.reverted, f"the reverted process ({_reasons(result)})")
+    if code_of(server.pid) != code:
+        raise Counterexample("code is not what it was before")
+    return Outcome("patched")
+
+
+def talk(server: Server, exchanges: tuple[Exchange, ...], who: str) -> None:
+    """Say each command and compare the answer."""
+    for e in exchanges:
+        answer = server.ask(e.command)
+        said, *marks = answer.split(" @")
+        said = said.strip()
+        lines = [int(m) for m in marks]
+        fits = len(lines) == len(e.alternatives) and all(
+            n in some for n, some in zip(lines, e.alternatives, strict=True)
+        )
+        if said != e.answer.strip() or not fits:
+            raise Counterexample(f"{who}: {e.command!r} gave {answer!r}, not {e.answer!r} {e.alternatives}")
