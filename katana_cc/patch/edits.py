@@ -65,7 +65,7 @@ class Edits:
         relocations = []
         moved = self.old.image.type == c.ET_DYN
         for r in self.old.object(place.unit).relocations(place.section):
-            if r.type != c.R_X86_64_64:
+            if r.type != c.R_X86_64_64 or r.offset + 8 > size:
                 continue
             dynamic = self.old_tables.relocations.get(address + r.offset)
             if dynamic is not None and dynamic.symbol:

@@ -80,7 +80,7 @@ def run_round(number: int, checker: Checker, tally: Tally, out: Path, deadline: 
     try:
         examples()
     except (AssertionError, Flaky) as error:
-        return f"{path}: {str(error)[:2000]}"
+        return f"{path}: {str(error)[:800]}"
     return ""
 
 

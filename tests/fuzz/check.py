@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from katana_cc.errors import RefusedError
+from katana_cc.errors import KatanaError, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.revert import revert_patch
@@ -78,7 +78,10 @@ class Checker:
         old = project.build(case.old, keep=keep)
         self._drivers[key] = (project.folder / "main.o").read_bytes()
         new = project.build(case.new, keep=[n for n in case.new if case.new[n] == case.old.get(n)])
-        return old.path, new.path, project.diff(old, new)
+        try:
+            return old.path, new.path, project.diff(old, new)
+        except KatanaError as error:
+            raise Counterexample(f"the diff fails: {error}") from error
 
 
 def _reasons(result: Result) -> str:

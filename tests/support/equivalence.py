@@ -176,6 +176,8 @@ class _Checker:
         section = self.po.sections[y.section]
         if section.flags & c.SHF_MERGE:
             at = r.addend + y.value + bias
+            # Just before a literal (`"abc"[i - 1]`): compare the literal.
+            point, at = point - min(at, 0), max(at, 0)
             if section.flags & c.SHF_STRINGS:
                 end = section.data.index(bytes(section.entry_size), at) + section.entry_size
             else:

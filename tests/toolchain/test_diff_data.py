@@ -151,6 +151,14 @@ def test_function_pointer_in_a_writable_table_is_rewritten(project: Project) -> 
     assert result.refusals == []
 
 
+def test_function_pointer_that_is_not_the_last_is_rewritten(project: Project) -> None:
+    functions = NOINLINE + "static int f(int x) {{ return x * 9 + 1; }} static int g(int x) {{ return x * 77; }}"
+    source = functions + "int (*table[3])(int) = {{f, {}, f}}; int serve(int x) {{ return table[x % 3u](x) + g(x); }}"
+    result = change(project, source.format("f"), source.format("g"))
+    assert result.edited == ["table+0x8"]
+    assert result.refusals == []
+
+
 def test_pointer_to_data_in_a_writable_variable_is_refused(plain: Project) -> None:
     source = "int a, b; int *current = &{}; int serve(int x) {{ return *current + a + b; }}"
     result = change(plain, source.format("a"), source.format("b"))
