@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,9 +18,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
+from katana_cc.errors import KatanaError
 from tests.fuzz.cases import Case, cases, load
 from tests.fuzz.check import Checker, Counterexample
 
+PROBLEMS = (AssertionError, KatanaError, subprocess.CalledProcessError)
 ROUND = 50  # examples of one seed
 
 
@@ -50,7 +53,9 @@ class Tally:
         return "\n".join(lines)
 
 
-def run_round(number: int, checker: Checker, tally: Tally, out: Path, deadline: float, shrink: bool) -> str:
+def run_round(
+    number: int, checker: Checker, tally: Tally, out: Path, deadline: float, shrink: bool, keep: set[str]
+) -> str:
     """One seed's examples; what is wrong, or ""."""
     path = out / f"seed-{number}.json"
 
@@ -70,16 +75,19 @@ def run_round(number: int, checker: Checker, tally: Tally, out: Path, deadline: 
             return
         try:
             outcome = checker.check(case)
-        except AssertionError:
+        except PROBLEMS:
             # The last one that is stored is the smallest.
             out.mkdir(parents=True, exist_ok=True)
             path.write_text(case.to_json())
             raise
         tally.add(case, outcome.kind, outcome.codes)
+        if keep & {outcome.kind, *outcome.codes}:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"kept-{number}-{sum(tally.outcomes.values())}.json").write_text(case.to_json())
 
     try:
         examples()
-    except (AssertionError, Flaky) as error:
+    except (*PROBLEMS, Flaky) as error:
         return f"{path}: {str(error)[:800]}"
     return ""
 
@@ -104,7 +112,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=None, help="the first seed (default: a new one)")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="where counterexamples go")
-    parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--no-shrink", action="store_true", help="store counterexamples as they were found")
+    parser.add_argument("--keep", action="append", default=[], help="store cases of an outcome or a refusal, too")
     words = parser.parse_args()
     if words.what == "replay":
         return max((replay(f) for f in words.files), default=0)
@@ -114,7 +123,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checker = Checker(Path(folder))
         while time.monotonic() < deadline:
-            problem = run_round(number, checker, tally, words.out, deadline, not words.no_shrink)
+            problem = run_round(number, checker, tally, words.out, deadline, not words.no_shrink, set(words.keep))
             if problem:
                 wrong += 1
                 print(f"seed {number}: COUNTEREXAMPLE {problem}", flush=True)

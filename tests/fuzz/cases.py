@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import edits, generate
 from tests.fuzz import program as p
-from tests.fuzz.model import Machine, OutOfFuelError, State, begin, take_over, written
+from tests.fuzz.model import Machine, OutOfFuelError, State, begin, resized, take_over, written
 from tests.fuzz.render import DRIVER, Source, entries, render
 from tests.support.project import Variant
 
@@ -34,6 +34,7 @@ class Case:
     """What to build and what to expect.
 
     `first` is what the new build says from its start; `before`, `after` and `reverted` are one process's life.
+    `refused`: it must not be patched, since a variable that is written has another size.
     `conflict`: applying may be refused at run time, since a pointer to rewrite has another value; `revert_conflict`:
     the same of reverting.
     """
@@ -46,6 +47,7 @@ class Case:
     before: tuple[Exchange, ...]
     after: tuple[Exchange, ...]
     reverted: tuple[Exchange, ...]
+    refused: bool = False
     conflict: bool = False
     revert_conflict: bool = False
 
@@ -69,7 +71,7 @@ def load(path: Path) -> Case:
     talk = {name: exchanges(raw[name]) for name in ("first", "before", "after", "reverted")}
     return Case(
         variant, raw["old"], raw["new"], tuple(raw["edits"]), **talk,
-        conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
+        refused=raw["refused"], conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
     )  # fmt: skip
 
 
@@ -177,7 +179,8 @@ def make(
     after: tuple[Exchange, ...] = ()
     reverted: tuple[Exchange, ...] = ()
     conflict = revert_conflict = False
-    if not any(k in edits.REFUSED for k in kinds):
+    refused = bool(resized(old, new) & (written(old) | written(new)))
+    if not refused:
         state, conflict = take_over(old, new, state)
         is_known = not _unknown(new, state)
         if is_known:
@@ -188,7 +191,7 @@ def make(
             reverted, _ = converse(old, state, todo[2], lines)
     first, _ = converse(new, begin(new), todo[3], _lines(sources[1]))
     texts = tuple({"main.c": DRIVER, **{name: s.text for name, s in side.items()}} for side in sources)
-    return Case(variant, texts[0], texts[1], kinds, first, before, after, reverted, conflict, revert_conflict)
+    return Case(variant, texts[0], texts[1], kinds, first, before, after, reverted, refused, conflict, revert_conflict)
 
 
 def with_variant(case: Case, variant: Variant) -> Case:

@@ -1,6 +1,6 @@
 """Strategies for edits: each takes a program and gives another, or None where it does not fit.
 
-`EDITS` names them.  Those in `MUST` may not be refused by gcc and clang at -O2; those in `REFUSED` have to be.
+`EDITS` names them; those in `MUST` may not be refused by gcc and clang at -O2.
 """
 
 from __future__ import annotations
@@ -354,7 +354,6 @@ EDITS: Final[dict[str, Edit]] = {
     )
 }  # fmt: skip
 MUST: Final = {"change_constant", "change_operator", "change_literal", "change_real", "add_function", "insert_lines"}
-REFUSED: Final = {"grow_array", "grow_struct"}
 
 
 @st.composite

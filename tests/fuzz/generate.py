@@ -281,7 +281,24 @@ def programs(draw: Draw) -> p.Program:
             program = put_if_valid(program, unit, functions=(f,))
             if not round_ and draw(st.booleans()):
                 program = _with_handlers(draw, program, n)
+    for u in program.units:
+        program = put_if_valid(program, u.name, functions=(_hub(u, rank + 10),))
     return program
+
+
+def _hub(unit: p.Unit, rank: int) -> p.Function:
+    """A function that uses all of a unit, since compilers drop what nothing uses."""
+    body: list[p.Statement] = [p.Mix("+", p.Entry(t.key)) for t in unit.tables]
+    body += [p.Mix("^", p.Cell(v.key, i)) for v in unit.variables for i in range(max(1, len(v.initial)))]
+    body += [p.Through("+", h.key) for h in unit.handlers]
+    for f in unit.functions:
+        if f.kind == "order":
+            body.append(p.Sort(f.key))
+        elif f.kind == "sum":
+            body.append(p.Sum(f.key, (p.Acc(), p.Arg(0), p.Const(3))))
+        else:
+            body.append(p.Invoke("^", f.key, (p.Acc(), p.Arg(0))))
+    return p.Function(f"hub_{unit.name}", f"hub_{unit.name}", "plain", rank, False, 1, tuple(body))
 
 
 def _with_handlers(draw: Draw, program: p.Program, number: int) -> p.Program:

@@ -319,9 +319,28 @@ def written(program: p.Program) -> set[str]:
     return found
 
 
+def resized(old: p.Program, new: p.Program) -> set[str]:
+    """Keys of the variables that have another size."""
+    sizes = [
+        {v.key: len(v.initial) for v in side.variables.values()}
+        | {h.key: len(h.entries) for h in side.handlers.values() if not h.const}
+        for side in (old, new)
+    ]
+    return {key for key, size in sizes[1].items() if sizes[0].get(key, size) != size}
+
+
 def take_over(old: p.Program, new: p.Program, state: State) -> tuple[State, bool]:
-    """The state after a patch, and whether a pointer to rewrite is not what it was initially (then it is refused)."""
+    """The state after a patch, and whether a pointer to rewrite is not what it was initially (then it is refused).
+
+    What changed its size is as it is initially: where it is not refused, nothing ever writes it.
+    """
     made, conflict = begin(new, state), False
+    initial = begin(new)
+    for key in resized(old, new):
+        if key in initial.cells:
+            made.cells[key] = initial.cells[key]
+        else:
+            made.handlers[key] = initial.handlers[key]
     for key, h in new.handlers.items():
         before = old.handlers.get(key)
         if before is None or h.const or before.const or len(before.entries) != len(h.entries):

@@ -42,7 +42,7 @@ def test_answer_changes_and_changes_back(tmp_path: Path, kind: str, threads: int
 @pytest.mark.parametrize("linker", ["gold", "lld", "mold"])
 @pytest.mark.parametrize("kind", ["pie", "no-pie"])
 def test_program_of_another_linker_is_patched(tmp_path: Path, kind: str, linker: str) -> None:
-    """A bug: the first page of a small file, mapped once for its headers and once for its code, counts as two programs."""
+    """A bug: a small file, whose first page is mapped for its headers and for its code, counts as two programs."""
     flags, link = COMPILE.get(kind, ("-O2",)), (*KINDS[kind], f"-fuse-ld={linker}")
     old = build(tmp_path / "old", "server", COUNTER, flags=flags, link=link)
     new = build(tmp_path / "new", "server", TIMES_TEN, flags=flags, link=link)

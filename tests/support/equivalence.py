@@ -140,16 +140,24 @@ class _Checker:
         if r.type in PC_RELATIVE:
             value += address + r.offset
         if r.type in GOT_RELATIVE:
-            # Either relaxed, or through a slot.
-            slot = value + 4
-            dynamic = self.new.tables.relocations.get(slot)
-            if dynamic is not None and dynamic.symbol:
-                return self._means(r, 0, dynamic.symbol, r.addend)
-            if self._means(r, value, "", 0):
-                return True
-            held = dynamic.addend if dynamic is not None else int.from_bytes(self.new.read(slot, 8), "little")
-            return self._means(r, held - 4, "", 0)
+            return self._agrees_slot(r, value, data, address)
         return self._means(r, value, "", 0)
+
+    def _agrees_slot(self, r: PatchRelocation, value: int, data: bytes, address: int) -> bool:
+        """Through a slot, or relaxed (psABI, B.2): to `lea`, to an immediate, or to a direct call or jump and a nop."""
+        slot = value + 4
+        dynamic = self.new.tables.relocations.get(slot)
+        if dynamic is not None and dynamic.symbol:
+            return self._means(r, 0, dynamic.symbol, r.addend)
+        points = [value, value - address - r.offset - 4]
+        if data[r.offset - 2] in (0xE8, 0xE9) and data[r.offset + 3] == 0x90:
+            field = int.from_bytes(data[r.offset - 1 : r.offset + 3], "little", signed=True)
+            points.append(address + r.offset - 1 + field)
+        if dynamic is not None:
+            points.append(dynamic.addend - 4)
+        elif any(s.address <= slot < s.address + s.size for s in self.new.elf.sections if s.flags & c.SHF_ALLOC):
+            points.append(int.from_bytes(self.new.read(slot, 8), "little") - 4)
+        return any(self._means(r, point, "", 0) for point in points)
 
     def _means(self, r: PatchRelocation, point: int, name: str, name_addend: int) -> bool:
         """Whether `point` (S + A in the new output), or the import `name`, is what the relocation's symbol is."""
