@@ -22,7 +22,7 @@ from katana_cc.errors import KatanaError
 from tests.fuzz.cases import Case, cases, load
 from tests.fuzz.check import Checker, Counterexample
 
-PROBLEMS = (AssertionError, KatanaError, subprocess.CalledProcessError)
+PROBLEMS = (AssertionError, KatanaError, LookupError, ValueError, TypeError, subprocess.CalledProcessError)
 ROUND = 50  # examples of one seed
 
 

@@ -66,6 +66,11 @@ def change_operator(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     return _change_one(draw, program, p.Mix, lambda n: replace(n, op=draw(g.OPS)))
 
 
+def change_flag(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    """Another value is written somewhere; of a flag, it is then none any more."""
+    return _change_one(draw, program, p.Set, lambda n: replace(n, op="=", operand=p.Const(draw(g.NUMBERS))))
+
+
 def change_literal(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     kind = draw(st.sampled_from([p.Text, p.Print]))
     return _change_one(draw, program, kind, lambda n: replace(n, text=draw(g.TEXTS)))
@@ -346,9 +351,10 @@ def grow_struct(draw: st.DrawFn, program: p.Program) -> p.Program | None:
 EDITS: Final[dict[str, Edit]] = {
     f.__name__: f
     for f in (
-        change_constant, change_operator, change_literal, change_real, change_numbers, add_case, change_factor,
-        add_statement, add_static_local, add_library_call, remove_statement, swap_statements, add_function,
-        remove_function, add_variable, remove_variable, rename_variable, rename_function, change_initial, toggle_static,
+        change_constant, change_operator, change_flag, change_literal, change_real, change_numbers, add_case,
+        change_factor, add_statement, add_static_local, add_library_call, remove_statement, swap_statements,
+        add_function, remove_function, add_variable, remove_variable, rename_variable, rename_function, change_initial,
+        toggle_static,
         toggle_inline, change_signature, change_tail, insert_lines, reorder, move_function, change_table,
         change_handlers, grow_array, grow_struct,
     )

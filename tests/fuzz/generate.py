@@ -62,7 +62,7 @@ def fresh(program: p.Program, prefix: str) -> str:
     return next(k for i in range(10_000) if (k := f"{prefix}{i}") not in taken)
 
 
-NUMERIC = ("scalar", "array", "struct", "thread")
+NUMERIC = ("scalar", "array", "struct", "thread", "flag")
 
 
 @st.composite
@@ -125,8 +125,10 @@ def _simple(draw: Draw, scope: Scope, kind: str) -> p.Statement | None:
     numbers = st.lists(NUMBERS, min_size=3, max_size=10).map(tuple)
     match kind:
         case "set" if scope.variables(*NUMERIC):
-            op = draw(st.sampled_from(("=", *OPERATORS)))
-            return p.Set(draw(cells(scope)), op, draw(operands(scope)))
+            cell = draw(cells(scope))
+            if scope.program.variables[cell.variable].kind == "flag":
+                return p.Set(cell, "=", p.Const(1))
+            return p.Set(cell, draw(st.sampled_from(("=", *OPERATORS))), draw(operands(scope)))
         case "text" if texts := scope.variables("text"):
             return p.SetText(draw(st.sampled_from(texts)).key, draw(TEXTS))
         case "select":
@@ -207,14 +209,14 @@ def keyed(program: p.Program, body: tuple[p.Statement, ...]) -> tuple[p.Statemen
 def variables(draw: Draw, program: p.Program) -> p.Variable:
     """A variable with a key of its own."""
     key = fresh(program, "v")
-    kind = draw(st.sampled_from(["scalar", "scalar", "array", "struct", "thread", "text"]))
+    kind = draw(st.sampled_from(["scalar", "scalar", "array", "struct", "thread", "text", "flag"]))
     size = {"array": draw(st.integers(2, 5)), "struct": 3, "text": 0}.get(kind, 1)
     static = draw(st.booleans())
     name = draw(st.sampled_from(STATIC_VARIABLES)) if static else f"g_{key}"
-    zero = draw(st.booleans())
+    zero = kind == "flag" or draw(st.booleans())
     initial = tuple(0 if zero else draw(NUMBERS) for _ in range(size))
     text = draw(TEXTS) if kind == "text" else ""
-    return p.Variable(key, name, kind, static, initial, text, draw(st.integers(0, 3)) > 0)
+    return p.Variable(key, name, kind, static, initial, text, kind != "flag" and draw(st.integers(0, 3)) > 0)
 
 
 @st.composite

@@ -265,7 +265,9 @@ Statement = (
 
 @dataclass(frozen=True, slots=True)
 class Variable(Node):
-    """A writable variable.  `kind`: scalar, array, struct, thread, or text (a pointer to a literal).
+    """A writable variable.  `kind`: scalar, array, struct, thread, flag, or text (a pointer to a literal).
+
+    A flag is 0 and nothing but 1 is ever written to it, which a compiler may keep in a byte.
 
     `initial` holds a value a cell (for text none); `poked`: a command can write it, so that every version writes it.
     """

@@ -98,6 +98,7 @@ class _Checker:
     def __init__(self, po: PatchObject, old: Output, new: Output) -> None:
         self.po, self.old, self.new = po, old, new
         self._places: dict[int, list[int]] = {}
+        self._is_code = True
 
     def places(self, number: int) -> list[int]:
         """Where a carried section may be in the new output."""
@@ -111,6 +112,7 @@ class _Checker:
         return self._places[number]
 
     def compare(self, section: PatchSection, address: int) -> Iterator[str]:
+        self._is_code = bool(section.flags & c.SHF_EXECINSTR)
         data = self.new.read(address, section.size)
         free: set[int] = set()
         for r in section.relocations:
@@ -162,7 +164,10 @@ class _Checker:
     def _means(self, r: PatchRelocation, point: int, name: str, name_addend: int) -> bool:
         """Whether `point` (S + A in the new output), or the import `name`, is what the relocation's symbol is."""
         y = self.po.symbols[r.symbol]
-        bias = 4 if r.type in PC_RELATIVE else 0
+        bias = 0
+        if r.type in PC_RELATIVE:
+            # An instruction counts from its end, a table of distances (clang's reltable) from its own start.
+            bias = 4 if self._is_code else -r.offset
         start = point - r.addend
         if name:
             same = stem(name) == stem(y.name) or (
