@@ -1,6 +1,7 @@
 # make demo    a server patched while it runs, in under two minutes
 # make test    everything that is checked at each commit
 # make matrix  every kind of code change in every kind of build, live: writes docs/support-matrix.md (ten minutes)
+# make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
 # make deps    what the tests and benches need from the system (the demo needs gcc, make and python3-venv only)
@@ -15,9 +16,10 @@ COPIED := pyproject.toml $(wildcard wrappers/katana-* wrappers/libexec/katana/* 
 	katana_cc/recorder/stage.py $(wildcard katana_cc/recorder/staging/*.py)
 SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld .ci/need .ci/run
 OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$f" 2>/dev/null | grep -q 'sh$$' && echo "$$f"; done)
+MINUTES ?= 5
 JOBS ?= $(shell nproc)
 
-.PHONY: all .venv demo test lint matrix bench deps clean
+.PHONY: all .venv demo test lint matrix fuzz bench deps clean
 all: .venv
 
 .venv: $(STAMP)
@@ -49,7 +51,7 @@ lint: .venv
 test: deps .venv lint
 	$(BIN)/python3 -m pytest -n $(JOBS) --dist worksteal tests/unit tests/formats tests/toolchain
 	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py
-	$(BIN)/python3 -m pytest tests/live --ignore tests/live/test_matrix.py
+	$(BIN)/python3 -m pytest tests/live tests/fuzz --ignore tests/live/test_matrix.py
 
 # What fails is in the page too: `make test` does not let it be committed.
 matrix: deps .venv
@@ -57,6 +59,10 @@ matrix: deps .venv
 	-KATANA_MATRIX=1 KATANA_MATRIX_LOG=.matrix.log $(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py
 	$(BIN)/python3 -m tests.live.matrix.page .matrix.log
 	rm -f .matrix.log
+
+# Counterexamples go to build/fuzz/; `python3 -m tests.fuzz replay FILE` checks one again.
+fuzz: .venv
+	$(BIN)/python3 -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: .venv
 	bench/run
