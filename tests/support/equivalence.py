@@ -17,6 +17,7 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.dynamic import DynamicTables
 from katana_cc.elf.fields import EXTENTS, GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf.reader import ElfFile
+from katana_cc.errors import FormatError
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
 
 _STUB = re.compile(r"^([0-9a-f]+) <(.+)[@$]plt>:$", re.MULTILINE)
@@ -67,7 +68,11 @@ class Output:
         return next(iter(sorted(names & kinds)), label)
 
     def read(self, address: int, size: int) -> bytes:
-        return self.elf.read(address, size)
+        """What is linked to an address; nothing where nothing is (a wrong guess among several of one name)."""
+        try:
+            return self.elf.read(address, size)
+        except FormatError:
+            return b""
 
 
 def inequivalences(po: PatchObject, old_path: Path, new_path: Path) -> list[str]:
@@ -118,6 +123,9 @@ class _Checker:
         for r in section.relocations:
             before, after = EXTENTS[r.type]
             free |= set(range(r.offset - before, r.offset + after))
+        if len(data) != section.size:
+            yield f"{section.name}: the new output does not hold it at {address:#x}"
+            return
         if section.data:
             for at, (a, b) in enumerate(zip(section.data, data, strict=True)):
                 if a != b and at not in free:
