@@ -62,9 +62,10 @@ _WHITE = b"\t\n\r\x1b\a\b\f\v"
 def _bias(r: Relocation, code: bytes) -> int | None:
     """What must be added to the addend to get the offset pointed at; None when the instruction would have to be known.
 
-    A `lea` (opcode 8d) ends with its displacement, which counts from there.
+    A `lea` (opcode 8d) ends with its displacement, which counts from there.  A table of distances (clang's `reltable`)
+    counts from its start, which for its first field is the field.
     """
-    if r.type not in PC_RELATIVE:
+    if r.type not in PC_RELATIVE or (not code and not r.offset):
         return 0
     is_lea = len(code) > r.offset >= 2 and code[r.offset - 2] == 0x8D
     return 4 if is_lea else None

@@ -80,7 +80,7 @@ def inequivalences(po: PatchObject, old_path: Path, new_path: Path) -> list[str]
     checker = _Checker(po, Output(old_path), Output(new_path))
     found: list[str] = []
     for number, section in enumerate(po.sections):
-        if not section.flags & c.SHF_ALLOC or section.name == ".eh_frame":
+        if not section.flags & c.SHF_ALLOC or section.flags & c.SHF_MERGE or section.name == ".eh_frame":
             continue
         places = checker.places(number)
         if places:

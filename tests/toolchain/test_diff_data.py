@@ -207,6 +207,19 @@ def test_relocated_constants_have_expected_contents(tmp_path: Path, flags: tuple
     assert symbols
 
 
+@pytest.mark.skipif(not shutil.which("clang"), reason="clang is not installed")
+def test_table_of_distances_is_untouched_by_other_literals(tmp_path: Path) -> None:
+    """clang turns a table of strings into distances from its start (`reltable.serve`)."""
+    project = Project(tmp_path, Variant("clang", "-O2", "pie"))
+    source = (
+        'static const char *const t[] = {{"first", "second", "third"}};'
+        " int serve(int x) {{ return t[x % 3u][1]; }} const char *more(void) {{ return {}; }}"
+    )
+    result = change(project, source.format('"first"'), source.format('"another"'))
+    assert result.replaced == ["more"]
+    assert result.edited == []
+
+
 def test_grown_table_is_made_anew_with_its_users(plain: Project) -> None:
     source = "static const int t[] = {{1, 2, 3, 4{}}}; int serve(int x) {{ return t[x & 3]; }}"
     result = change(plain, source.format(""), source.format(", 5, 6, 7, 8"))
