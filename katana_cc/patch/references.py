@@ -126,7 +126,7 @@ class References:
                 return self.carrier.section_symbol(self.carrier.carry(target)), offset
         elif kind is Kind.THREAD:
             return self._thread_local(place, reference, target, old_address, offset)
-        elif target in self.diff.correlation.ambiguous:
+        elif target in self.diff.correlation.ambiguous and target not in self.carrier.changes.recreated:
             text = f"{label}: several variables of that name cannot be told apart between the two builds"
             self.carrier.refuse(Code.DATA_AMBIGUOUS, place, text)
             return None, 0

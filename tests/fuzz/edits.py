@@ -208,7 +208,7 @@ def remove_variable(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     gone = v
 
     def drop(n: p.Node) -> p.Node | None:
-        if n is gone or (isinstance(n, p.Set) and n.cell.variable == gone.key):
+        if n is gone or (isinstance(n, p.Peek) and n.variable == gone.key):
             return None
         if isinstance(n, p.Cell) and n.variable == gone.key:
             return p.Const(5)
@@ -234,7 +234,7 @@ def rename_variable(draw: st.DrawFn, program: p.Program) -> p.Program | None:
             return renamed
         if isinstance(n, p.Cell) and n.variable == v.key:
             return replace(n, variable=key)
-        return replace(n, variable=key) if isinstance(n, p.SetText) and n.variable == v.key else n
+        return replace(n, variable=key) if isinstance(n, p.SetText | p.Peek) and n.variable == v.key else n
 
     made: p.Program = p.transform(program, rename)
     return made

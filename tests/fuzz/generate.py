@@ -93,7 +93,7 @@ def operands(draw: Draw, scope: Scope) -> p.Operand:
 
 
 OPS = st.sampled_from(OPERATORS)
-SIMPLE = ("mix", "set", "text", "select", "labels", "count", "print", "line", "library", "invoke", "jump")
+SIMPLE = ("mix", "set", "peek", "text", "select", "labels", "count", "print", "line", "library", "invoke", "jump")
 CALLS = ("invoke", "through", "store", "same", "sort", "sum", "recurse")
 NESTED = ("if", "loop", "switch")
 
@@ -129,6 +129,8 @@ def _simple(draw: Draw, scope: Scope, kind: str) -> p.Statement | None:
             if scope.program.variables[cell.variable].kind == "flag":
                 return p.Set(cell, "=", p.Const(1))
             return p.Set(cell, draw(st.sampled_from(("=", *OPERATORS))), draw(operands(scope)))
+        case "peek" if known := scope.variables(*NUMERIC):
+            return p.Peek(draw(st.sampled_from(known)).key)
         case "text" if texts := scope.variables("text"):
             return p.SetText(draw(st.sampled_from(texts)).key, draw(TEXTS))
         case "select":

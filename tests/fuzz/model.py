@@ -261,6 +261,8 @@ class Machine:
                 return acc + total
             case p.Jump():
                 return acc ^ s.jumped if acc & 1 else acc + s.returned
+            case p.Peek():
+                return acc ^ self.state.cells[s.variable][0]
             case p.Line():
                 if len(self.lines) < MARKS:
                     self.lines.append(s.key)

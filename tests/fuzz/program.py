@@ -112,6 +112,13 @@ class SetText(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Peek(Node):
+    """acc ^= what the driver reads at the variable's address: a compiler has to keep it as it is declared then."""
+
+    variable: str
+
+
+@dataclass(frozen=True, slots=True)
 class If(Node):
     """A branch; `cold`: unlikely, and its first side ends in a call of a cold function."""
 
@@ -256,8 +263,8 @@ class Recurse(Node):
 
 
 Statement = (
-    Mix | Set | SetText | If | Loop | Switch | Select | Labels | Count | Invoke | Through | Store | Same | Print | Sort
-    | Sum | Jump | Line | Library | Recurse
+    Mix | Set | SetText | Peek | If | Loop | Switch | Select | Labels | Count | Invoke | Through | Store | Same | Print
+    | Sort | Sum | Jump | Line | Library | Recurse
 )  # fmt: skip
 
 # Entities
@@ -400,7 +407,7 @@ def uses(value: Any) -> set[str]:
     found: set[str] = set()
     for n in walk(value):
         match n:
-            case Cell(variable=key) | SetText(variable=key) | Entry(table=key):
+            case Cell(variable=key) | SetText(variable=key) | Peek(variable=key) | Entry(table=key):
                 found.add(key)
             case Invoke(function=key) | Sort(comparator=key) | Sum(function=key):
                 found.add(key)

@@ -15,6 +15,7 @@ DRIVER = r"""
 int printf(const char *, ...); int puts(const char *); int fflush(void *); unsigned alarm(unsigned);
 char *fgets(char *, int, void *); int sscanf(const char *, const char *, ...); int strcmp(const char *, const char *);
 extern void *stdin; extern void *stdout;
+unsigned peek(const void *p) { return *(const volatile unsigned *)p; }
 extern unsigned dispatch(const char *, unsigned); extern void dump(void);
 static unsigned marks[64], marked;
 volatile unsigned colds;
@@ -43,7 +44,7 @@ int main(void)
 }
 """
 
-_PRELUDE = """extern unsigned hash_str(const char *); extern void mark(unsigned);
+_PRELUDE = """extern unsigned hash_str(const char *); extern void mark(unsigned); extern unsigned peek(const void *);
 extern void cold_note(unsigned) __attribute__((cold));
 int printf(const char *, ...); int snprintf(char *, unsigned long, const char *, ...);
 void qsort(void *, unsigned long, unsigned long, int (*)(const void *, const void *));
@@ -418,6 +419,8 @@ class _Renderer:
                     f"if (!_setjmp(buffer)) {{ jumper(kept); kept += {s.returned}U; }} else kept ^= {s.jumped}U;",
                     "acc = kept; }",
                 ]
+            case p.Peek():
+                return [f"acc ^= peek(&{self.variables[s.variable].name});"]
             case p.Line():
                 # The text of this line is put right after this returns.
                 self.marks[s.key] = len(self.lines) + 1

@@ -140,6 +140,19 @@ def test_computed_goto_brings_its_table(project: Project, qualifiers: tuple[str,
     assert any("tab" in name for name in result.carried)
 
 
+def test_tables_of_labels_of_one_name_need_not_be_told_apart(project: Project) -> None:
+    """Both come with their function, so it does not matter which was which."""
+    source = (
+        "int log(const char *); int serve(int x) {{ int y = log(\"a\") {};"
+        " {{ static void *const tab[] = {{&&a, &&b}}; goto *tab[x & 1]; }} a: y = 2; b: y += x;"
+        " {{ static void *tab[] = {{&&c, &&d, &&e}}; goto *tab[y % 3u]; }} c: y += 7; d: y *= 3; e: return y; }}"
+    )
+    log = {"log.c": "int log(const char *s) { return *s; }"}
+    result = change(project, source.format(""), source.format('+ log("b")'), log)
+    assert result.refusals == []
+    assert result.replaced == ["serve"]
+
+
 COLD = (
     "void fail(const char *) __attribute__((cold)); int n;"
     'int serve(int x) {{ if (__builtin_expect(x < 0, 0)) {{ fail("{}"); n++; fail("again"); }} return x * {} + n; }}'
