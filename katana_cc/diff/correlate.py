@@ -11,7 +11,9 @@ sections are what is correlated.  Two objects of the same unit name are matched 
    each.  Equal sets pair first, then the one best overlap.  Even a single one is not the same when its scope differs
    and no function uses both: `n` of `f` went, and `g` got one.
 4. Of what is left, equal canonical keys pair, then equal exact names, when the two sides have as many.
-5. What is still open stays unpaired.  For functions and constants that is harmless (the new one is carried).  A
+5. A variable that the compiler took apart (clang: `s.0`, `s.1` of a struct `s`) is several; only parts at one offset of
+   it pair.  When the whole became parts, or parts the whole, code that uses it is refused.
+6. What is still open stays unpaired.  For functions and constants that is harmless (the new one is carried).  A
    writable variable that could be one of several is *ambiguous*: code that uses it is refused, since a wrong guess
    would read another variable's live value.
 
@@ -28,13 +30,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.recorder.record import stem
 
-Scopes = Callable[[Program, int], Mapping[int, str]]  # section → `f()::n`, for variables that debug information knows
+
+class Scope(NamedTuple):
+    """What debug information says of a variable: `f()::n`, and at which offset of it a part lies (-1: all of it)."""
+
+    name: str
+    part: int = -1
+
+
+Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, for variables that debug information knows
 
 _RENAMED = 0.5  # two units that share half of the names they define are one file under a new name
 _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
@@ -181,7 +192,8 @@ def _match_sections(
         if len(olds) == len(news) == 1:
             pairs = [(olds[0], news[0])] if identity[0] or sides.may_be_one(olds[0], news[0]) else []
         else:
-            pairs = _tell_apart(sides, olds, news)
+            parts = sorted({sides.new_scopes.get(n, _WHOLE).part for n in news})
+            pairs = [pair for part in parts for pair in _tell_apart(sides, *sides.of_part(part, olds, news))]
         paired = {n for _, n in pairs}
         for o, n in pairs:
             result.old_of[Place(new_unit, n)] = Place(old_unit, o)
@@ -190,7 +202,7 @@ def _match_sections(
             if n in paired or not left_over or new_view.kinds[n] not in (Kind.DATA, Kind.THREAD):
                 continue
             unpaired = (o for o in olds if o not in {p for p, _ in pairs})
-            if any(sides.may_be_one(o, n) for o in unpaired) and not identity[0]:
+            if any(sides.may_overlap(o, n) for o in unpaired) and not identity[0]:
                 result.ambiguous.add(Place(new_unit, n))
         if len(news) == 1 and not pairs and not olds:
             open_news.setdefault(identity[2], []).append(news[0])
@@ -210,17 +222,37 @@ class _Sides:
 
     old: ObjectView
     new: ObjectView
-    old_scopes: Mapping[int, str]
-    new_scopes: Mapping[int, str]
+    old_scopes: Mapping[int, Scope]
+    new_scopes: Mapping[int, Scope]
 
     def may_be_one(self, o: int, n: int) -> bool:
         """Whether a single local of one stem on either side can be the same thing."""
-        before, after = self.old_scopes.get(o, ""), self.new_scopes.get(n, "")
+        return self.parts(o, n)[0] == self.parts(o, n)[1] and self._may_be_of_one(o, n)
+
+    def may_overlap(self, o: int, n: int) -> bool:
+        """Whether one can be the other, or a part of it."""
+        parts = self.parts(o, n)
+        return (parts[0] == parts[1] or _WHOLE.part in parts) and self._may_be_of_one(o, n)
+
+    def of_part(self, part: int, olds: Iterable[int], news: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Those that are one part of their variables."""
+        return (
+            [o for o in olds if self.old_scopes.get(o, _WHOLE).part == part],
+            [n for n in news if self.new_scopes.get(n, _WHOLE).part == part],
+        )
+
+    def parts(self, o: int, n: int) -> tuple[int, int]:
+        """Which parts of their variables the two are."""
+        return self.old_scopes.get(o, _WHOLE).part, self.new_scopes.get(n, _WHOLE).part
+
+    def _may_be_of_one(self, o: int, n: int) -> bool:
+        before, after = self.old_scopes.get(o, _WHOLE).name, self.new_scopes.get(n, _WHOLE).name
         if not before or not after or before == after:
             return True
         return bool(self.old.users.get(o, _NOBODY) & self.new.users.get(n, _NOBODY))
 
 
+_WHOLE = Scope("")
 _NOBODY: frozenset[str] = frozenset()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from katana_cc.diff.correlate import Correlation
+from katana_cc.diff.correlate import Correlation, Scope
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.view import Kind, ObjectView
@@ -20,7 +20,7 @@ from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions, prototype
 from katana_cc.dwarf.sections import DwarfProblem
 from katana_cc.dwarf.types import layouts
-from katana_cc.dwarf.variables import Variable, variables
+from katana_cc.dwarf.variables import CHANGED, Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import Reason
@@ -33,7 +33,7 @@ class DebugCache:
     def __init__(self, view: Callable[[Program, int], ObjectView]) -> None:
         self.view = view
         self._infos: dict[str, DebugInfo | DwarfProblem] = {}
-        self._scopes: dict[str, dict[int, str]] = {}
+        self._scopes: dict[str, dict[int, Scope]] = {}
         self._declared: dict[str, dict[int, tuple[str, int]]] = {}
 
     def info(self, program: Program, unit: int) -> DebugInfo | DwarfProblem:
@@ -43,15 +43,19 @@ class DebugCache:
             self._infos[blob] = open_debug_info(program.object(unit), expand_zstd)
         return self._infos[blob]
 
-    def scopes(self, program: Program, unit: int) -> dict[int, str]:
-        """Section → qualified name (`f()::n`) of the one variable it holds."""
+    def scopes(self, program: Program, unit: int) -> dict[int, Scope]:
+        """Section → qualified name (`f()::n`) of the one variable it holds, or holds a part of."""
         blob = program.snapshot.units[unit].blob
         if blob not in self._scopes:
-            found: dict[int, str] = {}
+            found: dict[int, Scope] = {}
             info = self.info(program, unit)
             if isinstance(info, DebugInfo):
                 with contextlib.suppress(FormatError):
-                    found = {v.place.section: v.qualified for v in variables(info) if v.place and _stored(v)}
+                    for v in variables(info):
+                        if v.place and _stored(v):
+                            found[v.place.section] = Scope(v.qualified)
+                        for at, piece in v.pieces:
+                            found[piece.section] = Scope(v.qualified, at)
             self._scopes[blob] = found
         return self._scopes[blob]
 
@@ -128,7 +132,13 @@ class DebugCache:
         self, old: DebugInfo, new: DebugInfo, old_unit: int, new_unit: int, correlation: Correlation
     ) -> Iterator[Reason]:
         before = {v.place.section: v for v in variables(old) if v.place is not None and _stored(v)}
+        kept = {v.qualified: v.why for v in variables(old) if v.why.startswith(CHANGED)}
         for v in variables(new):
+            if v.why.startswith(CHANGED) and kept.get(v.qualified, v.why) != v.why:
+                text = f"{v.qualified}: the compiler keeps it as {v.why}, and kept it as {kept[v.qualified]}".replace(
+                    CHANGED, ""
+                )
+                yield Reason(Code.VARIABLE_TYPE_CHANGED.value, REFUSED, v.name, v.file, v.line, text)
             if not _stored(v) or v.constant:
                 continue
             assert v.place is not None

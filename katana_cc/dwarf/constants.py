@@ -157,6 +157,7 @@ DW_OP_addr: Final = 0x03
 DW_OP_const4u: Final = 0x0C
 DW_OP_const8u: Final = 0x0E
 DW_OP_plus_uconst: Final = 0x23
+DW_OP_piece: Final = 0x93
 DW_OP_form_tls_address: Final = 0x9B
 DW_OP_stack_value: Final = 0x9F
 DW_OP_addrx: Final = 0xA1

@@ -10,6 +10,7 @@ Source: DWARF 5, sections 4.1 (data objects) and 2.6 (location descriptions).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.abbrev import uleb
@@ -20,7 +21,13 @@ from katana_cc.dwarf.sections import Place
 from katana_cc.dwarf.texts import texts
 from katana_cc.dwarf.units import Block, Die
 
+if TYPE_CHECKING:
+    from katana_cc.dwarf.elftools_reader import Operation
+
 _EXPRESSIONS = frozenset({d.DW_FORM_exprloc, d.DW_FORM_block, d.DW_FORM_block1, d.DW_FORM_block2, d.DW_FORM_block4})
+TAKEN_APART = "the compiler took it apart"
+CHANGED = "the compiler changed how it is kept: "
+_ADDRESSES = frozenset({d.DW_OP_addr, d.DW_OP_addrx, d.DW_OP_const4u, d.DW_OP_const8u, d.DW_OP_constx})
 _TLS = frozenset({d.DW_OP_form_tls_address, d.DW_OP_GNU_push_tls_address})
 
 
@@ -31,7 +38,8 @@ class Variable:
     `name` is as declared, `scope` what it is in: a namespace, a class, a function (`serve()`), "" for the file.
     `type` is canonical (`katana_cc.dwarf.texts`), `size` in bytes; `aggregate` is the key in `layouts` of what it
     holds by value.
-    `place` is None for one that is only declared here, or that the compiler took apart or away (`why` says so).
+    `place` is None for one that is only declared here, or that the compiler took apart or away (`why` says so);
+    `pieces` are then the parts that are left of it, by their offset in the whole.
     """
 
     name: str
@@ -48,6 +56,7 @@ class Variable:
     file: str
     line: int
     why: str
+    pieces: tuple[tuple[int, Place], ...] = ()
 
     @property
     def qualified(self) -> str:
@@ -138,6 +147,7 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         file=line_tables(info).file(at.unit, at.integer(d.DW_AT_decl_file)),
         line=line,
         why=why,
+        pieces=_pieces(info, die) if why == TAKEN_APART else (),
     )
     return variable, chain
 
@@ -164,6 +174,8 @@ def location(info: DebugInfo, die: Die) -> tuple[Place | None, bool, str]:
     elif first in (d.DW_OP_addrx, d.DW_OP_constx):
         index, rest = uleb(data, start + 1)
         place = info.place(info.address_field(die.unit, index))
+    elif first == d.DW_OP_piece and (d.DW_OP_addr in data[start:end] or d.DW_OP_addrx in data[start:end]):
+        return None, False, TAKEN_APART if _pieces(info, die) else ""
     else:
         return None, False, ""
     if place is None:
@@ -175,19 +187,70 @@ def location(info: DebugInfo, die: Die) -> tuple[Place | None, bool, str]:
             return place, True, ""
         if data[rest] == d.DW_OP_stack_value:
             return None, False, ""  # an automatic pointer whose value is this address
-    return _unusual(data[start:end], die, place)
+    return _unusual(info, die, place)
 
 
-def _unusual(expression: bytes, die: Die, place: Place) -> tuple[Place | None, bool, str]:
+def _operations(info: DebugInfo, die: Die) -> tuple[Operation, ...]:
     # Not needed for one variable in a thousand, and slow to import.
     from katana_cc.dwarf.elftools_reader import operations
 
-    found = operations(expression, die.unit.version, die.unit.offset_size, die.unit.address_size)
+    block = die.attributes[d.DW_AT_location]
+    assert isinstance(block, Block)
+    expression = info.sections.space[block.start : block.start + block.size]
+    return operations(expression, die.unit.version, die.unit.offset_size, die.unit.address_size)
+
+
+def _unusual(info: DebugInfo, die: Die, place: Place) -> tuple[Place | None, bool, str]:
+    found = _operations(info, die)
+    if found[-1].code == d.DW_OP_piece:
+        return None, False, TAKEN_APART if _pieces(info, die) else ""
     if len(found) == 2 and found[1].code == d.DW_OP_plus_uconst and isinstance(added := found[1].operands[0], int):
         return replace_offset(place, added), False, ""  # clang merges globals: base of the merged one, plus an offset
     if found[-1].code == d.DW_OP_stack_value and not any(op.name.startswith("DW_OP_deref") for op in found):
         return None, False, ""  # again a value computed from an address, not something that lies there
-    return None, False, "the compiler changed how it is kept: " + "; ".join(op.name for op in found)
+    return None, False, CHANGED + "; ".join(map(_words, found))
+
+
+def _words(op: Operation) -> str:
+    """An operation in words, without the addresses."""
+    if op.code in _ADDRESSES:
+        return op.name
+    return " ".join([op.name, *map(str, op.operands)])
+
+
+def _pieces(info: DebugInfo, die: Die) -> tuple[tuple[int, Place], ...]:
+    """(offset in the variable, place) of the pieces that lie somewhere, of a variable that was taken apart."""
+    block = die.attributes[d.DW_AT_location]
+    assert isinstance(block, Block)
+    pieces: list[tuple[int, Place]] = []
+    offset = 0
+    run: list[Operation] = []
+    for op in _operations(info, die):
+        if op.code != d.DW_OP_piece:
+            run.append(op)
+            continue
+        place = _place_of(info, die, block.start, run)
+        if place is not None:
+            pieces.append((offset, place))
+        size = op.operands[0]
+        offset += size if isinstance(size, int) else 0
+        run = []
+    return tuple(pieces)
+
+
+def _place_of(info: DebugInfo, die: Die, start: int, run: list[Operation]) -> Place | None:
+    """Where one piece lies, by the operations that describe it; None when it is a value, or gone."""
+    place = None
+    for op in run:
+        operand = op.operands[0] if op.operands else None
+        if op.code == d.DW_OP_addr:
+            place = info.sections.addresses.get(start + op.offset + 1)
+        elif op.code == d.DW_OP_addrx and isinstance(operand, int):
+            place = info.place(info.address_field(die.unit, operand))
+        elif op.code == d.DW_OP_plus_uconst and place is not None and isinstance(operand, int):
+            place = replace_offset(place, operand)
+    is_value = run and run[-1].code == d.DW_OP_stack_value
+    return None if is_value and not any(op.name.startswith("DW_OP_deref") for op in run) else place
 
 
 def replace_offset(place: Place, added: int) -> Place:

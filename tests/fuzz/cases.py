@@ -80,7 +80,6 @@ COMPILE_FLAGS = ((),) * 8 + (
     ("-fno-plt",),
     ("-fstack-protector-strong",),
     ("-fno-inline",),
-    ("-fno-asynchronous-unwind-tables",),
     ("-fvisibility=hidden",),
     ("-fcf-protection",),
     ("-fomit-frame-pointer",),

@@ -143,7 +143,7 @@ def test_computed_goto_brings_its_table(project: Project, qualifiers: tuple[str,
 def test_tables_of_labels_of_one_name_need_not_be_told_apart(project: Project) -> None:
     """Both come with their function, so it does not matter which was which."""
     source = (
-        "int log(const char *); int serve(int x) {{ int y = log(\"a\") {};"
+        'int log(const char *); int serve(int x) {{ int y = log("a") {};'
         " {{ static void *const tab[] = {{&&a, &&b}}; goto *tab[x & 1]; }} a: y = 2; b: y += x;"
         " {{ static void *tab[] = {{&&c, &&d, &&e}}; goto *tab[y % 3u]; }} c: y += 7; d: y *= 3; e: return y; }}"
     )

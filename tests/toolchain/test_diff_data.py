@@ -207,6 +207,62 @@ def test_relocated_constants_have_expected_contents(tmp_path: Path, flags: tuple
     assert symbols
 
 
+# clang takes a static struct apart (`s.0`, `s.1`), and keeps what is 0 or one other value in a byte.
+
+APART = (
+    "static struct {{ int a, b; }} s; {noinline} int set(int x) {{ s.a = x; s.b += x; return 1; }}"
+    "{noinline} int show(int x) {{ return s.a * 3 + s.b; }} {noinline} int get(int x) {{ return {get}; }}"
+    "int serve(int x) {{ return set(x) + get(x) + show(x); }}"
+)
+
+
+@pytest.fixture
+def clang(tmp_path: Path) -> Project:
+    """An empty project built by clang -O2 -pie."""
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed")
+    return Project(tmp_path, Variant("clang", "-O2", "pie"))
+
+
+def test_parts_of_a_struct_are_told_apart_by_where_they_belong(clang: Project) -> None:
+    """By who uses them, the one field would be the other."""
+    before, after = (APART.format(noinline=NOINLINE, get=f"s.{field} * 5") for field in "ab")
+    result = change(clang, before, after)
+    assert result.replaced == ["get"]
+    assert new_variables(result) == []
+
+
+def test_part_of_a_struct_is_not_another_part(clang: Project) -> None:
+    """A bug: nothing to do, since there is one part before and one after."""
+    source = (
+        "static struct {{ int a, b; }} s; {0} int set(int x) {{ s.{1} += x; return 1; }}"
+        "{0} int get(int x) {{ return s.{1} * 5; }} int serve(int x) {{ return set(x) + get(x); }}"
+    )
+    result = change(clang, source.format(NOINLINE, "a"), source.format(NOINLINE, "b"))
+    assert result.replaced == ["get", "set"]
+    assert new_variables(result) == ["s.0"]
+    assert result.about("data-removed") == ["s.0"]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["comes together", "is taken apart"])
+def test_struct_that_is_taken_apart_otherwise_is_refused(clang: Project, order: int) -> None:
+    """Its live value lies elsewhere than new code would look."""
+    source = ["int read(void *);" + APART.format(noinline=NOINLINE, get=get) for get in ("s.a", "read(&s)")]
+    reader = {"r.c": "int read(void *s) { return *(volatile int *)s; }"}
+    result = change(clang, source[::order][0], source[::order][1], reader)
+    assert {code for code, _ in result.refusals} == {"data-ambiguous"}
+
+
+def test_flag_that_stands_for_another_value_is_refused(clang: Project) -> None:
+    """It is a byte that is 0 or 1, and means 7 to the old code and 9 to the new."""
+    source = (
+        "static int flag; {0} int set(int x) {{ flag = {1}; return 1; }} {0} int get(int x) {{ return flag * x; }}"
+        "int serve(int x) {{ return set(x) + get(x); }}"
+    )
+    result = change(clang, source.format(NOINLINE, 7), source.format(NOINLINE, 9))
+    assert result.refusals == [("variable-type-changed", "flag")]
+
+
 @pytest.mark.skipif(not shutil.which("clang"), reason="clang is not installed")
 def test_table_of_distances_is_untouched_by_other_literals(tmp_path: Path) -> None:
     """clang turns a table of strings into distances from its start (`reltable.serve`)."""

@@ -165,3 +165,17 @@ def test_location_operations_have_names() -> None:
 def test_unknown_location_operation_is_refused() -> None:
     with pytest.raises(FormatError, match="damaged location expression"):
         operations(b"\xfe\xff\x01")
+
+
+@pytest.mark.parametrize("version", ["-gdwarf-4", "-gdwarf-5"])
+def test_struct_taken_apart_has_its_parts_by_offset(tmp_path: Path, version: str) -> None:
+    """clang makes a variable of each field that is used, and numbers them by what is left."""
+    source = (
+        "static struct { int a; long b; int c; } s;"
+        "void set(int x) { s.b += x; s.c ^= x; } long get(int x) { return s.b * x + s.c; }"
+    )
+    path = compile_object(tmp_path, source, "clang", version, "-O2")
+    symbols = {s.name: s.section for s in ElfFile(path.read_bytes()).symbols if s.type == c.STT_OBJECT}
+    (found,) = named(variables(read(path)), "s")
+    assert found.place is None
+    assert [(at, place.section) for at, place in found.pieces] == [(8, symbols["s.0"]), (16, symbols["s.1"])]
