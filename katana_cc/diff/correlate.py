@@ -18,10 +18,10 @@ sections are what is correlated.  Two objects of the same unit name are matched 
    would read another variable's live value.
 
 A variable or function that turned static or global in its file keeps its identity; a global that moved to another unit
-is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link kept.  A unit that is
-gone and a new one that define mostly the same names are one renamed file.  A section that holds several data (without
--fdata-sections) is identified by its own name.  Unnamed read-only data (jump tables) and literals have no identity and
-are compared by content wherever something refers to them.
+is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link kept; a static one that
+moved with its functions by these.  A unit that is gone and a new one that define mostly the same names are one renamed
+file.  A section that holds several data (without -fdata-sections) is identified by its own name.  Unnamed read-only
+data (jump tables) and literals have no identity and are compared by content wherever something refers to them.
 
 Out of scope here: renamed functions and variables; they are a removed and a new one.
 """
@@ -164,10 +164,12 @@ def correlate(old: Program, new: Program, view: Callable[[Program, int], ObjectV
     result = match_units(old, new)
     for old_unit, new_unit in result.changed_units:
         _match_sections(result, old, new, old_unit, new_unit, view, scopes)
-    for unit in [*result.new_units, *(n for _, n in result.changed_units)]:
+    units = [*result.new_units, *(n for _, n in result.changed_units)]
+    for unit in units:
         _match_moved(result, old, new, unit, view)
     for _, unit in result.changed_units:
         _match_kept_copies(result, old, new, unit, view)
+    _match_moved_locals(result, old, new, units, view, scopes)
     return result
 
 
@@ -244,6 +246,14 @@ class _Sides:
     def parts(self, o: int, n: int) -> tuple[int, int]:
         """Which parts of their variables the two are."""
         return self.old_scopes.get(o, _WHOLE).part, self.new_scopes.get(n, _WHOLE).part
+
+    def moved_along(self, o: int, n: int) -> bool:
+        """Whether two locals of one stem, of different units, belong to one function or are used by one."""
+        before, after = self.old_scopes.get(o, _WHOLE), self.new_scopes.get(n, _WHOLE)
+        if before.part != after.part:
+            return False
+        same_function = "::" in after.name and before.name == after.name
+        return same_function or bool(self.old.users.get(o, _NOBODY) & self.new.users.get(n, _NOBODY))
 
     def _may_be_of_one(self, o: int, n: int) -> bool:
         before, after = self.old_scopes.get(o, _WHOLE).name, self.new_scopes.get(n, _WHOLE).name
@@ -372,3 +382,49 @@ def _match_kept_copies(
             if kept.value == s.value:
                 result.old_of[place] = kept.place
                 break
+
+
+def _match_moved_locals(
+    result: Correlation,
+    old: Program,
+    new: Program,
+    units: Iterable[int],
+    view: Callable[[Program, int], ObjectView],
+    scopes: Scopes,
+) -> None:
+    """Pair static variables that went from one unit and came in another: with the function, or with what uses them."""
+    came = _unpaired(new, units, set(result.old_of) | result.ambiguous, view)
+    if not came:
+        return
+    gone = _unpaired(
+        old, [*result.removed_units, *(o for o, _ in result.changed_units)], set(result.old_of.values()), view
+    )
+    candidates: dict[Place, list[Place]] = {}
+    for name in came.keys() & gone.keys():
+        for n in came[name]:
+            for o in gone[name]:
+                sides = _Sides(view(old, o.unit), view(new, n.unit), scopes(old, o.unit), scopes(new, n.unit))
+                if (o.unit, n.unit) not in result.changed_units and sides.moved_along(o.section, n.section):
+                    candidates.setdefault(n, []).append(o)
+    claims = [o for several in candidates.values() for o in several]
+    for n, several in candidates.items():
+        if len(several) == 1 and claims.count(several[0]) == 1:
+            result.old_of[n] = several[0]
+        else:
+            result.ambiguous.add(n)
+
+
+def _unpaired(
+    program: Program, units: Iterable[int], done: set[Place], view: Callable[[Program, int], ObjectView]
+) -> dict[str, list[Place]]:
+    """Local variables of some units that are not `done`, by their stems."""
+    found: dict[str, list[Place]] = {}
+    for unit in units:
+        v = view(program, unit)
+        for number, kind in v.kinds.items():
+            place = Place(unit, number)
+            if kind is not Kind.DATA or place in done or v.is_global(number) or v.is_shared(number):
+                continue
+            if symbols := v.symbols_in.get(number):
+                found.setdefault(stem(symbols[0].name), []).append(place)
+    return found

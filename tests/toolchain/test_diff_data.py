@@ -105,6 +105,33 @@ def test_global_that_moves_to_another_file_keeps_its_value(project: Project) -> 
     assert new_variables(result) == []
 
 
+def test_static_of_a_function_that_moves_to_another_file_keeps_its_value(project: Project) -> None:
+    count = NOINLINE + "int count(int x) { static int n = 4; return n += x; }"
+    old = project.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }" + count, "b.c": "int z;"})
+    new = project.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }", "b.c": "int z;" + count})
+    result = project.checked(old, new)
+    assert new_variables(result) == []
+    assert result.about("data-removed") == []
+
+
+def test_static_that_moves_with_its_functions_keeps_its_value(project: Project) -> None:
+    count = "static int n = 4;" + NOINLINE + "int count(int x) { return n += x; }"
+    old = project.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }" + count, "b.c": "int z;"})
+    new = project.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }", "b.c": "int z;" + count})
+    result = project.checked(old, new)
+    assert new_variables(result) == []
+
+
+def test_static_that_could_come_from_two_files_is_refused(plain: Project) -> None:
+    serve = "int one(int); int two(int); int serve(int x) { return one(x) + two(x); }"
+    one = "static int n = 4; int one(int x) { return n += x; }"
+    two = "static int n = 5; int two(int x) { return n -= x; }"
+    files = {"main.c": MAIN, "a.c": serve, "b.c": "int b;" + one, "c.c": "int c;" + two}
+    both = one + two.replace("static int n = 5;", "")
+    new = {"a.c": serve + both, "b.c": "int b;", "c.c": "int c;"}
+    assert {code for code, _ in plain.change(files, new).refusals} == {"data-ambiguous"}
+
+
 @pytest.mark.parametrize(("before", "after"), [("", " = 3"), (" = 3", "")], ids=["from common", "to common"])
 def test_common_variable_keeps_its_value(project: Project, before: str, after: str) -> None:
     source = "int counter{}; int serve(int x) {{ return counter += x * {}; }}"
