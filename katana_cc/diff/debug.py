@@ -34,6 +34,7 @@ class DebugCache:
         self.view = view
         self._infos: dict[str, DebugInfo | DwarfProblem] = {}
         self._scopes: dict[str, dict[int, Scope]] = {}
+        self._stored: dict[str, dict[int, Variable]] = {}
         self._declared: dict[str, dict[int, tuple[str, int]]] = {}
 
     def info(self, program: Program, unit: int) -> DebugInfo | DwarfProblem:
@@ -125,28 +126,37 @@ class DebugCache:
             elif not change.harmless:
                 text = f"{change.text}; live objects have the old layout"
                 found.append(Reason(Code.TYPE_CHANGED.value, REFUSED, change.type, change.file, change.line, text))
-        found += self._compare_variables(before, after, old_unit, new_unit, correlation)
+        kept = {v.qualified: v.why.removeprefix(CHANGED) for v in variables(before) if v.why.startswith(CHANGED)}
+        for v in variables(after):
+            why = v.why.removeprefix(CHANGED)
+            if v.why.startswith(CHANGED) and kept.get(v.qualified, why) != why:
+                text = f"{v.qualified}: the compiler keeps it as {why}, and kept it as {kept[v.qualified]}"
+                found.append(Reason(Code.VARIABLE_TYPE_CHANGED.value, REFUSED, v.name, v.file, v.line, text))
+        found += self.compare_variables(old, new, new_unit, correlation)
         return found
 
-    def _compare_variables(
-        self, old: DebugInfo, new: DebugInfo, old_unit: int, new_unit: int, correlation: Correlation
+    def compare_variables(
+        self, old: Program, new: Program, new_unit: int, correlation: Correlation
     ) -> Iterator[Reason]:
-        before = {v.place.section: v for v in variables(old) if v.place is not None and _stored(v)}
-        kept = {v.qualified: v.why for v in variables(old) if v.why.startswith(CHANGED)}
-        for v in variables(new):
-            if v.why.startswith(CHANGED) and kept.get(v.qualified, v.why) != v.why:
-                text = f"{v.qualified}: the compiler keeps it as {v.why}, and kept it as {kept[v.qualified]}".replace(
-                    CHANGED, ""
-                )
-                yield Reason(Code.VARIABLE_TYPE_CHANGED.value, REFUSED, v.name, v.file, v.line, text)
+        """Refusals for variables of a unit that had another type, whichever unit they were in."""
+        after = self.info(new, new_unit)
+        for v in variables(after) if isinstance(after, DebugInfo) else ():
             if not _stored(v) or v.constant:
                 continue
             assert v.place is not None
             old_place = correlation.old_of.get(Place(new_unit, v.place.section))
-            was = before.get(old_place.section) if old_place and old_place.unit == old_unit else None
+            was = self._stored_in(old, old_place) if old_place else None
             if was is not None and was.type != v.type:
                 text = f"{v.qualified} was {was.type} and is {v.type}; its live value would be misread"
                 yield Reason(Code.VARIABLE_TYPE_CHANGED.value, REFUSED, v.name, v.file, v.line, text)
+
+    def _stored_in(self, program: Program, place: Place) -> Variable | None:
+        blob = program.snapshot.units[place.unit].blob
+        if blob not in self._stored:
+            info = self.info(program, place.unit)
+            known = variables(info) if isinstance(info, DebugInfo) else ()
+            self._stored[blob] = {v.place.section: v for v in known if v.place is not None and _stored(v)}
+        return self._stored[blob].get(place.section)
 
 
 def _stored(v: Variable) -> bool:

@@ -111,6 +111,8 @@ class Diff:
         note_reliances(self)
         for old_unit, new_unit in self.correlation.changed_units:
             self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit, self.correlation)
+        for unit in self.correlation.new_units:
+            self.changes.reasons += self.debug.compare_variables(self.old, self.new, unit, self.correlation)
         self.changes.reasons = _unique(self.changes.reasons)
         return self.changes
 

@@ -132,6 +132,15 @@ def test_static_that_could_come_from_two_files_is_refused(plain: Project) -> Non
     assert {code for code, _ in plain.change(files, new).refusals} == {"data-ambiguous"}
 
 
+@pytest.mark.parametrize("there", ["int z;", None], ids=["to a file that was there", "to a new file"])
+def test_variable_that_changes_its_type_on_the_way_is_refused(plain: Project, there: str | None) -> None:
+    serve = "extern {} n; int serve(int x) {{ return n += x; }}"
+    before = {"main.c": MAIN, "a.c": serve.format("int") + "int n = 4;", **({"b.c": there} if there else {})}
+    old = plain.build(before)
+    new = plain.build({"main.c": MAIN, "a.c": serve.format("float"), "b.c": f"{there or ''} float n = 4;"})
+    assert plain.diff(old, new).refusals == [("variable-type-changed", "n")]
+
+
 @pytest.mark.parametrize(("before", "after"), [("", " = 3"), (" = 3", "")], ids=["from common", "to common"])
 def test_common_variable_keeps_its_value(project: Project, before: str, after: str) -> None:
     source = "int counter{}; int serve(int x) {{ return counter += x * {}; }}"
