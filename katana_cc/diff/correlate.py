@@ -9,7 +9,8 @@ sections are what is correlated.  Two objects of the same unit name are matched 
 3. Several of one stem (a `static int n` in each of several functions; two clones of one function) are told apart by
    the scope debug information declares them in (`f()::n`), then by who uses them: the set of functions that refer to
    each.  Equal sets pair first, then the one best overlap.  Even a single one is not the same when its scope differs
-   and no function uses both: `n` of `f` went, and `g` got one.
+   and no function uses both: `n` of `f` went, and `g` got one.  When one does, since `f` and `g` were inlined into it,
+   `f` may have been renamed or replaced: that is open.
 4. Of what is left, equal canonical keys pair, then equal exact names, when the two sides have as many.
 5. A variable that the compiler took apart (clang: `s.0`, `s.1` of a struct `s`) is several; only parts at one offset of
    it pair.  When the whole became parts, or parts the whole, code that uses it is refused.
@@ -43,6 +44,11 @@ class Scope(NamedTuple):
 
     name: str
     part: int = -1
+
+    @property
+    def is_of_function(self) -> bool:
+        """Whether it is a static of a function of known name."""
+        return ")::" in self.name.replace("(anonymous namespace)::", "").replace("(inlined function)::", "")
 
 
 Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, for variables that debug information knows
@@ -229,11 +235,14 @@ class _Sides:
 
     def may_be_one(self, o: int, n: int) -> bool:
         """Whether a single local of one stem on either side can be the same thing."""
-        return self.parts(o, n)[0] == self.parts(o, n)[1] and self._may_be_of_one(o, n)
+        before, after = self.old_scopes.get(o, _WHOLE), self.new_scopes.get(n, _WHOLE)
+        if before.part != after.part or (before != after and before.is_of_function and after.is_of_function):
+            return False
+        return self._may_be_of_one(o, n)
 
     def may_overlap(self, o: int, n: int) -> bool:
         """Whether one can be the other, or a part of it."""
-        parts = self.parts(o, n)
+        parts = self.old_scopes.get(o, _WHOLE).part, self.new_scopes.get(n, _WHOLE).part
         return (parts[0] == parts[1] or _WHOLE.part in parts) and self._may_be_of_one(o, n)
 
     def of_part(self, part: int, olds: Iterable[int], news: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -242,10 +251,6 @@ class _Sides:
             [o for o in olds if self.old_scopes.get(o, _WHOLE).part == part],
             [n for n in news if self.new_scopes.get(n, _WHOLE).part == part],
         )
-
-    def parts(self, o: int, n: int) -> tuple[int, int]:
-        """Which parts of their variables the two are."""
-        return self.old_scopes.get(o, _WHOLE).part, self.new_scopes.get(n, _WHOLE).part
 
     def moved_along(self, o: int, n: int) -> bool:
         """Whether two locals of one stem, of different units, belong to one function or are used by one."""
@@ -311,7 +316,7 @@ def _tell_apart(sides: _Sides, olds: Iterable[int], news: Iterable[int]) -> list
     def by(trait_old: Callable[[int], object], trait_new: Callable[[int], object]) -> None:
         """Pair those whose trait only one on either side has."""
         for n in list(news):
-            mine = [o for o in olds if trait_old(o) == trait_new(n)]
+            mine = [o for o in olds if trait_old(o) == trait_new(n) and sides.may_be_one(o, n)]
             rivals = [m for m in news if trait_new(m) == trait_new(n)]
             if len(mine) == 1 and len(rivals) == 1:
                 settle(mine[0], n)
@@ -328,7 +333,8 @@ def _tell_apart(sides: _Sides, olds: Iterable[int], news: Iterable[int]) -> list
     # A user that was added or went (or was inlined differently): the one best overlap, if there is only one.
     for n in list(news):
         mine_users = new_view.users.get(n, _NOBODY)
-        scored = sorted(((len(mine_users & old_view.users.get(o, _NOBODY)), o) for o in olds), reverse=True)
+        fitting = (o for o in olds if sides.may_be_one(o, n))
+        scored = sorted(((len(mine_users & old_view.users.get(o, _NOBODY)), o) for o in fitting), reverse=True)
         if not scored or not scored[0][0] or (len(scored) > 1 and scored[1][0] == scored[0][0]):
             continue
         best = scored[0][1]

@@ -81,6 +81,23 @@ def test_static_of_another_function_is_another_variable(plain: Project) -> None:
     assert new_variables(result) == ["n.0"]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another"])
+def test_static_of_a_function_in_place_of_another_is_refused(plain: Project, beside: bool) -> None:
+    """Both are inlined into the same caller, so that who uses them does not tell: it may be renamed, or a new one."""
+    one = "static int f(int x) { static int n = 3; return n += x; } int serve(int x) { return f(x) + f(x + 1); }"
+    two = "static int g(int x) { static int n = 5; return n -= x; } int serve(int x) { return g(x) + g(x + 1); }"
+    if beside:
+        other = "static int h(int x) { static int n = 9; return n += x; } int more(int x) { return h(x) * 3; }"
+        one, two = other + one, other + two
+    assert {code for code, _ in change(plain, one, two).refusals} == {"data-ambiguous"}
+
+
+def test_static_that_moves_into_its_function_keeps_its_value(plain: Project) -> None:
+    before = "static int n = 4; int serve(int x) { return n += x; }"
+    result = change(plain, before, "int serve(int x) { static int n = 4; return n += x * 3; }")
+    assert new_variables(result) == []
+
+
 @pytest.mark.parametrize(("before", "after"), [("", "static "), ("static ", "")], ids=["to static", "to global"])
 def test_variable_that_changes_its_binding_keeps_its_value(project: Project, before: str, after: str) -> None:
     source = "{}int counter = 3; int serve(int x) {{ return counter += x * {}; }}"
