@@ -19,6 +19,7 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> Checker:
     return Checker(tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.timeout(600)
 @settings(
     max_examples=40,
     deadline=None,
