@@ -268,6 +268,23 @@ def toggle_inline(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     return _exchange(program, f, replace(f, attribute=draw(st.sampled_from(["", "noinline", "inline", "cold"]))))
 
 
+def change_linkage(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    """A global function becomes weak, or is called by an alias, or neither any more."""
+    f = _pick(draw, [f for f in program.functions.values() if not f.static and f.kind in ("plain", "callback")])
+    return _exchange(program, f, replace(f, attribute=draw(st.sampled_from(["", "weak", "alias"])))) if f else None
+
+
+def add_table(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    """A new constant table that a function reads."""
+    chosen = _pick(draw, _plain(program))
+    if chosen is None:
+        return None
+    unit, f = chosen
+    t = draw(g.tables(program))
+    t = replace(t, name=f"new_{t.key}" if t.static else t.name)
+    return g.put(_with_body(program, f, (*f.body, p.Mix("^", p.Entry(t.key)))), unit.name, tables=(t,))
+
+
 def change_signature(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     f = _pick(draw, [f for f in program.functions.values() if f.kind == "plain"])
     return _exchange(program, f, replace(f, params=draw(st.sampled_from([1, 2, 3, 7, 8])))) if f else None
@@ -313,13 +330,15 @@ def change_table(draw: st.DrawFn, program: p.Program) -> p.Program | None:
         return None
     items: list[Any] = list(t.texts or t.values)
     at = draw(st.integers(0, len(items) - 1))
-    match draw(st.sampled_from(["value", "add", "drop", "order"])):
+    match draw(st.sampled_from(["value", "add", "drop", "order", "width"])):
         case "value":
             items[at] = draw(g.TEXTS) if t.texts else items[at] ^ 1
         case "add":
             items.insert(at, draw(g.TEXTS) if t.texts else draw(g.NUMBERS))
         case "drop" if len(items) > 1:
             del items[at]
+        case "width" if not t.texts:
+            return _exchange(program, t, replace(t, width={1: 2, 2: 4, 4: 1}[t.width]))
         case _:
             items.reverse()
     return _exchange(program, t, replace(t, texts=tuple(items)) if t.texts else replace(t, values=tuple(items)))
@@ -354,12 +373,14 @@ EDITS: Final[dict[str, Edit]] = {
         change_constant, change_operator, change_flag, change_literal, change_real, change_numbers, add_case,
         change_factor, add_statement, add_static_local, add_library_call, remove_statement, swap_statements,
         add_function, remove_function, add_variable, remove_variable, rename_variable, rename_function, change_initial,
-        toggle_static,
-        toggle_inline, change_signature, change_tail, insert_lines, reorder, move_function, change_table,
-        change_handlers, grow_array, grow_struct,
+        toggle_static, toggle_inline, change_linkage, add_table, change_signature, change_tail, insert_lines, reorder,
+        move_function, change_table, change_handlers, grow_array, grow_struct,
     )
 }  # fmt: skip
-MUST: Final = {"change_constant", "change_operator", "change_literal", "change_real", "add_function", "insert_lines"}
+MUST: Final = {
+    "change_constant", "change_operator", "change_literal", "change_real", "change_numbers", "change_factor", "add_case",
+    "swap_statements", "add_function", "insert_lines",
+}  # fmt: skip
 
 
 @st.composite
