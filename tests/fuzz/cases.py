@@ -163,6 +163,7 @@ def cases(draw: generate.Draw) -> Case:
     old = draw(generate.programs())
     assume(not p.problem(old))
     new, kinds = draw(edits.edited(old))
+    assume(kinds)
     return make(
         variant, old, new, kinds, draw(commands(old)), draw(commands(new)), draw(commands(old)), draw(commands(new))
     )

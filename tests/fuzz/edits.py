@@ -378,8 +378,8 @@ EDITS: Final[dict[str, Edit]] = {
     )
 }  # fmt: skip
 MUST: Final = {
-    "change_constant", "change_operator", "change_literal", "change_real", "change_numbers", "change_factor", "add_case",
-    "swap_statements", "add_function", "insert_lines",
+    "change_constant", "change_operator", "change_literal", "change_real", "change_numbers", "change_factor",
+    "add_case", "swap_statements", "add_function", "insert_lines",
 }  # fmt: skip
 
 
