@@ -203,6 +203,12 @@ class Diff:
         """A new section whose global name existed before: in a way that cannot be paired."""
         view = self.view(self.new, place.unit)
         for s in view.symbols_in.get(place.section, ()):
+            if s.binding == c.STB_LOCAL and view.kinds[place.section] is Kind.DATA and s.name not in self.new.globals:
+                common = self.old.globals.get(s.name)
+                if common is not None and common.place is None and common.address is not None:
+                    text = "it was a common variable and is static now; its live value would be lost"
+                    self.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
+                continue
             before = self.old.globals.get(s.name) if s.binding != c.STB_LOCAL else None
             if before is None or before.address is None:
                 continue

@@ -431,6 +431,13 @@ def problem(program: Program) -> str:
     for u in program.units:
         names: dict[str, str] = {}
         keys = {e.key for e in u.entities} | uses(u)
+        if u.handlers:
+            # The unit's dump names all callbacks it can see.
+            keys |= {
+                k
+                for k, (_, e) in everything.items()
+                if isinstance(e, Function) and e.kind == "callback" and not e.static
+            }
         for key in sorted(keys):
             if key not in everything:
                 return f"{key} is used and not there"

@@ -166,6 +166,14 @@ def test_common_variable_keeps_its_value(project: Project, before: str, after: s
     assert new_variables(result) == []
 
 
+def test_common_variable_that_turns_static_is_refused(tmp_path: Path) -> None:
+    """A bug: a new variable, and the live value is lost."""
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie", "bfd", ("-fcommon",)))
+    source = "{}int n; int serve(int x) {{ return n += x; }}"
+    result = change(project, source.format(""), source.format("static "))
+    assert result.refusals == [("data-kind-changed", "n")]
+
+
 def test_common_variable_of_a_stripped_output_is_refused(project: Project) -> None:
     source = "int counter; int serve(int x) {{ return counter += x * {}; }}"
     flags = {"compile_flags": ["-fcommon"], "link_flags": ["-s"]}
