@@ -334,13 +334,14 @@ def resized(old: p.Program, new: p.Program) -> set[str]:
 def take_over(old: p.Program, new: p.Program, state: State) -> tuple[State, bool]:
     """The state after a patch, and whether a pointer to rewrite is not what it was initially (then it is refused).
 
-    What changed its size is as it is initially: where it is not refused, nothing ever writes it.
+    Where what changed its size is not refused, nothing ever writes it, or each of its cells is a variable of its own.
     """
     made, conflict = begin(new, state), False
     initial = begin(new)
     for key in resized(old, new):
         if key in initial.cells:
-            made.cells[key] = initial.cells[key]
+            live, fresh = made.cells[key], initial.cells[key]
+            made.cells[key] = (live + fresh[len(live) :])[: len(fresh)]
         else:
             made.handlers[key] = initial.handlers[key]
     for key, h in new.handlers.items():
