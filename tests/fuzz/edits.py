@@ -385,15 +385,25 @@ MUST: Final = {
 
 @st.composite
 def edited(draw: st.DrawFn, program: p.Program) -> tuple[p.Program, tuple[str, ...]]:
-    """The program after one or a few edits, and which these were."""
+    """The program after one or a few edits, and which these were.
+
+    What an earlier edit removed never comes back as something else of the same key, which would be taken for a change.
+    """
     kinds: list[str] = []
+    at_first = _keys(program)
     wanted = draw(st.sampled_from([1, 1, 1, 2, 3, 5]))
     for _ in range(wanted + 3):
         if len(kinds) == wanted:
             break
         name = draw(st.sampled_from(sorted(EDITS)))
         made = EDITS[name](draw, program)
-        if made is not None and made != program and not p.problem(made):
+        if made is None or made == program or p.problem(made):
+            continue
+        if not (_keys(made) - _keys(program)) & at_first:
             program = made
             kinds.append(name)
     return program, tuple(kinds)
+
+
+def _keys(program: p.Program) -> set[str]:
+    return {getattr(n, "key", "") for n in p.walk(program)} - {""}
