@@ -135,7 +135,7 @@ class ObjectView:
             return Kind.FUNCTION if starts == {0} else Kind.CODE
         if s.flags & c.SHF_TLS:
             return Kind.THREAD
-        if s.flags & c.SHF_MERGE:
+        if s.flags & c.SHF_MERGE and not self.elf.relocations(s.number):
             return Kind.LITERAL
         relro = s.name.startswith(".data.rel.ro")
         if s.flags & c.SHF_WRITE and not relro:
@@ -212,7 +212,8 @@ class ObjectView:
         if target in (c.SHN_UNDEF, c.SHN_COMMON):
             return Reference(r, symbol.name, 0, 0, None, branch, weak, by_section)
         section = self.elf.sections[target]
-        if section.flags & c.SHF_MERGE:
+        # gcc without -fPIC puts addresses there too, which no linker merges: they are data, with relocations.
+        if section.flags & c.SHF_MERGE and not self.elf.relocations(target):
             bias = _bias(r, code) if by_section else 0
             if bias is None:
                 # Where it points depends on the length of the instruction after the field: take all of it, to be safe.

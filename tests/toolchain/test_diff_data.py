@@ -643,3 +643,24 @@ def test_pie_turned_off_is_refused(tmp_path: Path) -> None:
     old = project.build({"main.c": MAIN, "a.c": WORK})
     new = project.build({"main.c": MAIN, "a.c": WORK}, compile_flags=["-fno-pie"], link_flags=["-no-pie"])
     assert "machine-or-type-changed" in project.checked(old, new).codes("refused")
+
+
+def test_constant_that_holds_addresses_is_carried_with_them(tmp_path: Path) -> None:
+    """gcc without -fPIC loads a function pointer from .rodata.cst8; taken for a literal it would be a null pointer."""
+    source = (
+        "int f(int x) { return x + 1; } int g(int x) { return x * 3; }"
+        " struct p { int (*a)(int); int (*b)(int); } pp; volatile int n;"
+        " __attribute__((noipa)) void serve(void) { n = 1; pp.a = f; pp.b = g; }"
+        " int main(void) { serve(); return pp.a(pp.b(1)); }"
+    )
+    project = Project(tmp_path, Variant("gcc", "-O2", "nopie"))
+    result = project.change({"a.c": source}, {"a.c": source.replace("n = 1", "n = 2")})
+    assert result.refusals == []
+    assert result.replaced == ["serve"]
+    meant = {
+        result.patch.symbols[r.symbol].name
+        for s in result.patch.sections
+        if s.name.startswith((".text", ".rodata"))
+        for r in s.relocations
+    }
+    assert {"f", "g"} <= meant
