@@ -42,8 +42,9 @@ def run(arguments: argparse.Namespace) -> ExitStatus | int:
     old = _side(store, arguments.old)
     if arguments.new is None:
         ingest_staged(store)  # what fails is a gap, and unrecorded() tells
-        missing = {output: reason for output, reason in unrecorded(store).items() if output in old}
-        new = {s.output: s for s in current_snapshots(store)}
+        unseen = unrecorded(store)
+        missing = {output: reason for output, reason in unseen.items() if output in old}
+        new = {s.output: s for s in current_snapshots(store, unseen)}
     else:
         missing = {}
         new = _side(store, arguments.new)

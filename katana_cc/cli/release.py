@@ -68,8 +68,9 @@ def _status(manifest: dict[str, Any]) -> ExitStatus:
 
 
 def _name(store: Store, arguments: argparse.Namespace, ingested: Ingested) -> ExitStatus:
-    lost = dict(ingested.failed) | unrecorded(store)
-    snapshots = name_release(store, arguments.name, deployed=not arguments.not_deployed)
+    missing = unrecorded(store)
+    lost = dict(ingested.failed) | missing
+    snapshots = name_release(store, arguments.name, deployed=not arguments.not_deployed, missing=missing)
     if arguments.json:
         outputs = [{"output": s.output, "build_id": s.build_id, "snapshot": s.id} for s in snapshots]
         gaps = [{"output": o, "reason": r} for o, r in lost.items()]

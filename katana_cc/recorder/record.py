@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
@@ -37,6 +38,9 @@ class SectionRecord(NamedTuple):
     size: int
     witness_offset: int
     witness: bytes
+
+
+_SECTION_FIELDS: Final = len(SectionRecord._fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +89,11 @@ def make_record(elf: ElfFile) -> ObjectRecord:
             SectionRecord(section.number, section.name, section.type, section.flags, section.size, offset, witness)
         )
     kept = {s.number for s in sections} | {c.SHN_COMMON}
-    defined = tuple([s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name])
     if any(s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in elf.sections) and not any(
         s.flags & c.SHF_EXECINSTR for s in sections
     ):
         problem = "it holds link-time-optimisation bytecode and no machine code; build without -flto"
+    defined = tuple([s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name])
     return ObjectRecord(file, tuple(sections), defined, problem)
 
 
@@ -124,13 +128,16 @@ def literal_at(data: bytes, section: Section, offset: int) -> bytes:
 
 
 def to_bytes(record: ObjectRecord) -> bytes:
-    """A record as JSON."""
+    """A record as JSON, by columns: a list a field is written and read in half the time of a list a section."""
+    *columns, witnesses = zip(*record.sections, strict=True) if record.sections else [()] * _SECTION_FIELDS
     return json.dumps(
         {
             "file": record.file,
             "problem": record.problem,
-            "sections": [(*s[:-1], s.witness.hex()) for s in record.sections],
-            "symbols": record.symbols,
+            "sections": columns,
+            "witness_sizes": [len(w) for w in witnesses],
+            "witnesses": b"".join(witnesses).hex(),
+            "symbols": list(zip(*record.symbols, strict=True)),
         },
         separators=(",", ":"),
         check_circular=False,
@@ -138,12 +145,16 @@ def to_bytes(record: ObjectRecord) -> bytes:
 
 
 def from_bytes(data: bytes) -> ObjectRecord:
-    """The inverse of `to_bytes`."""
+    """The inverse of `to_bytes`.
+
+    Raises:
+        ValueError, KeyError, TypeError: not written by `to_bytes`.
+    """
     raw = json.loads(data)
-    new = tuple.__new__
-    return ObjectRecord(
-        raw["file"],
-        tuple([new(SectionRecord, (*s[:-1], bytes.fromhex(s[-1]))) for s in raw["sections"]]),
-        tuple([new(Symbol, s) for s in raw["symbols"]]),
-        raw["problem"],
-    )
+    held = bytes.fromhex(raw["witnesses"])
+    ends = list(accumulate(raw["witness_sizes"]))
+    witnesses = [held[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    # A named tuple's own constructor takes twice as long.
+    sections = map(tuple.__new__, repeat(SectionRecord), zip(*raw["sections"], witnesses, strict=True))
+    symbols = map(tuple.__new__, repeat(Symbol), zip(*raw["symbols"], strict=True))
+    return ObjectRecord(raw["file"], tuple(sections), tuple(symbols), raw["problem"])

@@ -57,11 +57,11 @@ def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
         known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
         raise StoreError(f"there is no release {since}", where=str(store.folder), remedy=known)
     _refuse_unless_free(folder)
-    current = {s.output: s for s in current_snapshots(store)}
+    reasons = unrecorded(store)
+    current = {s.output: s for s in current_snapshots(store, reasons)}
     patches: list[dict[str, Any]] = []
     unchanged: list[dict[str, str]] = []
     missing: list[dict[str, str]] = []
-    reasons = unrecorded(store)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

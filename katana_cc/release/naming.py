@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +39,15 @@ def ingest_staged(store: Store) -> Ingested:
     return Ingested(tuple(recorded), tuple(failed))
 
 
-def current_snapshots(store: Store) -> list[Snapshot]:
-    """The newest snapshot of every output, as far as it is what the output's file holds now (see `unrecorded`)."""
-    missing = unrecorded(store)
+def current_snapshots(store: Store, missing: Mapping[str, str] | None = None) -> list[Snapshot]:
+    """The newest snapshot of every output, as far as it is what the output's file holds now.
+
+    Args:
+        store: where.
+        missing: what `unrecorded` said, when that is known already (it reads every output).
+    """
+    if missing is None:
+        missing = unrecorded(store)
     return [store.snapshot(row.id) for output, row in _newest(store).items() if output not in missing]
 
 
@@ -74,8 +81,11 @@ def _build_id_on_disk(path: Path) -> str | None:
         return None
 
 
-def name_release(store: Store, name: str, *, deployed: bool) -> list[Snapshot]:
-    """Name the current snapshots; with `deployed`, every later link of them emits a patch object.
+def name_release(
+    store: Store, name: str, *, deployed: bool, missing: Mapping[str, str] | None = None
+) -> list[Snapshot]:
+    """Name the current snapshots; with `deployed`, every later link of them emits a patch object; `missing` as for
+    `current_snapshots`.
 
     Raises:
         UsageError: a name that could not be a file name.
@@ -85,7 +95,7 @@ def name_release(store: Store, name: str, *, deployed: bool) -> list[Snapshot]:
         raise UsageError(
             f"{name[:120]!r} cannot be a release name", remedy="Use up to 100 letters, digits and . _ + ~ - like v1.2."
         )
-    snapshots = current_snapshots(store)
+    snapshots = current_snapshots(store, missing)
     if not snapshots:
         raise StoreError(
             "no build is recorded", where=str(store.folder), remedy="Build with `CC=katana-cc make` first."

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from katana_cc.snapshot.blobs import BlobStore, compress_row, expand_row
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.words import plain, remedy_for
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA: Final = """
 CREATE TABLE snapshots (
@@ -269,7 +269,7 @@ class Store:
                 (snapshot.output, snapshot.path, snapshot.build_id, manifest, snapshot.time),
             )
         assert cursor.lastrowid is not None
-        return model.from_json(model.to_json(snapshot), cursor.lastrowid)
+        return replace(snapshot, id=cursor.lastrowid)
 
     def snapshot_rows(self, output: str | None = None) -> list[SnapshotRow]:
         """All snapshots (of one output), newest first."""
