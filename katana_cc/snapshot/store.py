@@ -146,6 +146,9 @@ def _connect(index: Path, create: bool) -> tuple[sqlite3.Connection, int]:
 
 def _opened(db: sqlite3.Connection) -> tuple[sqlite3.Connection, int]:
     db.execute("PRAGMA foreign_keys = ON")
+    # With WAL the index stays consistent; a power failure may take the last links with it, whose blobs are not synced
+    # to the disk either.
+    db.execute("PRAGMA synchronous = NORMAL")
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return db, version

@@ -1,18 +1,8 @@
-"""A small redis client, and a load that checks every answer.
-
-Run as a program, it is the load: `python resp.py PORT CONNECTIONS`; it prints "ready" once every connection has had its
-first answer, runs until its standard input closes, and prints one JSON object: requests, wrong answers, errors, the
-longest time an answer took.
-"""
+"""A small redis client."""
 
 from __future__ import annotations
 
-import json
 import socket
-import sys
-import threading
-import time
-from dataclasses import dataclass, field
 
 
 class ServerError(Exception):
@@ -60,63 +50,3 @@ class Client:
         """Close the connection."""
         self.file.close()
         self.socket.close()
-
-
-@dataclass
-class Tally:
-    """What one connection saw."""
-
-    requests: int = 0
-    wrong: int = 0
-    errors: list[str] = field(default_factory=list)
-    longest_ms: float = 0.0
-
-
-def _work(port: int, number: int, stop: threading.Event, started: threading.Barrier, tally: Tally) -> None:
-    try:
-        client = Client(port)
-        client.ask("DEL", f"count:{number}")
-        started.wait()
-        while not stop.is_set():
-            value = f"v{tally.requests}"
-            for words, wanted in (
-                (("SET", f"key:{number}", value), "OK"),
-                (("GET", f"key:{number}"), value),
-                (("INCR", f"count:{number}"), tally.requests // 3 + 1),
-            ):
-                begin = time.perf_counter()
-                answer = client.ask(*words)
-                tally.longest_ms = max(tally.longest_ms, (time.perf_counter() - begin) * 1000)
-                tally.requests += 1
-                tally.wrong += answer != wanted
-        client.close()
-    except (OSError, ServerError) as error:
-        tally.errors.append(f"{type(error).__name__}: {error}")
-
-
-def main() -> None:
-    """The load."""
-    port, connections = int(sys.argv[1]), int(sys.argv[2])
-    stop = threading.Event()
-    started = threading.Barrier(connections + 1)
-    tallies = [Tally() for _ in range(connections)]
-    threads = [threading.Thread(target=_work, args=(port, i, stop, started, tally)) for i, tally in enumerate(tallies)]
-    for thread in threads:
-        thread.start()
-    started.wait()
-    print("ready", flush=True)
-    sys.stdin.read()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    result = {
-        "requests": sum(t.requests for t in tallies),
-        "wrong": sum(t.wrong for t in tallies),
-        "errors": [e for t in tallies for e in t.errors],
-        "longest_ms": round(max(t.longest_ms for t in tallies), 2),
-    }
-    print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    main()

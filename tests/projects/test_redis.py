@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from tests.projects.debian import Source, fetch, need_packages
 from tests.projects.resp import Client, ServerError
+from tests.projects.running import build, free_port, load, run, server
 
-BIN = Path(sys.executable).parent
 MAKE = ("OPTIMIZATION=-O2", "DEBUG=-g", "MALLOC=libc", "BUILD_TLS=yes")
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def make(source: Source) -> str:
-    """`make` as redis' users do; returns what it printed to stderr by us."""
-    environment = dict(os.environ, CC="katana-cc", PATH=f"{BIN}:{os.environ['PATH']}")
-    command = ["make", "-C", "src", f"-j{os.cpu_count()}", *MAKE, "redis-server"]
-    done = subprocess.run(command, cwd=source.folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return "\n".join(line for line in done.stderr.splitlines() if line.startswith("katana"))
-
-
-def run(source: Source, *words: str | Path, status: int = 0) -> str:
-    """One of our commands, in the project's folder."""
-    program, *arguments = words
-    done = subprocess.run([BIN / program, *arguments], cwd=source.folder, capture_output=True, text=True)
-    assert done.returncode == status, (words, done.stdout, done.stderr)
-    return done.stdout
+    """`make` as redis' users do; returns what we printed to stderr."""
+    return build(source, ["make", "-C", "src", f"-j{os.cpu_count()}", *MAKE, "redis-server"])
 
 
 @pytest.fixture(scope="module")
@@ -49,55 +32,6 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Source:
     assert make(source) == "", "nothing is deployed yet: the wrappers have nothing to say"
     assert "src/redis-server" in run(source, "katana-release", "v1")
     return source
-
-
-@contextlib.contextmanager
-def server(source: Source) -> Iterator[tuple[int, int]]:
-    """A running redis-server: (pid, port)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command: list[str | Path] = [
-        source.folder / "src/redis-server",
-        "--port",
-        str(port),
-        "--save",
-        "",
-        "--io-threads",
-        "4",
-    ]
-    with subprocess.Popen(command, cwd=source.folder, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if "Ready to accept connections" in line:
-                    break
-            else:
-                pytest.fail("redis-server did not start")
-            yield process.pid, port
-        finally:
-            process.terminate()
-            process.stdout.read()
-
-
-@contextlib.contextmanager
-def load(port: int) -> Iterator[Callable[[], dict[str, object]]]:
-    """Eight connections that check every answer; the value stops them and gives the tally."""
-    command: list[str | Path] = [sys.executable, Path(__file__).with_name("resp.py"), str(port), "8"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-
-        def finish() -> dict[str, object]:
-            out, _ = process.communicate("")
-            tally: dict[str, object] = json.loads(out)
-            return tally
-
-        try:
-            yield finish
-        finally:
-            process.kill()
 
 
 def accepts_empty_selector(client: Client, user: str) -> bool:
@@ -124,7 +58,9 @@ def requests_go_on(client: Client, more: int = 2000) -> None:
 
 def test_fix_goes_into_a_loaded_server_and_out_again(redis: Source, record_property: Callable[..., None]) -> None:
     """A bug would be a client error, a lost request, the old answer, or a server that is not itself afterwards."""
-    with server(redis) as (pid, port), load(port) as finish:
+    port = free_port()
+    command = "src/redis-server", "--port", str(port), "--save", "", "--io-threads", "4"
+    with server(redis, *command, listens=port) as pid, load("redis", port) as finish:
         client = Client(port)
         assert accepts_empty_selector(client, "k1"), "the old server has the bug"
 
