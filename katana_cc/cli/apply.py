@@ -23,6 +23,7 @@ from katana_cc.patch.needs import Grant, Option
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.report.summary import edited
 
 HELP = "put a patch object into running processes"
 
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         select=select,
     )
     over = sorted(passed_over)
-    tell_passed_over("katana apply", over, f"run this build of {po.identity.output}")
+    tell_passed_over("katana apply", over, f"this build of {po.identity.output} runs there")
     if arguments.json:
         result = {
             "patch": identity,
@@ -105,10 +106,7 @@ def _print(reports: Sequence[ApplyReport]) -> None:
         head = f"pid {report.pid} ({report.name}): {report.outcome}"
         if report.commit is not None:
             tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
-            print(
-                f"{head}{tries}: {len(plan.ledger.edits)} edits, {report.commit.threads} threads stopped for "
-                f"{report.commit.pause_us / 1000:.2f} ms"
-            )
+            print(f"{head}{tries}: {edited(len(plan.ledger.edits), report.commit.threads, report.commit.pause_us)}")
         else:
             print(head)
         if report.outcome == "would apply":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from katana_cc.errors import ExitStatus
+from katana_cc.report.summary import count
 from katana_cc.snapshot.garbage import collect
 from katana_cc.snapshot.store import Store, find_store
 
@@ -17,5 +18,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(_arguments: argparse.Namespace) -> ExitStatus:
     """Collect, and say what went."""
     gone = collect(Store(find_store()))
-    print(f"dropped {gone.snapshots} snapshots and {gone.blobs} blobs, {gone.size / 1e6:.1f} MB")
+    print(f"dropped {count(gone.snapshots, 'snapshot')} and {count(gone.blobs, 'blob')}, {gone.size / 1e6:.1f} MB")
     return ExitStatus.DONE

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from katana_cc.errors import ExitStatus
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.store import PatchRow, Store, find_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,5 +24,13 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         print(json.dumps([dict(zip(keys, v, strict=True)) for v in values], indent=2))
         return ExitStatus.DONE
     for r in rows:
-        print(f"{r.output}  {r.from_name} -> {r.to_name}  {r.verdict}  {r.size} bytes  {r.path}")
+        print(f"{r.output}  {r.from_name} -> {r.to_name}  {r.verdict}  {r.size} bytes  {r.path}{_state(r)}")
     return ExitStatus.DONE
+
+
+def _state(row: PatchRow) -> str:
+    try:
+        state = "" if Path(row.path).stat().st_size == row.size else "damaged"
+    except OSError:
+        state = "gone"
+    return f"  ({state}: `katana-release --since {row.from_name}` makes it again)" if state else ""

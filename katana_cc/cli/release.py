@@ -13,8 +13,10 @@ from typing import Any
 from katana_cc import __version__
 from katana_cc.cli.main import run_reporting_errors
 from katana_cc.errors import ExitStatus, UsageError
-from katana_cc.release.naming import Ingested, ingest_staged, name_release, unrecorded
+from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
 from katana_cc.snapshot.store import Store, find_store
+
+_RETIRED = "%s: no patches are made from it any more"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="katana-release", description="Name the current snapshots and mark them deployed, or bundle patches."
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="name the current snapshots")
-    parser.add_argument("--not-deployed", action="store_true", help="only name them: no patches are made from them")
+    parser.add_argument(
+        "--not-deployed",
+        action="store_true",
+        help="only name them: no patches are made from them; of a release that there is, take the mark off",
+    )
     parser.add_argument(
         "--since", metavar="NAME", help="bundle all patches from NAME, and from each later release, to now"
     )
@@ -68,6 +74,11 @@ def _status(manifest: dict[str, Any]) -> ExitStatus:
 
 
 def _name(store: Store, arguments: argparse.Namespace, ingested: Ingested) -> ExitStatus:
+    if arguments.not_deployed and retire_release(store, arguments.name):
+        print(
+            json.dumps({"release": arguments.name, "deployed": False}) if arguments.json else _RETIRED % arguments.name
+        )
+        return ExitStatus.DONE
     missing = unrecorded(store)
     lost = dict(ingested.failed) | missing
     snapshots = name_release(store, arguments.name, deployed=not arguments.not_deployed, missing=missing)

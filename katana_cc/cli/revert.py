@@ -13,6 +13,7 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, revert_patch
+from katana_cc.report.summary import edited
 
 _ID = re.compile(r"[0-9A-Fa-f]{1,32}")
 HELP = "take a patch out of running processes"
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     listing = candidates(arguments)
     found = survey.Found(tuple(arguments.pid), ()) if listing is None else survey.patched_pids(listing())
     reports = revert_patch(found.pids, _identity(arguments.patch), wait=arguments.wait, must_match=listing is None)
-    tell_passed_over("katana revert", found.passed_over, "carry a patch")
+    tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
         processes = [_as_json(r) for r in reports]
         print(json.dumps({"processes": processes, "passed_over": passed_over_json(found.passed_over)}, indent=2))
@@ -46,10 +47,10 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     for report in reports:
         line = f"pid {report.pid} ({report.name}): {report.outcome}"
         if report.ledger is not None and report.commit is not None:
-            line += (
-                f" {report.ledger.patch_id}: {len(report.ledger.edits)} edits, {report.commit.threads} threads stopped "
-                f"for {report.commit.pause_us / 1000:.2f} ms"
-            )
+            done = edited(len(report.ledger.edits), report.commit.threads, report.commit.pause_us)
+            line += f" {report.ledger.patch_id}: {done}"
+        elif report.others:
+            line += f": it carries {', '.join(report.others)}, and not {arguments.patch}"
         print(line)
     if not reports:
         where = "no process that could be read" if found.passed_over else "no process"
@@ -84,4 +85,5 @@ def _as_json(report: RevertReport) -> dict[str, Any]:
         "pause_us": round(commit.pause_us, 1) if commit else None,
         "attach_us": round(commit.attach_us, 1) if commit else None,
         "restarted_system_calls": commit.repaired if commit else None,
+        "others": list(report.others),
     }

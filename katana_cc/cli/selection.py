@@ -95,8 +95,7 @@ def tell_passed_over(program: str, passed_over: Sequence[int], what: str) -> Non
         processes, they = ("1 process was", "it") if number == 1 else (f"{number} processes were", "they")
         why = "of a namespace outside of this one" if survey.may_trace_all() else "run as root, or with CAP_SYS_PTRACE"
         print(
-            f"{program}: {processes} passed over, since {they} {_NOT_READABLE} ({why}): whether {they} {what} is not "
-            "known",
+            f"{program}: {processes} passed over, since {they} {_NOT_READABLE} ({why}): whether {what} is not known",
             file=sys.stderr,
         )
 

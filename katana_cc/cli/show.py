@@ -9,6 +9,7 @@ from katana_cc.cli.names import find_snapshots
 from katana_cc.errors import ExitStatus
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.report import patch_json, patch_text
+from katana_cc.report.summary import count
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store, find_store
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         print(json.dumps(value, indent=2))
         return ExitStatus.DONE
     if release is not None:
-        print(f"release {release.name}{'' if release.deployed else ' (not deployed)'}: {len(rows)} outputs")
+        print(f"release {release.name}{'' if release.deployed else ' (not deployed)'}: {count(len(rows), 'output')}")
     for s in snapshots:
         print(f"snapshot {s.id}: {s.output}")
         for key, held in _described(s).items():

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         for pid in listed.pids:
             with contextlib.suppress(KatanaError):  # it ended meanwhile
                 found.append(survey.process_status(pid))
-    tell_passed_over("katana status", passed_over, "carry a patch")
+    tell_passed_over("katana status", passed_over, "a patch is applied there")
     if arguments.json:
         processes = [_as_json(p) for p in found]
         print(json.dumps({"processes": processes, "passed_over": passed_over_json(passed_over)}, indent=2))

@@ -14,7 +14,7 @@ from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.dwarf import lines
-from katana_cc.dwarf.changes import ChangeKind, compare_layouts
+from katana_cc.dwarf.changes import ChangeKind, compare_layouts, without_consequences
 from katana_cc.dwarf.detail import lines_only
 from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions, prototype
@@ -118,7 +118,7 @@ class DebugCache:
         assert isinstance(before, DebugInfo)
         assert isinstance(after, DebugInfo)
         found = []
-        for change in compare_layouts(layouts(before), layouts(after)):
+        for change in without_consequences(compare_layouts(layouts(before), layouts(after))):
             if change.kind is ChangeKind.ENUMERATOR_ADDED:
                 found.append(
                     Reason(Code.ENUMERATOR_ADDED.value, INFO, change.type, change.file, change.line, change.text)

@@ -11,7 +11,7 @@ This explains; what is carried does not depend on it.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, Code
@@ -28,6 +28,8 @@ class _Callee(NamedTuple):
     name: str
     file: str
 
+
+_SYSTEM: Final = ("/usr/include/", "/usr/lib/")
 
 _Code = dict[_Callee, list[bytes]]
 
@@ -49,6 +51,8 @@ def explain_inlining(diff: Diff) -> None:
     changed = Counter(callee for callees in differing.values() for callee in callees)
     for place, callees in differing.items():
         for callee in sorted(c for c in callees if changed[c] >= same[c]):
+            if callee.file.startswith(_SYSTEM):
+                continue  # it did not change: its arguments did
             text = f"the code inlined into it from {callee.name} ({callee.file}:{lines[callee]}) changed"
             diff.reason(Code.INLINED_CHANGED, INFO, place, text)
 

@@ -31,7 +31,10 @@ def check_replaceable(diff: Diff, place: Place, old_place: Place) -> None:
         text = "it runs once, before main: what it does differently would never happen in a running process"
         diff.reason(Code.STARTUP_CHANGED, REFUSED, place, text)
     if old_view.label(old_place.section) == "main" and not diff.old.is_library:
-        text = "it is on the stack for the whole life of the process, and goes on in its old code there"
+        text = (
+            "it is on the stack for the whole life of the process, and goes on in its old code there: "
+            "what changed in it takes effect in no process that runs already"
+        )
         diff.reason(Code.MAIN_ACTIVE, NEEDS, place, text)
 
 

@@ -8,8 +8,8 @@ only a person knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from katana_cc.dwarf.types import Base, Member, TypeKind, TypeLayout
@@ -63,6 +63,27 @@ def compare_layouts(old: Mapping[str, TypeLayout], new: Mapping[str, TypeLayout]
         if after is not None and before.shape != after.shape:
             result.extend(_compare(name, before, after))
     return tuple(result)
+
+
+def without_consequences(changes: Iterable[TypeChange]) -> tuple[TypeChange, ...]:
+    """For people to read: fields of a type that merely moved are one change, since a new field moves all behind it."""
+    result: list[TypeChange] = []
+    moved: dict[str, list[TypeChange]] = {}
+    for change in changes:
+        if change.kind is ChangeKind.FIELD_MOVED:
+            several = moved.setdefault(change.type, [])
+            several.append(change)
+            if len(several) > 1:
+                continue
+        result.append(change)
+    return tuple([_together(moved[x.type]) if x.kind is ChangeKind.FIELD_MOVED else x for x in result])
+
+
+def _together(moved: Sequence[TypeChange]) -> TypeChange:
+    first, more = moved[0], len(moved) - 1
+    if not more:
+        return first
+    return replace(first, text=f"{first.text}, and {more} more field{'s' if more > 1 else ''} of it moved")
 
 
 def _compare(name: str, old: TypeLayout, new: TypeLayout) -> Iterator[TypeChange]:

@@ -31,7 +31,7 @@ MACHINES: Final = {c.EM_X86_64: "x86-64"}
 ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
 LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_REL, c.SHT_GROUP, c.SHT_SYMTAB_SHNDX)
 MAX_ALIGNMENT: Final = 1 << 24  # a forged one must not make the writer pad the file without end
-REMEDY: Final = "make the patch again (`make`, or `katana-release --since`), or copy it again if it was copied"
+REMEDY: Final = "make the patch again (`katana-release --since NAME`), or copy it again if it was copied"
 
 
 def digest_of(data: bytes | bytearray) -> bytes:

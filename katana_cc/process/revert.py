@@ -21,13 +21,15 @@ from katana_cc.process.target import Target
 
 @dataclass(frozen=True, slots=True)
 class RevertReport:
-    """What came of one process.  `outcome`: "reverted", or "nothing to revert"."""
+    """What came of one process.  `outcome`: "reverted", or "nothing to revert"; then `others` are the PO-IDs of what is
+    applied there instead of the patch that was named."""
 
     pid: int
     name: str
     outcome: str
     ledger: Ledger | None
     commit: CommitReport | None
+    others: tuple[str, ...] = ()
 
 
 def revert_patch(
@@ -131,7 +133,8 @@ def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
     ledger = in_force[0] if in_force else None
     if ledger is None:
-        return RevertReport(target.pid, target.name, "nothing to revert", None, None)
+        others = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
+        return RevertReport(target.pid, target.name, "nothing to revert", None, None, others)
     snapshot = tuple((e.address, target.memory.read(e.address, len(e.replacement))) for e in ledger.edits)
     guards = tuple(Guard(r.name, r.address, r.size, False) for r in ledger.new if r.size)
     # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.

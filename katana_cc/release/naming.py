@@ -105,6 +105,14 @@ def name_release(
     return snapshots
 
 
+def retire_release(store: Store, name: str) -> bool:
+    """Make no more patches from a release; whether there is one of that name.  It stays, with all that it holds."""
+    known = store.retire_release(name)
+    if known:
+        write_deployed(store)
+    return known
+
+
 def write_deployed(store: Store) -> None:
     """Write `deployed`, which tells `stage.py` whose links to ingest at once."""
     members = {i for r in store.releases() if r.deployed for i in r.snapshots}

@@ -213,6 +213,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def edited(edits: int, threads: int, pause_us: float) -> str:
+    """What was done to a process: `2 edits, 5 threads stopped for 0.61 ms`."""
+    return f"{count(edits, 'edit')}, {count(threads, 'thread')} stopped for {pause_us / 1000:.2f} ms"
+
+
 def clean(text: str) -> str:
     """`text` fit for a terminal and for UTF-8: control characters and undecodable bytes as escapes.
 

@@ -269,7 +269,7 @@ class Store:
         with self.transaction() as db:
             cursor = db.execute(
                 "INSERT INTO snapshots (output, path, build_id, manifest, time) VALUES (?, ?, ?, ?, ?)",
-                (snapshot.output, snapshot.path, snapshot.build_id, manifest, snapshot.time),
+                (snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest, snapshot.time),
             )
         assert cursor.lastrowid is not None
         return replace(snapshot, id=cursor.lastrowid)
@@ -278,9 +278,8 @@ class Store:
         """All snapshots (of one output), newest first."""
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
         columns = "id, output, path, build_id, manifest, time"
-        return [
-            SnapshotRow(*r) for r in self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY id DESC", *values)
-        ]
+        rows = self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY id DESC", *values)
+        return [replace(SnapshotRow(*r), path=self._found_path(r[2])) for r in rows]
 
     def snapshot(self, identifier: int) -> Snapshot:
         """One snapshot, whole."""
@@ -328,6 +327,11 @@ class Store:
                 [(cursor.lastrowid, s) for s in snapshots],
             )
 
+    def retire_release(self, name: str) -> bool:
+        """Take the mark of a deployed release off; whether there is a release of that name."""
+        with self.transaction() as db:
+            return db.execute("UPDATE releases SET deployed = 0 WHERE name = ?", (name,)).rowcount > 0
+
     def _builds(self, snapshots: Iterable[int]) -> set[tuple[str, str]]:
         wanted = set(snapshots)
         return {(r.output, r.build_id) for r in self.snapshot_rows() if r.id in wanted}
@@ -365,12 +369,21 @@ class Store:
             db.execute(
                 "INSERT OR REPLACE INTO patches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (row.id, row.output, row.from_snapshot, row.to_snapshot, row.from_name, row.to_name,
-                 row.verdict, row.path, row.size, row.time),
+                 row.verdict, self._kept_path(row.path), row.size, row.time),
             )  # fmt: skip
 
     def patches(self) -> list[PatchRow]:
         """All patch objects, newest first."""
-        return [PatchRow(*r) for r in self._rows("SELECT * FROM patches ORDER BY time DESC, id")]
+        rows = self._rows("SELECT * FROM patches ORDER BY time DESC, id")
+        return [replace(PatchRow(*r), path=self._found_path(r[7])) for r in rows]
+
+    def _kept_path(self, path: str) -> str:
+        """A path as the index keeps it: relative to the project, which may be moved or copied with its store."""
+        root = self.folder.absolute().parent
+        return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+    def _found_path(self, kept: str) -> str:
+        return str(self.folder.absolute().parent / kept)
 
     # Objects already read
 

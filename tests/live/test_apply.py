@@ -183,6 +183,17 @@ def test_revert_without_a_patch_says_so(counter: tuple[Built, Built]) -> None:
         assert "nothing to revert" in done.stdout
 
 
+def test_revert_of_another_patch_names_what_is_applied(tmp_path: Path, counter: tuple[Built, Built]) -> None:
+    """A bug: a PO-ID that was mistyped passes for a patch that is out."""
+    po = patch_from(*counter, ("answer",))
+    with serving(counter[0].output) as server:
+        katana("apply", write_patch(tmp_path, po), "--pid", server.pid)
+        done = katana("revert", "deadbeef", "--pid", server.pid)
+        assert done.returncode == 0
+        assert f"nothing to revert: it carries {identity(po)}, and not deadbeef" in done.stdout
+        assert server.ask("a 1") == "11"
+
+
 def test_json_of_an_error_names_its_status(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: a script has to read words."""
     patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))

@@ -120,7 +120,7 @@ def test_all_does_not_claim_what_nobody_could_see(tmp_path: Path, counter: tuple
         done = as_nobody("apply", po, "--all")
         assert done.returncode == 5
         assert "no process that could be read runs" in done.stdout
-        assert "whether they run this build of server is not known" in done.stderr
+        assert "whether this build of server runs there is not known" in done.stderr
         assert roots.ask("a 1") == "2"
         server = Server(["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", program])
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from katana_cc.errors import StoreError, UsageError
 from katana_cc.patch import codec
 from katana_cc.release.bundle import write_bundle
 from katana_cc.release.emit import emit_patches
-from katana_cc.release.naming import name_release
+from katana_cc.release.naming import name_release, unrecorded
 from katana_cc.snapshot.garbage import collect
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import verify_store
 from tests.support.project import Project
 from tests.toolchain.test_diff_code import MAIN
@@ -222,3 +224,41 @@ def test_release_does_not_name_a_build_that_is_no_longer_there(
     link_unrecorded(project)
     assert release(["v2"]) == 6
     assert [r.name for r in project.store.releases()] == ["v1"]
+
+
+def test_retired_release_makes_no_more_patches(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: what nobody runs any more costs a patch at each link for ever, for its builds are past."""
+    assert len(rebuild(project, 5)) == 1
+    monkeypatch.chdir(project.folder)
+    assert release(["v1", "--not-deployed"]) == 0
+    assert rebuild(project, 7) == []
+    assert [(r.name, r.deployed) for r in project.store.releases()] == [("v1", False)]
+    assert (project.store.folder / "deployed").read_text() == ""
+
+
+def test_moved_project_knows_its_own_files(project: Project, tmp_path: Path) -> None:
+    """A bug: a copy of a project talks of the original's outputs and patch objects."""
+    rebuild(project, 5)
+    moved = tmp_path.parent / f"{tmp_path.name}-moved"
+    shutil.move(project.folder, moved)
+    store = Store(moved / ".katana")
+    assert unrecorded(store) == {}
+    (patch,) = store.patches()
+    assert Path(patch.path).is_file()
+    assert Path(patch.path).is_relative_to(moved)
+
+
+def test_patches_says_what_is_gone_or_damaged(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bug: a file that is not there any more is listed as safe, and nothing tells how to make it again."""
+    rebuild(project, 5)
+    monkeypatch.chdir(project.folder)
+    path = Path(project.store.patches()[0].path)
+    whole = path.read_bytes()
+    for spoil, state in ((lambda: path.write_bytes(whole[:-1]), "damaged"), (path.unlink, "gone")):
+        spoil()
+        assert main(["patches"]) == 0
+        assert f"({state}: `katana-release --since v1` makes it again)" in capsys.readouterr().out
+    assert release(["--since", "v1", "-o", "bundle"]) == 0
+    assert path.read_bytes() == whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from katana_cc.dwarf.changes import ChangeKind, TypeChange, compare_layouts
+from katana_cc.dwarf.changes import ChangeKind, TypeChange, compare_layouts, without_consequences
 from katana_cc.dwarf.types import Base, Enumerator, Member, TypeKind, TypeLayout
 
 
@@ -107,3 +107,18 @@ def test_growth_by_an_embedded_type_is_told() -> None:
     new = struct(24, field("head", 0, "struct head", 16), field("n", 16))
     assert kinds(old, new) == [ChangeKind.SIZE_CHANGED, ChangeKind.FIELD_MOVED]
     assert changes(old, new)[0].text.endswith("field `head` has 16 bytes, had 8")
+
+
+def test_fields_that_merely_moved_are_told_once() -> None:
+    """A bug: one new field at the front of a struct of a hundred fields gives a hundred lines of refusal."""
+    old = struct(12, field("a", 0), field("b", 4), field("c", 8))
+    new = struct(16, field("fresh", 0), field("a", 4), field("b", 8), field("c", 12))
+    told = without_consequences(changes(old, new))
+    assert [c.kind for c in told] == [ChangeKind.SIZE_CHANGED, ChangeKind.FIELD_MOVED, ChangeKind.FIELD_ADDED]
+    text = "field `a` of struct request moved from offset 0 to offset 4, and 2 more fields of it moved"
+    assert told[1].text == text
+
+
+def test_one_field_that_moved_is_told_as_it_is() -> None:
+    old, new = struct(16, field("a", 0)), struct(16, field("a", 8))
+    assert without_consequences(changes(old, new)) == changes(old, new)
