@@ -68,6 +68,7 @@ class Code(StrEnum):
     DEBUG_INFORMATION = "debug-information-missing"
     ACTIVE_RELIES = "active-code-relies-on-old"
     REMOVED_RELIES = "removed-code-relies-on-old"
+    UNACCOUNTED = "unaccounted"
 
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.

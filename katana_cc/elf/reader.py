@@ -312,7 +312,7 @@ class ElfFile:
             if start <= address and address + size <= end:
                 at = address - start
                 stored = size if at + size <= held else max(0, held - at)
-                data = self._slice(offset + at, stored, "segment")
+                data = self._slice(offset + at, stored, "segment") if stored else b""
                 return data if stored == size else data + bytes(size - stored)
         raise FormatError(f"no segment holds {size} bytes at {address:#x}", where=self.where)
 

@@ -15,6 +15,7 @@ from katana_cc.errors import StoreError
 from katana_cc.patch import codec
 from katana_cc.patch.build import build_patch
 from katana_cc.patch.model import Identity, PatchObject
+from katana_cc.release.proving import prove
 from katana_cc.report.summary import one_line
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import PatchRow, Release, Store
@@ -58,7 +59,9 @@ def make_patch(
     diff = Diff(store, old, new)
     changes = diff.run()
     identity = Identity(new.output, c.EM_X86_64, old.build_id, new.build_id, from_label, to_label)
-    return build_patch(diff, changes, identity), changes
+    patch = build_patch(diff, changes, identity)
+    # From here on nothing is added to the patch object: what it lacks is a reason to refuse it.
+    return prove(diff, changes, patch), changes
 
 
 def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[Emitted | None, Changes]:

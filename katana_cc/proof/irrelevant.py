@@ -1,0 +1,109 @@
+"""Differences that mean nothing to a running process, verified.
+
+- *Line numbers.*  Only bytes of code differ, no field does; each run of differing bytes is part of an immediate that
+  holds, before and after, a line of the same statement: a row of the old line table and the row at the same offset of
+  the new one, from which both immediates are equally far, by no more than a long macro call.
+- *Initial values.*  A writable variable keeps its live value, and the patch object says so (`initialiser-kept`): its
+  bytes may differ, and which literals it points at; where it points at anything else it may not.
+- *The time of the build.*  What looks like a date or a time and says when the new link was (`judge.py`, and here for
+  constants).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from katana_cc.diff.harmless import same_but_built_later
+from katana_cc.diff.program import Place, Program
+from katana_cc.diff.reasons import Code
+from katana_cc.diff.view import Kind
+from katana_cc.patch.model import PatchObject
+from katana_cc.proof.image import Image
+from katana_cc.proof.model import Content, Named, Target, blanked
+from katana_cc.proof.walk import BYTES_DIFFER, Difference
+
+Lines = Callable[[Program, Place], Sequence[tuple[int, int]]]  # (offset, line) of a code section
+
+_MACRO_LINES: Final = 12  # the longest macro call of which __LINE__ may be the end
+_WIDTHS: Final = (4, 2, 1)  # bytes of an immediate
+
+
+class Irrelevance:
+    """Tells whether differences are irrelevant, for one patch object."""
+
+    def __init__(self, old: Image, new: Image, lines: Lines, patch: PatchObject) -> None:
+        self.old, self.new = old, new
+        self.lines = lines
+        self.kept = {r.subject for r in patch.reasons if r.code == Code.INITIALISER_KEPT.value}
+
+    def explains(self, place: Place, theirs: Target, found: Iterable[Difference]) -> bool:
+        """Whether all differences of a new place and the old thing it stands for are irrelevant."""
+        kind = self.new.kind(place)
+        if kind is Kind.DATA:
+            return self.new.label(place) in self.kept and all(self._is_value(d) for d in found)
+        if isinstance(theirs, Named) or not isinstance(theirs, Place):
+            return False
+        if any(d.after is not None for d in found) or self.old.size(theirs) != self.new.size(place):
+            return False
+        after, before = self.new.fields(place), self.old.fields(theirs)
+        if [(f.offset, f.type) for f in after] != [(f.offset, f.type) for f in before]:
+            return False
+        now = blanked(self.new.data(place), after)
+        was = blanked(self.old.data(theirs), before)
+        if kind in (Kind.FUNCTION, Kind.CODE):
+            rows = self.lines(self.old.program, theirs), self.lines(self.new.program, place)
+            return only_own_lines(was, now, *rows)
+        return same_but_built_later(was, now, self.new.program.snapshot.time)
+
+    def _is_value(self, difference: Difference) -> bool:
+        if difference.after is None or difference.before is None:
+            return difference.text == BYTES_DIFFER
+        after, before = difference.after.target, difference.before.target
+        return self._is_literal(self.new, after) and self._is_literal(self.old, before)
+
+    @staticmethod
+    def _is_literal(image: Image, target: Target) -> bool:
+        """Whether a pointer to it is a value like a number: a literal, or unnamed data without pointers (gcc -O0)."""
+        if not isinstance(target, Place):
+            return isinstance(target, Content)
+        return image.kind(target) is Kind.ANONYMOUS and not image.fields(target)
+
+
+def only_own_lines(
+    old: bytes, new: bytes, old_rows: Sequence[tuple[int, int]], new_rows: Sequence[tuple[int, int]]
+) -> bool:
+    """Whether all differences of two pieces of code are immediates that hold the line of a statement of theirs.
+
+    Args:
+        old, new: code of one size, relocated fields zeroed.
+        old_rows, new_rows: (offset, line) of the line table of each.
+    """
+    if len(old) != len(new):
+        return False
+    after: dict[int, set[int]] = {}
+    for offset, line in new_rows:
+        after.setdefault(offset, set()).add(line)
+    moved = {(a, b) for offset, a in old_rows if a for b in after.get(offset, ()) if b and a != b}
+    at = 0
+    while at < len(old):
+        if old[at] == new[at]:
+            at += 1
+            continue
+        end = next((e for e in _ends(old, new, at, moved)), None)
+        if end is None:
+            return False
+        at = end
+    return True
+
+
+def _ends(old: bytes, new: bytes, at: int, moved: set[tuple[int, int]]) -> Iterable[int]:
+    """The ends of immediates that hold the byte at `at` and a line that moved."""
+    for width in _WIDTHS:
+        for start in range(at, max(-1, at - width), -1):
+            end = start + width
+            if end > len(old):
+                continue
+            was, now = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
+            if any(0 <= was - a <= _MACRO_LINES and was - a == now - b for a, b in moved):
+                yield end

@@ -1,0 +1,158 @@
+"""Which old place a place of the new output stands for, by names alone.
+
+Theory of operation.  The diff decides what is which with everything it knows: debug information, users, canonical keys.
+The proof must not repeat its mistakes, so it pairs by the little that cannot be mistaken:
+
+1. A global or weak name means one thing in each output.
+2. In two objects of one name, a function, constant or section that is the only one of its name (numbers that compilers
+   add left out) on either side is itself; sections that hold several things, or none with a name, pair in order.
+3. In objects with the same allocated contents, each section is itself.
+
+Local variables are not paired here, nor are several functions of one name: what they stand for follows from their uses
+(`judge.py`).  A pair made here may be wrong only in a way that makes the two differ, and then it is a finding, not
+something missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Final
+
+from katana_cc.diff.program import Place
+from katana_cc.diff.view import Kind
+from katana_cc.elf import constants as c
+from katana_cc.proof.image import Image
+from katana_cc.recorder.record import stem
+
+_ALIKE: Final = 0.5  # two objects of different names that share half of what they define are one, renamed
+WHOLE: Final = (Kind.CODE, Kind.STARTUP, Kind.OTHER)
+_BY_NAME: Final = (Kind.FUNCTION, Kind.CONST)
+
+
+class Pairing:
+    """New place → old place."""
+
+    def __init__(self, old: Image, new: Image) -> None:
+        self.old = old
+        self.new = new
+        self._known: dict[Place, Place | None] = {}
+        self._tables: dict[int, dict[int, int]] = {}
+
+    def old_of(self, place: Place) -> Place | None:
+        """The old place that a new one stands for; None when names do not tell, or it was not in the old output."""
+        if place not in self._known:
+            self._known[place] = next((o for o in self._candidates(place) if self.exists(o)), None)
+        return self._known[place]
+
+    def exists(self, old: Place) -> bool:
+        """Whether an old place is in the old output, or may be: folded with another, or not confirmed."""
+        program = self.old.program
+        if program.address(old) is not None or old in program.unplaced:
+            return True
+        folded = {n for several in program.snapshot.folded.values() for n in several}
+        return program.options.icf or not folded.isdisjoint(self.old.names(old))
+
+    def _candidates(self, place: Place) -> Iterable[Place]:
+        for s in self.new.view(place).symbols_in.get(place.section, ()):
+            if s.binding == c.STB_LOCAL:
+                continue
+            after, before = self.new.program.globals.get(s.name), self.old.program.globals.get(s.name)
+            if before and before.place and after and after.place == place and after.value == before.value:
+                yield before.place
+        unit = self.units.get(place.unit)
+        if unit is None:
+            return
+        if place.unit in self.same:
+            yield Place(unit, place.section)
+            return
+        section = self._table(place.unit, unit).get(place.section)
+        if section is not None:
+            yield Place(unit, section)
+
+    def _table(self, new_unit: int, old_unit: int) -> dict[int, int]:
+        if new_unit not in self._tables:
+            olds, news = self._identities(self.old, old_unit), self._identities(self.new, new_unit)
+            self._tables[new_unit] = {
+                n: o
+                for identity, several in news.items()
+                if len(several) == len(olds.get(identity, ())) and (len(several) == 1 or not identity[0])
+                for n, o in zip(several, olds[identity], strict=True)
+            }
+        return self._tables[new_unit]
+
+    @staticmethod
+    def _identities(image: Image, unit: int) -> dict[tuple[bool, str, str], list[int]]:
+        """(named?, kind, name) → sections."""
+        found: dict[tuple[bool, str, str], list[int]] = {}
+        view = image.view(Place(unit, 0))
+        for number, kind in view.kinds.items():
+            shared = kind in WHOLE or view.is_shared(number) or not view.symbols_in.get(number)
+            if shared and kind is not Kind.ANONYMOUS:
+                identity = (False, kind.name, view.elf.sections[number].name)
+            elif kind in _BY_NAME:
+                identity = (True, kind.name, stem(view.label(number)))
+            else:
+                continue
+            found.setdefault(identity, []).append(number)
+        return found
+
+    # Objects
+
+    @cached_property
+    def units(self) -> dict[int, int]:
+        """New unit → old unit."""
+        olds, news = self.old.program.snapshot.units, self.new.program.snapshot.units
+        exact = {(u.name, u.blob): i for i, u in enumerate(olds)}
+        found = {i: exact.pop((u.name, u.blob)) for i, u in enumerate(news) if (u.name, u.blob) in exact}
+        left = set(range(len(olds))) - set(found.values())
+        base = [u.name.partition("#")[0] for u in olds]
+        for exactly in (True, False):
+            waiting = [i for i in range(len(news)) if i not in found]
+            scored = []
+            for n in waiting:
+                name = news[n].name.partition("#")[0]
+                for o in left:
+                    if (name == base[o]) is exactly:
+                        share = self._share(o, n)
+                        if exactly or share >= _ALIKE:
+                            scored.append((-share, n, o))
+            for _, n, o in sorted(scored):
+                if n not in found and o in left:
+                    found[n] = o
+                    left.remove(o)
+        return found
+
+    def _share(self, old: int, new: int) -> float:
+        if self.old.program.snapshot.units[old].blob == self.new.program.snapshot.units[new].blob:
+            return 2.0
+        a, b = (
+            {stem(s.name) for s in image.program.record(unit).symbols}
+            for image, unit in ((self.old, old), (self.new, new))
+        )
+        return len(a & b) / len(a | b) if a | b else 0.0
+
+    @cached_property
+    def same(self) -> frozenset[int]:
+        """New units whose allocated sections, relocations and symbols are those of their old unit, byte for byte."""
+        return frozenset(n for n, o in self.units.items() if self._is_same(o, n))
+
+    def _is_same(self, old: int, new: int) -> bool:
+        if self.old.program.snapshot.units[old].blob == self.new.program.snapshot.units[new].blob:
+            return True
+        a, b = self.old.program.object(old), self.new.program.object(new)
+        sections = [
+            [(s.number, s.name, s.type, s.flags, s.size, s.entry_size) for s in elf.sections if s.flags & c.SHF_ALLOC]
+            for elf in (a, b)
+        ]
+        if sections[0] != sections[1] or a.symbols != b.symbols:
+            return False
+        return all(
+            a.contents(a.sections[n]) == b.contents(b.sections[n]) and a.relocation_rows(n) == b.relocation_rows(n)
+            for n, *_ in sections[0]
+        )
+
+    @cached_property
+    def gone(self) -> list[int]:
+        """Old units that no new one stands for."""
+        return sorted(set(range(len(self.old.program.snapshot.units))) - set(self.units.values()))
