@@ -31,25 +31,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from katana_cc.diff.program import Place, Program
+from katana_cc.diff.scope import Scope
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.recorder.record import stem
-
-
-class Scope(NamedTuple):
-    """What debug information says of a variable: `f()::n`, and at which offset of it a part lies (-1: all of it)."""
-
-    name: str
-    part: int = -1
-
-    @property
-    def is_of_function(self) -> bool:
-        """Whether it is a static of a function of known name."""
-        return ")::" in self.name.replace("(anonymous namespace)::", "").replace("(inlined function)::", "")
-
 
 Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, for variables that debug information knows
 

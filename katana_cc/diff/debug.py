@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from katana_cc.diff.correlate import Correlation, Scope
+from katana_cc.diff.correlate import Correlation
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.scope import Scope
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.dwarf import lines
 from katana_cc.dwarf.changes import ChangeKind, compare_layouts, without_consequences

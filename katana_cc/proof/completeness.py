@@ -23,13 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import PatchObject
 from katana_cc.proof.carried import CarriedSections
+from katana_cc.proof.handlers import Handlers
 from katana_cc.proof.image import Image
-from katana_cc.proof.irrelevant import Irrelevance, Lines
+from katana_cc.proof.irrelevant import Irrelevance
 from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Carried, Field, Finding, Named, Target
 from katana_cc.proof.pairing import WHOLE, Pairing
@@ -41,26 +43,27 @@ _ONCE = (Kind.STARTUP, Kind.OTHER)
 
 
 def unaccounted(
-    old: Program, new: Program, view: Callable[[Program, int], ObjectView], lines: Lines, patch: PatchObject
+    old: Program, new: Program, view: Callable[[Program, int], ObjectView], debug: DebugCache, patch: PatchObject
 ) -> list[Finding]:
     """All that a patch object that is not refused leaves unaccounted for.
 
     Args:
         old, new: the outputs it leads from and to.
         view: gives the view of a unit's object.
-        lines: gives the line table of a code section.
+        debug: gives the line table of a code section, and the scopes of variables.
         patch: the finished patch object.
     """
-    return list(dict.fromkeys(_Proof(Image(old, view), Image(new, view), lines, patch).findings()))
+    return list(dict.fromkeys(_Proof(Image(old, view), Image(new, view), debug, patch).findings()))
 
 
 class _Proof:
-    def __init__(self, old: Image, new: Image, lines: Lines, patch: PatchObject) -> None:
+    def __init__(self, old: Image, new: Image, debug: DebugCache, patch: PatchObject) -> None:
         self.old, self.new = old, new
         self.patch = patch
         self.pairing = Pairing(old, new)
-        self.judge = Judge(old, new, self.pairing, CarriedSections(patch, old))
-        self.irrelevance = Irrelevance(old, new, lines, patch)
+        self.judge = Judge(old, new, self.pairing, CarriedSections(patch, old), debug.scopes)
+        self.irrelevance = Irrelevance(old, new, debug.lines, patch)
+        self.handlers = Handlers(self.judge)
         self.edits = {e.address: Carried(e.replacement) for e in patch.data_edits}
         self._done: set[Place] = set()
 
@@ -89,17 +92,13 @@ class _Proof:
             return
         for number, kind in self.new.view(Place(unit, 0)).kinds.items():
             place = Place(unit, number)
-            if kind in _SILENT or place in self.judge.carried_as or not self._is_linked(place):
+            if kind in _SILENT or place in self.judge.carried_as or not self.new.is_there(place):
                 continue
             old = self.judge.old_of(place)
             if old is not None:
                 yield from self._compare(place, old)
             elif kind in _ONCE:
                 yield self._finding(place, Difference(0, self.new.size(place), "the old build has none of it"))
-
-    def _is_linked(self, place: Place) -> bool:
-        program = self.new.program
-        return program.address(place) is not None or place in program.unplaced
 
     def _drain(self) -> Iterator[Finding]:
         while self.judge.pairs:
@@ -157,6 +156,8 @@ class _Proof:
             return  # rewritten as a whole, and compared
         edited = {f.offset: f for f in self._edited(address, len(data))}
         yield from differences(self.judge, place, data, tuple(edited.get(f.offset, f) for f in fields))
+        if self.new.kind(place) in (Kind.FUNCTION, Kind.CODE) and not self.handlers.agree(place, theirs):
+            yield Difference(0, len(data), "the handlers of its exceptions differ")
 
     def _edited(self, address: int | None, size: int) -> Iterator[Field]:
         """The fields that pointer edits write within an old variable."""

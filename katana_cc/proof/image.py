@@ -81,6 +81,25 @@ class Image:
         address = self.program.address(place)
         return None if address is None else self.program.image.read(address, self.size(place))
 
+    def is_there(self, place: Place) -> bool:
+        """Whether a place is in the output, or may be: folded with another, or not confirmed."""
+        program = self.program
+        if program.address(place) is not None or place in program.unplaced or program.options.icf:
+            return True
+        return not self._folded.keys().isdisjoint(self.names(place))
+
+    def survivor(self, target: Target) -> Target:
+        """What is in the output instead of something that was folded with another."""
+        if isinstance(target, Place) and self.program.address(target) is None:
+            address = next((self._folded[n] for n in self.names(target) if n in self._folded), None)
+            found = None if address is None else self.at(address)
+            return target if found is None else found[0]
+        return target
+
+    @cached_property
+    def _folded(self) -> dict[str, int]:
+        return {name: a for a, names in self.program.snapshot.folded.items() for name in names}
+
     # What lies at an address
 
     @cached_property
@@ -182,7 +201,8 @@ class Image:
             start = self.start(place, r, by_section)
             where = base + r.addend + start if by_section else base
             return Field(r.offset, r.type, self.literal(target, where), -start, start)
-        if linked is not None:
+        # What was folded with another that is equal has no address of its own: its name still tells what is meant.
+        if linked is not None and not (isinstance(target, Place) and address is None):
             where_linked = self._led_to(place, r, linked)
             if where_linked is not None and where_linked != address:
                 threads = r.type == c.R_X86_64_TPOFF32

@@ -44,11 +44,9 @@ class Irrelevance:
             return self.new.label(place) in self.kept and all(self._is_value(d) for d in found)
         if isinstance(theirs, Named) or not isinstance(theirs, Place):
             return False
-        if any(d.after is not None for d in found) or self.old.size(theirs) != self.new.size(place):
+        if any(d.text != BYTES_DIFFER for d in found):
             return False
         after, before = self.new.fields(place), self.old.fields(theirs)
-        if [(f.offset, f.type) for f in after] != [(f.offset, f.type) for f in before]:
-            return False
         now = blanked(self.new.data(place), after)
         was = blanked(self.old.data(theirs), before)
         if kind in (Kind.FUNCTION, Kind.CODE):

@@ -19,10 +19,11 @@ carried: fields that lead to old things are put off until it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from katana_cc.diff.harmless import same_but_built_later
-from katana_cc.diff.program import Place
+from katana_cc.diff.program import Place, Program
+from katana_cc.diff.scope import Scope
 from katana_cc.diff.view import Kind
 from katana_cc.elf.versions import split
 from katana_cc.proof.carried import CarriedSections
@@ -31,16 +32,18 @@ from katana_cc.proof.model import Carried, Content, Field, Named, Target, blanke
 from katana_cc.proof.pairing import Pairing
 from katana_cc.recorder.record import stem
 
+Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, what debug information says of variables
 _LIVE = (Kind.DATA, Kind.THREAD)  # what has a value of its own: no two of them can be one
 
 
 class Judge:
     """Decides on fields; remembers what stands for what."""
 
-    def __init__(self, old: Image, new: Image, pairing: Pairing, carried: CarriedSections) -> None:
+    def __init__(self, old: Image, new: Image, pairing: Pairing, carried: CarriedSections, scopes: Scopes) -> None:
         self.old, self.new = old, new
         self.pairing = pairing
         self.carried = carried
+        self.scopes = scopes
         self.carried_as: dict[Place, Carried] = {}
         self.carries: dict[Carried, Place] = {}
         self.replaced: dict[Place, Carried] = {}
@@ -167,7 +170,7 @@ class Judge:
             return False
         known = self.old_of(mine)
         if known is not None:
-            return known == theirs
+            return known == theirs or self.old.survivor(known) == self.old.survivor(theirs)
         return isinstance(theirs, Place | Named) and self._assume(mine, theirs)
 
     def old_of(self, mine: Place) -> Target | None:
@@ -184,11 +187,19 @@ class Judge:
             other = self.old.kind(theirs)
             if kind is not other or not {stem(n) for n in names} & {stem(n) for n in self.old.names(theirs)}:
                 return False
+        if kind in _LIVE and isinstance(theirs, Place) and self._is_of_another(mine, theirs):
+            return False
         if kind in _LIVE and (self._claimed.setdefault(theirs, mine) != mine or self._is_named_elsewhere(mine, theirs)):
             return False
         self.stands_for[mine] = theirs
         self.pairs.append((mine, theirs))
         return True
+
+    def _is_of_another(self, mine: Place, theirs: Place) -> bool:
+        """Whether debug information says that the old variable belongs to a function that has one of the name still."""
+        after, before = self.scopes(self.new.program, mine.unit), self.scopes(self.old.program, theirs.unit)
+        here, there = after.get(mine.section), before.get(theirs.section)
+        return here is not None and there is not None and here != there and there in after.values()
 
     def _is_named_elsewhere(self, mine: Place, theirs: Target) -> bool:
         """Whether a global name already says of another new thing that it is the old `theirs`."""

@@ -42,16 +42,8 @@ class Pairing:
     def old_of(self, place: Place) -> Place | None:
         """The old place that a new one stands for; None when names do not tell, or it was not in the old output."""
         if place not in self._known:
-            self._known[place] = next((o for o in self._candidates(place) if self.exists(o)), None)
+            self._known[place] = next((o for o in self._candidates(place) if self.old.is_there(o)), None)
         return self._known[place]
-
-    def exists(self, old: Place) -> bool:
-        """Whether an old place is in the old output, or may be: folded with another, or not confirmed."""
-        program = self.old.program
-        if program.address(old) is not None or old in program.unplaced:
-            return True
-        folded = {n for several in program.snapshot.folded.values() for n in several}
-        return program.options.icf or not folded.isdisjoint(self.old.names(old))
 
     def _candidates(self, place: Place) -> Iterable[Place]:
         for s in self.new.view(place).symbols_in.get(place.section, ()):

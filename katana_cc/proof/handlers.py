@@ -1,0 +1,88 @@
+"""Exception handlers of functions that are not carried: their language-specific data (LSDA), compared.
+
+Theory of operation.  A `catch` that catches another type leaves the code as it was; only the type table of the
+function's LSDA in `.gcc_except_table` differs.  The FDE of a function leads to its LSDA.  Two LSDAs are the same when
+their bytes are, up to where the next one begins, and their fields (the types) lead to the same; so are two functions
+without any.
+
+Source: LSB core, "Exception Frames"; the layout of LSDAs is not looked into.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from katana_cc.diff.program import Place
+from katana_cc.diff.view import Kind
+from katana_cc.errors import FormatError
+from katana_cc.patch.frames import INITIAL_LOCATION, frame_entries
+from katana_cc.proof.image import Image
+from katana_cc.proof.judge import Judge
+from katana_cc.proof.model import Field, blanked
+
+_Start = tuple[int, int]  # section, offset
+
+
+class Handlers:
+    """The LSDAs of both outputs."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self._known: dict[tuple[bool, int], dict[int, list[_Start]]] = {}
+
+    def agree(self, place: Place, old: Place) -> bool:
+        """Whether two functions have the same handlers and cleanups."""
+        mine, theirs = self._starts(self.judge.new, place), self._starts(self.judge.old, old)
+        if len(mine) != len(theirs):
+            return False
+        return all(self._same(place, m, old, t) for m, t in zip(mine, theirs, strict=True))
+
+    def _same(self, place: Place, mine: _Start, old: Place, theirs: _Start) -> bool:
+        now, after = self._piece(self.judge.new, place.unit, mine)
+        was, before = self._piece(self.judge.old, old.unit, theirs)
+        if [(f.offset, f.type) for f in after] != [(f.offset, f.type) for f in before]:
+            return False
+        if blanked(now, after) != blanked(was, before):
+            return False
+        return all(self.judge.agree(a, b) for a, b in zip(after, before, strict=True))
+
+    def _starts(self, image: Image, place: Place) -> list[_Start]:
+        return self._of_unit(image, place.unit).get(place.section, [])
+
+    def _of_unit(self, image: Image, unit: int) -> dict[int, list[_Start]]:
+        """Code section → where the LSDAs of its functions begin, in the order of the functions."""
+        key = (image is self.judge.new, unit)
+        if key not in self._known:
+            self._known[key] = self._read(image, unit)
+        return self._known[key]
+
+    @staticmethod
+    def _read(image: Image, unit: int) -> dict[int, list[_Start]]:
+        view = image.view(Place(unit, 0))
+        tables = {number for number, kind in view.kinds.items() if kind is Kind.EXCEPTIONS}
+        if not tables:
+            return {}
+        found: dict[int, list[tuple[int, _Start]]] = {}
+        try:
+            for entry in frame_entries(view.elf):
+                for r in entry.others:
+                    symbol = view.elf.symbols[r.symbol]
+                    if r.offset > INITIAL_LOCATION and symbol.section in tables:
+                        start = (symbol.section, symbol.value + r.addend)
+                        found.setdefault(entry.section, []).append((entry.offset, start))
+        except (FormatError, KeyError):
+            # Unreadable frames: each function has all tables as its own, so that any change counts.
+            code = (n for n, kind in view.kinds.items() if kind in (Kind.FUNCTION, Kind.CODE))
+            return {number: [(table, 0) for table in sorted(tables)] for number in code}
+        return {section: [start for _, start in sorted(several)] for section, several in found.items()}
+
+    def _piece(self, image: Image, unit: int, start: _Start) -> tuple[bytes, list[Field]]:
+        """The bytes of an LSDA, up to the next one of its section, and its fields."""
+        section, at = start
+        place = Place(unit, section)
+        several = self._of_unit(image, unit).values()
+        starts = sorted({offset for one in several for table, offset in one if table == section})
+        following = bisect_right(starts, at)
+        end = starts[following] if following < len(starts) else image.size(place)
+        fields = [f._replace(offset=f.offset - at) for f in image.fields(place) if at <= f.offset < end]
+        return image.data(place)[at:end], fields
