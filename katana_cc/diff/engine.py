@@ -21,7 +21,7 @@ from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.recreate import recreate
 from katana_cc.diff.reliance import Found, note_reliances
-from katana_cc.diff.replaceable import check_replaceable
+from katana_cc.diff.replaceable import check_replaceable, runs_at_start
 from katana_cc.diff.small import handle_small
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
@@ -377,7 +377,7 @@ class Diff:
             old_view = self.view(self.old, old_place.unit)
             if kind is Kind.CODE or old_view.layout(old_place.section) == view.layout(place.section):
                 return
-        if kind is Kind.STARTUP:
+        if kind is Kind.STARTUP or (kind is Kind.CODE and runs_at_start(view, place.section)):
             text = f"{name}: constructors or destructors changed; they run at start and exit"
             self.reason(Code.STARTUP_CHANGED, REFUSED, place, text)
         elif kind is Kind.CODE:

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import NEEDS, REFUSED, Code
-from katana_cc.diff.view import Kind
+from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import EXTENTS, masked
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
+
+
+_ALL_STARTUP = ".text.startup"
 
 
 def check_replaceable(diff: Diff, place: Place, old_place: Place) -> None:
@@ -27,7 +30,7 @@ def check_replaceable(diff: Diff, place: Place, old_place: Place) -> None:
     if any(s.type == c.STT_GNU_IFUNC for s in old_view.symbols_in.get(old_place.section, ())):
         text = "it resolves an IFUNC, which happens once, when the program starts"
         diff.reason(Code.IFUNC, REFUSED, place, text)
-    if _runs_at_start(diff, place):
+    if runs_at_start(diff.view(diff.new, place.unit), place.section):
         text = "it runs once, before main: what it does differently would never happen in a running process"
         diff.reason(Code.STARTUP_CHANGED, REFUSED, place, text)
     if old_view.label(old_place.section) == "main" and not diff.old.is_library:
@@ -38,11 +41,27 @@ def check_replaceable(diff: Diff, place: Place, old_place: Place) -> None:
         diff.reason(Code.MAIN_ACTIVE, NEEDS, place, text)
 
 
-def _runs_at_start(diff: Diff, place: Place) -> bool:
-    """Whether a function is a constructor.  A destructor is no different from other functions."""
-    view = diff.view(diff.new, place.unit)
-    startup = (n for n in view.referrers.get(place.section, ()) if view.kinds[n] is Kind.STARTUP)
-    return any(not view.elf.sections[n].name.startswith((".fini_array", ".dtors")) for n in startup)
+def runs_at_start(view: ObjectView, section: int) -> bool:
+    """Whether code is a constructor, or a local function that nothing but constructors call: gcc and clang put the
+    initialisation of globals there.  A destructor is no different from other functions."""
+    return _is_startup(view, section, set())
+
+
+def _is_startup(view: ObjectView, section: int, seen: set[int]) -> bool:
+    """`seen` are functions under question already: recursion alone enters nothing."""
+    seen.add(section)
+    startup = [n for n in view.referrers.get(section, ()) if view.kinds[n] is Kind.STARTUP]
+    if startup:
+        return any(not view.elf.sections[n].name.startswith((".fini_array", ".dtors")) for n in startup)
+    callers = {view.parent.get(n, n) for n in view.referrers.get(section, ())} - {section}
+    if view.is_global(section) or not callers:
+        return False
+    for caller in view.referrers.get(section, ()):
+        # clang has all of a file's in one section.
+        own = view.kinds[caller] is Kind.FUNCTION or view.elf.sections[caller].name == _ALL_STARTUP
+        if not own or not all(r.branch for r in view.references(caller) if r.section == section):
+            return False
+    return all(n in seen or _is_startup(view, n, seen) for n in callers)
 
 
 def _check_bytes(diff: Diff, place: Place, old_place: Place) -> None:

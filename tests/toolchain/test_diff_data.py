@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import Project, Variant
+from tests.support.project import Build, Project, Variant
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 VARIANTS = [
@@ -555,6 +555,41 @@ def test_exceptions_are_refused(plain: Project) -> None:
     more = {"b.c": "int ext(int x) { return x; }"}
     result = change(plain, source.format(0), source.format(1), more, compile_flags=["-fexceptions"])
     assert "exception-tables" in result.codes("refused")
+
+
+def test_function_that_only_constructors_call_is_startup_code(compiler: str, tmp_path: Path) -> None:
+    """gcc's `__static_initialization_and_destruction_0`, clang's `__cxx_global_var_init`: a bug replaces them, and what
+    they do differently never happens."""
+    project = Project(tmp_path, Variant(compiler, "-O0"))
+    main = MAIN.replace("int serve", 'extern "C" int serve', 1)
+    source = (
+        "struct Big {{ long v; Big(long x) : v(x + 7) {{}} ~Big(); }}; Big::~Big() {{ v = {}; }}\n"
+        'static Big one({});\nextern "C" int serve(int x) {{ return one.v * x; }}\n'
+    )
+
+    def built(body: int, value: int) -> Build:
+        return project.build(
+            {"main.cc": main, "a.cc": source.format(body, value)},
+            compile_flags=["-fno-exceptions"],
+            link_flags=["-lstdc++"],
+        )
+
+    old = built(1, 40)
+    result = project.checked(old, built(1, 41))
+    assert {code for code, _ in result.refusals} == {"startup-code-changed"}
+    result = project.checked(old, built(2, 40))
+    assert result.refusals == []
+    assert set(result.replaced) <= {"_ZN3BigD1Ev", "_ZN3BigD2Ev"}
+
+
+def test_function_that_a_constructor_also_registers_is_no_startup_code(plain: Project) -> None:
+    """A bug: what runs at exit, or whenever a pointer leads there, is taken for what runs once."""
+    source = (
+        "#include <stdlib.h>\nint z; static void bye(void) {{ z += {}; }}\n"
+        "__attribute__((constructor)) static void up(void) {{ atexit(bye); bye(); }} int serve(int x) {{ return x; }}"
+    )
+    result = change(plain, source.format(100), source.format(20000), compile_flags=["-O0"])
+    assert (result.refusals, result.replaced) == ([], ["bye"])
 
 
 # Sections that hold several things.
