@@ -93,9 +93,8 @@ class DynamicModule:
     def lookup(self, name: str, version: str = "") -> DynamicSymbol | None:
         """The defined symbol of that name, in that version, else in its default one; None when the module does not
         define it.  A module without versions defines all of them."""
-        indices = self._gnu_candidates(name) if c.DT_GNU_HASH in self.tags else self._sysv_candidates(name)
         fallback = None
-        for index in indices:
+        for index in self._candidates(name):
             symbol = self.symbol(index)
             if symbol.name != name or symbol.section == c.SHN_UNDEF or symbol.binding == c.STB_LOCAL:
                 continue
@@ -108,6 +107,25 @@ class DynamicModule:
                 return symbol
             fallback = fallback or symbol
         return fallback
+
+    def canonical_value(self, name: str, version: str = "") -> int | None:
+        """The address of the PLT entry that stands for a library's function in a program linked for fixed addresses:
+        every module takes it for the function's address.  None when this module has no such entry.
+
+        Its symbol is undefined and has a value all the same (psABI 5.2, "Function Addresses").
+        """
+        for index in self._candidates(name):
+            found, info, _, section, value, _ = _SYM.unpack(
+                self.memory.read(self._pointer(c.DT_SYMTAB) + index * _SYM.size, _SYM.size)
+            )
+            if section == c.SHN_UNDEF and value and info & 15 == c.STT_FUNC and self._string(found) == name:
+                known = self._version_index(index)
+                if not version or known is None or self._versions.get(known & ~versions.HIDDEN) == version:
+                    return int(value) + self.module.bias
+        return None
+
+    def _candidates(self, name: str) -> Iterator[int]:
+        return self._gnu_candidates(name) if c.DT_GNU_HASH in self.tags else self._sysv_candidates(name)
 
     def _version_index(self, index: int) -> int | None:
         table = self._pointer(versions.DT_VERSYM)

@@ -2,8 +2,9 @@
 
 The order repeats what the dynamic linker did, from the surest witness to the most general:
 
-1. a slot of the patched module that is already bound to the symbol, or its copy relocation;
-2. the symbol tables of all modules in the order of the link map, default versions first.
+1. the PLT entry of the program that stands for a library's function: its address is that, for all modules;
+2. a slot of the patched module that is already bound to the symbol, or its copy relocation;
+3. the symbol tables of all modules in the order of the link map, default versions first.
 
 A name may ask for a version, `realpath@GLIBC_2.2.5`: then nothing else will do.
 
@@ -87,6 +88,9 @@ class Linker:
 
     def _find(self, symbol: PatchSymbol) -> tuple[int, int]:
         name, version = split(symbol.name)
+        canonical = self._program and self._program.canonical_value(name, version)
+        if canonical:
+            return c.STT_NOTYPE, canonical
         bound = self._target.bound_value(name, version)
         if bound is not None:
             return c.STT_NOTYPE, bound
@@ -125,6 +129,11 @@ class Linker:
         # A non-PIE program's GLOB_DAT for a function it also takes the address of names its own PLT entry: it works,
         # and costs one more jump.  The resolver's own address would not.
         return value != resolver and any(m.module.holds(value) for m in self._modules)
+
+    @cached_property
+    def _program(self) -> DynamicModule | None:
+        """The program itself: the only module whose link may have made PLT entries stand for functions."""
+        return next((m for m in self._modules if m.module.segment(c.PT_INTERP)), None)
 
     @cached_property
     def _ordered(self) -> list[DynamicModule]:

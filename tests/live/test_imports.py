@@ -110,6 +110,24 @@ def test_old_static_variables_keep_their_values(tmp_path: Path, kind: str) -> No
         assert server.ask("c") == "103"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_address_of_a_library_function_is_the_one_the_program_knows(tmp_path: Path, kind: str) -> None:
+    """A program linked for fixed addresses stands for a library's function with its own PLT entry, and all modules take
+    that for its address.  A bug: new code gets another one, or is refused since the library's does not fit."""
+    before = "int (*volatile known)(const char *); NOINLINE void hold(void) { known = puts; }"
+    old_body = "hold();"
+    body = 'int (*now)(const char *) = puts; if (x == 9) puts("called"); return (known == now) * 10 + x;'
+    pair = _answer(tmp_path, body, kind, old_body, before)
+    patch = write_patch(tmp_path, patch_from(*pair, ("answer",)))
+    with serving(pair[0].output) as server:
+        server.ask("a 1")
+        done = katana("apply", patch, "--pid", server.pid)
+        assert done.returncode == 0, done.stderr
+        assert server.ask("a 4") == "14"
+        server.tell("a 9")
+        assert (server.line(), server.line()) == ("called", "19")
+
+
 def test_address_of_a_function_stays_the_old_one(tmp_path: Path) -> None:
     """A bug: pointer comparisons break after the patch."""
     old = COUNTER.replace("/*OTHER*/", "hook = answer; return hook == answer;")
