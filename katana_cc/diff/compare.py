@@ -19,6 +19,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from katana_cc.diff.correlate import Correlation
+from katana_cc.diff.frames import FrameEntry
 from katana_cc.diff.harmless import same_but_built_later
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.view import Kind, ObjectView, Reference
@@ -34,9 +35,10 @@ class Outcome(Enum):
     BYTES = auto()  # same size, same references, other bytes
     REFERENCES = auto()  # it refers to something else
     SIZE = auto()
+    HANDLERS = auto()  # the code may be the same: what it catches or cleans up is not
 
 
-_BY_CONTENT = (Kind.ANONYMOUS, Kind.EXCEPTIONS)
+_BY_CONTENT = (Kind.ANONYMOUS, Kind.EXCEPTIONS, Kind.INDIRECT)
 
 
 class Comparison:
@@ -92,6 +94,31 @@ class Comparison:
         if not new_section.flags & c.SHF_EXECINSTR and same_but_built_later(before, after, self.new.snapshot.time):
             return Outcome.DATES
         return Outcome.BYTES
+
+    def same_handlers(self, old: Place, new: Place) -> bool:
+        """Whether two code sections have the same handlers and cleanups for the same calls."""
+        before = [e for e in self.view(self.old, old.unit).frames.get(old.section, ()) if e.takes_part]
+        after = [e for e in self.view(self.new, new.unit).frames.get(new.section, ()) if e.takes_part]
+        if len(before) != len(after):
+            return False
+        return all(self._same_entry(old, a, new, b) for a, b in zip(before, after, strict=True))
+
+    def _same_entry(self, old: Place, a: FrameEntry, new: Place, b: FrameEntry) -> bool:
+        if a.offset != b.offset or not self._correspond_or_none(old, a.personality, new, b.personality):
+            return False
+        if a.handlers is None or b.handlers is None:
+            if not a.problem and not b.problem:
+                return a.handlers is b.handlers
+            # Not understood: then it has to be the same to the byte.
+            same = a.fde[8:] == b.fde[8:] and a.cie == b.cie
+            return same and self._correspond_or_none(old, a.lsda, new, b.lsda)
+        if a.handlers.lsda.call_sites != b.handlers.lsda.call_sites:
+            return False
+        pairs = zip(a.handlers.types, b.handlers.types, strict=True)
+        return all(self._correspond_or_none(old, x, new, y) for x, y in pairs)
+
+    def _correspond_or_none(self, old: Place, a: Reference | None, new: Place, b: Reference | None) -> bool:
+        return a is b if a is None or b is None else self.correspond(old, a, new, b)
 
     def changed_pointers(self, old: Place, new: Place) -> list[tuple[int, frozenset[Kind]]] | None:
         """Offset and target kinds (old and new) of each pointer of two data that means another thing than before.

@@ -196,8 +196,7 @@ class Diff:
         self.changes.replaced[place] = old_place
         moved = (old_place.unit, place.unit) not in self.correlation.changed_units
         code = Code.FUNCTION_MOVED if moved else Code.FUNCTION_CHANGED
-        how = "it refers to other functions, data or literals" if outcome is Outcome.REFERENCES else "its code changed"
-        self.reason(code, INFO, place, how)
+        self.reason(code, INFO, place, _HOW.get(outcome, "its code changed"))
 
     def _check_new_name(self, place: Place) -> None:
         """A new section whose global name existed before: in a way that cannot be paired."""
@@ -243,12 +242,17 @@ class Diff:
     def _function_outcome(self, old_place: Place, place: Place) -> Outcome:
         old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
         old_parts, parts = old_view.parts.get(old_place.section, []), view.parts.get(place.section, [])
-        outcomes = [self.comparison.compare(old_place, place)]
+        outcomes = []
+        pairs = [(old_place.section, place.section)]
         if len(old_parts) != len(parts):
             outcomes.append(Outcome.SIZE)
         else:
-            for a, b in zip(old_parts, parts, strict=True):
-                outcomes.append(self.comparison.compare(Place(old_place.unit, a), Place(place.unit, b)))
+            pairs += zip(old_parts, parts, strict=True)
+        for a, b in pairs:
+            before, after = Place(old_place.unit, a), Place(place.unit, b)
+            outcomes.append(self.comparison.compare(before, after))
+            if not self.comparison.same_handlers(before, after):
+                outcomes.append(Outcome.HANDLERS)
         return max(outcomes, key=lambda o: o.value)
 
     def _only_lines(self, old_place: Place, place: Place) -> bool:
@@ -375,7 +379,9 @@ class Diff:
         name = view.elf.sections[place.section].name
         if old_place is not None and self.comparison.compare(old_place, place) in (Outcome.SAME, Outcome.DATES):
             old_view = self.view(self.old, old_place.unit)
-            if kind is Kind.CODE or old_view.layout(old_place.section) == view.layout(place.section):
+            if kind is Kind.CODE and self.comparison.same_handlers(old_place, place):
+                return
+            if kind is not Kind.CODE and old_view.layout(old_place.section) == view.layout(place.section):
                 return
         if kind is Kind.STARTUP or (kind is Kind.CODE and runs_at_start(view, place.section)):
             text = f"{name}: constructors or destructors changed; they run at start and exit"
@@ -427,6 +433,10 @@ class Diff:
                 self._compare_variable(place, old_place, kind)
 
 
+_HOW = {
+    Outcome.REFERENCES: "it refers to other functions, data or literals",
+    Outcome.HANDLERS: "what it catches or cleans up changed",
+}
 _WHOLE = {
     Kind.STARTUP: Code.STARTUP_CHANGED,
     Kind.OTHER: Code.SECTION_CHANGED,

@@ -49,6 +49,28 @@ def recreate(diff: Diff) -> None:
         size = len(diff.changes.recreated) + len(diff.changes.replaced)
         _recreate_label_tables(diff)
         _pull_in_users_of_recreated(diff)
+    _refuse_thrown_types(diff)
+
+
+def _refuse_thrown_types(diff: Diff) -> None:
+    """A type_info made anew that handlers of old code name: they would go on knowing the old bases of the type."""
+    for place in sorted(diff.changes.recreated):
+        label = diff.view(diff.new, place.unit).label(place.section)
+        if label.startswith("_ZTI") and any(_has_handlers_of(diff, unit, label) for unit in _units(diff)):
+            text = (
+                "the bases of this class changed, and handlers name it: old code would go on catching by the old ones"
+            )
+            diff.reason(Code.EXCEPTIONS, REFUSED, place, text)
+
+
+def _units(diff: Diff) -> range:
+    return range(len(diff.old.snapshot.units))
+
+
+def _has_handlers_of(diff: Diff, unit: int, label: str) -> bool:
+    view = diff.view(diff.old, unit)
+    entries = (e for several in view.frames.values() for e in several if e.handlers is not None)
+    return any(t is not None and t.name == label for e in entries if e.handlers for t in e.handlers.types)
 
 
 def _pull_in_users_of_recreated(diff: Diff) -> None:

@@ -136,7 +136,7 @@ class _Walk:
         for unit in units:
             view = self.diff.view(self.old, unit)
             for number, kind in view.kinds.items():
-                if kind in (Kind.FRAMES, Kind.EXCEPTIONS, Kind.IGNORED):
+                if kind in (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED):
                     continue
                 own = Place(unit, view.parent.get(number, number))
                 code = view.data(number) if kind in (Kind.FUNCTION, Kind.CODE) else b""

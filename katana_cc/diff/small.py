@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 JUMP_SIZE: Final = 5  # bytes of `jmp rel32`
 _LONGEST: Final = 15  # bytes of one instruction
 _FILL: Final = (b"\0", b"\xcc", b"\x90")
-_SILENT: Final = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.IGNORED)
+_SILENT: Final = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED)
 
 
 def handle_small(diff: Diff) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
 
+from katana_cc.diff.frames import FrameEntry, read_frames
 from katana_cc.diff.keys import CanonicalKeys
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import PC_RELATIVE, is_branch
@@ -26,6 +28,9 @@ class Kind(Enum):
     THREAD = auto()  # thread-local
     FRAMES = auto()  # .eh_frame
     EXCEPTIONS = auto()  # .gcc_except_table
+    INDIRECT = (
+        auto()
+    )  # pointers that only those two go through (DW.ref._ZTI5Error): the compiler's own, without identity
     STARTUP = auto()  # .init_array and the like
     IGNORED = auto()  # notes that only the linker and the loader read
     OTHER = auto()  # anything else: compared as a whole, refused when it differs
@@ -138,12 +143,42 @@ class ObjectView:
         if s.flags & c.SHF_MERGE and not self.elf.relocations(s.number):
             return Kind.LITERAL
         relro = s.name.startswith(".data.rel.ro")
+        if self._is_indirect(s, symbols):
+            return Kind.INDIRECT
         if s.flags & c.SHF_WRITE and not relro:
             # Any other name may be a linker set (`__start_NAME`), or mean something to a linker script.
             return Kind.DATA if s.name.startswith((".data", ".bss", ".ldata", ".lbss")) else Kind.OTHER
         if s.name.startswith((".rodata", ".lrodata")) or relro:
             return Kind.CONST if any(x.type == c.STT_OBJECT for x in symbols) else Kind.ANONYMOUS
         return Kind.OTHER
+
+    def _is_indirect(self, s: Section, symbols: list[Symbol]) -> bool:
+        """gcc has a section for each such pointer, clang those without a name together in `.data`."""
+        if not s.name.startswith(".data") or any(not x.name.startswith("DW.ref.") for x in symbols):
+            return False
+        fields = self.elf.relocations(s.number)
+        if {(r.offset, r.type) for r in fields} != {(at, c.R_X86_64_64) for at in range(0, s.size, 8)}:
+            return False
+        return bool(symbols) or s.number not in self._pointed_at
+
+    @cached_property
+    def _pointed_at(self) -> frozenset[int]:
+        """Sections that something allocated refers to, exception tables and frames left out."""
+        tables = (".gcc_except_table", ".eh_frame")
+        users = (x for x in self.allocated if not x.name.startswith(tables))
+        return frozenset(self.elf.symbols[r.symbol].section for x in users for r in self.elf.relocations(x.number))
+
+    @cached_property
+    def frames(self) -> Mapping[int, tuple[FrameEntry, ...]]:
+        """Code section → its FDEs."""
+        return read_frames(self)
+
+    def pointee(self, reference: Reference) -> Reference | None:
+        """What the pointer means that an exception table goes through; None when it is no pointer of that kind."""
+        if self.kinds.get(reference.section) is not Kind.INDIRECT:
+            return None
+        at = reference.base + reference.addend
+        return next((r for r in self.references(reference.section) if r.relocation.offset == at), None)
 
     def label(self, section: int) -> str:
         """The name of what a section holds: its first symbol, else the section's own name."""
@@ -284,7 +319,7 @@ class ObjectView:
         """Section → the sections with a reference to it, debug and frame sections left out."""
         found: dict[int, list[int]] = {}
         for number, kind in self.kinds.items():
-            if kind not in (Kind.FRAMES, Kind.EXCEPTIONS, Kind.IGNORED):
+            if kind not in (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED):
                 for target in {r.section for r in self.references(number) if r.section > 0}:
                     found.setdefault(target, []).append(number)
         return found

@@ -1,32 +1,25 @@
 """From a diff to a patch object: what has to come along, and what each relocation has to say in it.
 
 Theory of operation.  The changed functions are carried, and whatever new they refer to, transitively (`carrying.py`);
-`references.py` says what each of their relocations means in the target, `edits.py` rewrites data where it is.  Frames
-and replacement records come last, when it is fixed what is carried.
+`references.py` says what each of their relocations means in the target, `edits.py` rewrites data where it is,
+`unwinding.py` brings along frames and handlers.  Replacement records come last, when it is fixed what is carried.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from functools import cached_property
-from typing import Final
 
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.program import Place
-from katana_cc.diff.reasons import Code, by_weight, verdict_of
+from katana_cc.diff.reasons import by_weight, verdict_of
 from katana_cc.diff.small import JUMP_SIZE
 from katana_cc.elf import constants as c
-from katana_cc.elf.dynamic import DynamicTables
-from katana_cc.errors import FormatError
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.edits import Edits
-from katana_cc.patch.frames import FrameBuilder, frame_entries
 from katana_cc.patch.model import (
     Identity,
     PatchObject,
-    PatchRelocation,
-    PatchSection,
     PatchSymbol,
     Reliance,
     Replacement,
@@ -34,8 +27,7 @@ from katana_cc.patch.model import (
 )
 from katana_cc.patch.references import References
 from katana_cc.patch.sources import with_sources
-
-_THROWERS: Final = frozenset({"__cxa_throw", "__cxa_rethrow", "__cxa_begin_catch", "__gxx_personality_v0"})
+from katana_cc.patch.unwinding import Unwinding
 
 
 def build_patch(diff: Diff, changes: Changes, identity: Identity) -> PatchObject:
@@ -56,6 +48,7 @@ class _Builder:
         self.old, self.new = diff.old, diff.new
         self.carrier = Carrier(diff, changes)
         self.references = References(self.carrier)
+        self.unwinding = Unwinding(self.carrier, self.references)
         self.edits = Edits(self.carrier, self.references)
 
     # The whole
@@ -70,7 +63,7 @@ class _Builder:
         for new, (old, offsets) in sorted(self.changes.pointers.items()):
             edits += [self.edits.pointer(new, old, at) for at in offsets]
         self._drain()
-        self._add_frames()
+        self.unwinding.finish()
         replacements = tuple(self._replacement(place, self.changes.replaced[place]) for place in roots)
         for pool in self.carrier.pools.values():
             self.carrier.sections[pool.section] = pool.finish()
@@ -92,70 +85,10 @@ class _Builder:
             number = self.carrier.carried[place]
             section = self.references.translated(place, self.carrier.sections[number])
             self.carrier.sections[number] = section
+            if section.flags & c.SHF_EXECINSTR:
+                self.unwinding.add(place)
 
-    # Frames and replacements
-
-    @cached_property
-    def _exceptions_pass(self) -> bool:
-        """Whether the program has handlers or cleanups that an unwind must reach (C++, or C with -fexceptions).
-
-        The unwinder of the target does not know the frames of new code, and would end the process there.  Handlers of
-        a system library that is linked statically are its own affair, and do not count.
-        """
-        if any(name in program.globals for name in _THROWERS for program in (self.old, self.new)):
-            return True
-        if any(s.name in _THROWERS for program in (self.old, self.new) for s in DynamicTables(program.image).symbols):
-            return True
-        return any(
-            section.name.startswith(".gcc_except_table")
-            for program in (self.old, self.new)
-            for number, unit in enumerate(program.snapshot.units)
-            if not unit.name.startswith("/usr/")
-            for section in program.record(number).sections
-        )
-
-    def _add_frames(self) -> None:
-        builder = FrameBuilder()
-        relocations = []
-        by_unit: dict[int, set[int]] = {}
-        for place in self.carrier.carried:
-            if self.carrier.view(place).elf.sections[place.section].flags & c.SHF_EXECINSTR:
-                by_unit.setdefault(place.unit, set()).add(place.section)
-        for unit, wanted in sorted(by_unit.items()):
-            elf = self.new.object(unit)
-            try:
-                entries = [e for e in frame_entries(elf) if e.section in wanted]
-            except (FormatError, KeyError):
-                entries = []
-            for missing in sorted(wanted - {e.section for e in entries}):
-                text = "it has no call frame information (.eh_frame): stacks could not be read while it runs"
-                self.carrier.refuse(Code.EXCEPTIONS, Place(unit, missing), text)
-            for entry in entries:
-                place = Place(unit, entry.section)
-                if self._exceptions_pass:
-                    text = (
-                        "exceptions or cleanups may have to pass through it on their way to a handler of this program, "
-                        "and could not: not supported yet"
-                    )
-                    self.carrier.refuse(Code.EXCEPTIONS, place, text)
-                    continue
-                if entry.others:
-                    text = (
-                        "it takes part in C++ exceptions (it has a personality routine or an LSDA): not supported yet"
-                    )
-                    self.carrier.refuse(Code.EXCEPTIONS, place, text)
-                    continue
-                at = builder.add(entry)
-                kind = entry.initial_location.type
-                symbol = self.carrier.section_symbol(self.carrier.carried[place])
-                relocations.append(PatchRelocation(at, kind, symbol, entry.offset))
-        if relocations:
-            data = builder.finish()
-            self.carrier.sections.append(
-                PatchSection(
-                    ".eh_frame", c.SHT_PROGBITS, c.SHF_ALLOC, 8, data, len(data), relocations=tuple(relocations)
-                )
-            )
+    # Replacements
 
     def _replacement(self, place: Place, old_place: Place) -> Replacement:
         view, old_view = self.carrier.view(place), self.diff.view(self.old, old_place.unit)

@@ -1,95 +1,75 @@
-"""Call frame information for the functions a patch object carries: their FDEs, cut out of the objects' .eh_frame.
+"""The .eh_frame of a patch object: FDEs cut out of the objects' own, each CIE once.
 
-Each object has one .eh_frame for all its functions; only the FDEs of the carried ones come along, each CIE once, with
-`CIE_pointer` fixed and the relocations of `initial_location` moved.
+Each object has one .eh_frame for all its functions; only the FDEs of the carried ones come along, with `CIE_pointer`
+fixed and their relocations moved.  A personality routine is always reached as position-independent code does, through a
+pointer beside it (`pcrel|indirect`): that works wherever the routine and the patch are.
 
-Source: LSB core, "Exception Frames" (10.6.1); DWARF 5, 6.4.1.
+Source: LSB core, "Exception Frames" (10.6.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Final
 
+from katana_cc.diff.frames import FrameEntry
 from katana_cc.elf import constants as c
-from katana_cc.elf.reader import ElfFile, Relocation, Section
-from katana_cc.errors import FormatError
+from katana_cc.patch.model import PatchRelocation, PatchSection
 
-INITIAL_LOCATION = 8  # offset of the relocated start address in an FDE (32-bit DWARF)
-
-
-@dataclass(frozen=True, slots=True)
-class FrameEntry:
-    """One FDE: the section and offset it describes, its bytes, its CIE's bytes, and the relocations of both beyond
-    `initial_location` (a personality routine, an LSDA)."""
-
-    section: int
-    offset: int
-    fde: bytes
-    cie: bytes
-    initial_location: Relocation
-    others: tuple[Relocation, ...]
-
-
-def frame_entries(elf: ElfFile) -> Iterator[FrameEntry]:
-    """All FDEs of an object.
-
-    Raises:
-        FormatError: .eh_frame is damaged or uses the 64-bit DWARF format.
-    """
-    for section in elf.sections:
-        if section.name == ".eh_frame" and section.size:
-            yield from _entries_of(elf, section)
-
-
-def _entries_of(elf: ElfFile, section: Section) -> Iterator[FrameEntry]:
-    data = elf.contents(section)
-    relocations = elf.relocations(section.number)
-    cies: dict[int, tuple[bytes, tuple[Relocation, ...]]] = {}
-    at = 0
-    while at + 4 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "little")
-        if length == 0:
-            at += 4
-            continue
-        end = at + 4 + length
-        if length == 0xFFFFFFFF or end > len(data):
-            raise FormatError(f".eh_frame entry at {at:#x} is damaged or 64-bit", where=elf.where)
-        entry = data[at:end]
-        pointer = int.from_bytes(data[at + 4 : at + 8], "little")
-        inside = tuple(r._replace(offset=r.offset - at) for r in relocations if at <= r.offset < end)
-        if pointer == 0:
-            cies[at] = entry, inside
-        else:
-            cie, cie_relocations = cies[at + 4 - pointer]
-            start = next((r for r in inside if r.offset == INITIAL_LOCATION), None)
-            if start is not None:
-                symbol = elf.symbols[start.symbol]
-                others = tuple(r for r in inside if r.offset != INITIAL_LOCATION) + cie_relocations
-                if symbol.section != c.SHN_UNDEF:
-                    yield FrameEntry(symbol.section, symbol.value + start.addend, entry, cie, start, others)
-        at = end
+# DW_EH_PE_indirect | pcrel | sdata4 or sdata8, and the relocation that fills such a field, by the field's width
+INDIRECT_FORMS: Final = {4: (0x9B, c.R_X86_64_PC32), 8: (0x9C, c.R_X86_64_PC64)}
+_WIDTHS: Final = {0x00: 8, 0x03: 4, 0x04: 8, 0x0B: 4, 0x0C: 8}  # of a pointer, by its encoding's form
 
 
 class FrameBuilder:
     """Puts FDEs into one .eh_frame section."""
 
     def __init__(self) -> None:
-        self.data = bytearray()
-        self._cies: dict[bytes, int] = {}
+        self._data = bytearray()
+        self._relocations: list[PatchRelocation] = []
+        self._cies: dict[tuple[bytes, int | None], int] = {}
 
-    def add(self, entry: FrameEntry) -> int:
-        """Append an FDE (and its CIE, once); returns the offset of its `initial_location` field."""
-        if entry.cie not in self._cies:
-            self._cies[entry.cie] = len(self.data)
-            self.data += entry.cie
-        start = len(self.data)
+    def add(self, entry: FrameEntry, code: int, personality: int | None, lsda: int | None) -> None:
+        """Append an FDE (and its CIE, once).
+
+        Args:
+            code: symbol of the section the FDE describes.
+            personality: symbol of the pointer to the personality routine, if there is one.
+            lsda: symbol of the section that its LSDA is, if there is one.
+        """
+        cie = self._cie(entry, personality)
+        start = len(self._data)
         fde = bytearray(entry.fde)
-        fde[4:8] = (start + 4 - self._cies[entry.cie]).to_bytes(4, "little")
-        fde[INITIAL_LOCATION : INITIAL_LOCATION + 4] = bytes(4)
-        self.data += fde
-        return start + INITIAL_LOCATION
+        fde[4:8] = (start + 4 - cie).to_bytes(4, "little")
+        kind = entry.location.relocation.type
+        self._field(fde, entry.location_at, start, kind, code, entry.offset)
+        if lsda is not None:
+            assert entry.lsda is not None
+            self._field(fde, entry.lsda_at, start, entry.lsda.relocation.type, lsda, 0)
+        self._data += fde
 
-    def finish(self) -> bytes:
-        """The section, with the terminator that `__register_frame` wants."""
-        return bytes(self.data) + bytes(4)
+    def _cie(self, entry: FrameEntry, personality: int | None) -> int:
+        key = entry.cie, personality
+        if key not in self._cies:
+            start = self._cies[key] = len(self._data)
+            cie = bytearray(entry.cie)
+            if personality is not None:
+                width = _WIDTHS[cie[entry.personality_at - 1] & 0x0F]
+                encoding, kind = INDIRECT_FORMS[width]
+                cie[entry.personality_at - 1] = encoding
+                self._field(cie, entry.personality_at, start, kind, personality, 0)
+            self._data += cie
+        return self._cies[key]
+
+    def _field(self, record: bytearray, at: int, start: int, kind: int, symbol: int, addend: int) -> None:
+        width = 8 if kind in (c.R_X86_64_64, c.R_X86_64_PC64) else 4
+        record[at : at + width] = bytes(width)
+        self._relocations.append(PatchRelocation(start + at, kind, symbol, addend))
+
+    def finish(self) -> PatchSection | None:
+        """The section, with the terminator that `__register_frame_info` wants; None when there is no FDE."""
+        if not self._data:
+            return None
+        data = bytes(self._data) + bytes(4)
+        return PatchSection(
+            ".eh_frame", c.SHT_PROGBITS, c.SHF_ALLOC, 8, data, len(data), relocations=tuple(self._relocations)
+        )

@@ -11,6 +11,9 @@ from enum import IntEnum, StrEnum
 
 FORMAT_VERSION = 2
 
+# A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
+REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
+
 
 class Verdict(StrEnum):
     """What can be said of a change before it is applied."""

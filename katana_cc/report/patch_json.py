@@ -13,6 +13,7 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Reason, Reliance
 from katana_cc.patch.needs import Need, needs_of
 from katana_cc.report import names
+from katana_cc.report.handlers import HandlerRow, handler_rows
 from katana_cc.report.summary import NewThing, Reference, headline, summarise
 
 
@@ -39,6 +40,7 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "mapped_bytes": summary.mapped_bytes,
         "needs": [_need(n) for n in needs_of(po)],
         "reliances": [_reliance(po, x) for x in po.reliances],
+        "handlers": [_handlers(row) for row in handler_rows(po)],
         "transformations": [],
         "reasons": [reason_json(r) for reasons in summary.reasons.values() for r in reasons],
         "sections": [_section(po, n) for n in range(len(po.sections))],
@@ -59,6 +61,11 @@ def _need(n: Need) -> dict[str, Any]:
 def _reliance(po: PatchObject, x: Reliance) -> dict[str, Any]:
     caller, callee = po.replacements[x.caller].name, po.replacements[x.callee].name
     return {"caller": caller, "callee": callee, "basis": x.basis.name.lower(), "through": x.through}
+
+
+def _handlers(row: HandlerRow) -> dict[str, Any]:
+    sides = {"catches": list(row.catches), "allows": list(row.allows)}
+    return {"function": row.function, **sides, "cleans_up": row.cleans_up}
 
 
 def _replacement(po: PatchObject, number: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from katana_cc.diff.reasons import relies
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.model import FORMAT_VERSION, PatchObject
 from katana_cc.report import names
+from katana_cc.report.handlers import handler_rows
 from katana_cc.report.summary import (
     SEVERITY_TITLES,
     Reference,
@@ -25,6 +26,7 @@ def render(po: PatchObject, data: bytes, *, verbose: bool = True) -> str:
     """All that `po` holds, whose file is `data`; without `verbose`, no sections, symbols and relocations."""
     summary = summarise(po)
     lines = [*identity_lines(po, data, summary), *change_lines(summary), *reason_lines(summary)]
+    lines += handler_lines(po)
     lines += reliance_lines(po)
     lines += ["", "Transformations", "  none"]
     if verbose:
@@ -87,6 +89,17 @@ def reliance_lines(po: PatchObject) -> list[str]:
         text = relies(po.replacements[x.callee].name, x.basis, x.through)
         rows.append((po.replacements[x.caller].name, text))
     return _block("May not be active when it is replaced", rows)
+
+
+def handler_lines(po: PatchObject) -> list[str]:
+    """What carried functions catch and clean up."""
+    rows = []
+    for row in handler_rows(po):
+        parts = [f"catches {', '.join(row.catches)}"] if row.catches else []
+        parts += [f"lets only {', '.join(row.allows)} pass"] if row.allows else []
+        parts += ["cleans up"] if row.cleans_up else []
+        rows.append((row.function, "; ".join(parts)))
+    return _block("When an exception passes", rows)
 
 
 def _side(release: str, build_id: str) -> str:

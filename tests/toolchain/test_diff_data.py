@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.patch.model import REGISTRATION
+from katana_cc.report.handlers import HandlerRow, handler_rows
 from tests.support.project import Build, Project, Variant
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
@@ -535,8 +537,8 @@ def test_assembly_is_refused_when_it_changed(plain: Project) -> None:
     assert plain.checked(old, plain.build({**files, "z.S": source.format(1)})).refusals == []
 
 
-def test_function_between_a_cleanup_and_what_unwinds_is_refused(plain: Project) -> None:
-    """It has no tables of its own, but an unwind that has to pass through new code would end the process."""
+def test_function_between_a_cleanup_and_what_unwinds_needs_an_unwinder(plain: Project) -> None:
+    """It has no handlers of its own, but an unwind that has to pass through new code would end the process."""
     cleans = (
         "void done(int *);\nint mid(int);\n"
         "int serve(int x) { __attribute__((cleanup(done))) int held = x; return mid(held); }\n"
@@ -544,17 +546,20 @@ def test_function_between_a_cleanup_and_what_unwinds_is_refused(plain: Project) 
     source = "int leave(int);\nint mid(int x) {{ return leave(x) + {}; }}\n"
     more = {"cleans.c": cleans, "leave.c": "int leave(int x) { return x; }\nvoid done(int *p) { *p = 0; }\n"}
     result = change(plain, source.format(1), source.format(1000), more, compile_flags=["-fexceptions"])
-    assert ("exception-tables", "mid") in [(r.code, r.subject) for r in result.patch.reasons if r.severity == "refused"]
+    assert (result.refusals, result.replaced) == ([], ["mid"])
+    assert set(REGISTRATION) <= {y.name for y in result.patch.symbols if y.section is None}
 
 
-def test_exceptions_are_refused(plain: Project) -> None:
+def test_cleanup_of_c_is_carried(plain: Project) -> None:
+    """A bug: the new function leaves what it holds behind when it is cancelled."""
     source = (
         "int z; void done(int *p) {{ z += *p; }} int ext(int);"
         " int serve(int x) {{ int v __attribute__((cleanup(done))) = x + {}; ext(x); return v; }}"
     )
     more = {"b.c": "int ext(int x) { return x; }"}
     result = change(plain, source.format(0), source.format(1), more, compile_flags=["-fexceptions"])
-    assert "exception-tables" in result.codes("refused")
+    assert (result.refusals, result.replaced) == ([], ["serve"])
+    assert handler_rows(result.patch) == (HandlerRow("serve", (), (), True),)
 
 
 def test_function_that_only_constructors_call_is_startup_code(compiler: str, tmp_path: Path) -> None:
