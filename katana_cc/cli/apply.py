@@ -149,5 +149,6 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "pause_us": round(commit.pause_us, 1) if commit else None,
         "attach_us": round(commit.attach_us, 1) if commit else None,
         "map_pause_us": round(report.map_pause_us, 1) if commit else None,
+        "register_pause_us": round(report.register_pause_us, 1) if commit else None,
         "restarted_system_calls": commit.repaired if commit else None,
     }

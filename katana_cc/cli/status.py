@@ -90,6 +90,7 @@ def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
                 {"kind": "jump" if e.is_jump else "data", "name": e.name, "address": e.address, "size": len(e.expected)}
                 for e in ledger.edits
             ],
+            "frames_registered": ledger.is_registered,
             "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],
             "variables": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.data],
         }

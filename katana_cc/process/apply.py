@@ -2,6 +2,7 @@
 
     every process:  open, plan            reads only; one refusal ends it all
     every process:  inject                the new code is there, nothing leads to it
+    every process:  register              its frames are known to the unwinders
     every process:  commit                a short stop each
     on failure:     revert what was committed, unmap what was not
 
@@ -15,7 +16,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from katana_cc.errors import KatanaError, TargetError
+from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
 from katana_cc.patch.model import PatchObject
 from katana_cc.patch.needs import Grant
 from katana_cc.process.cfi import FrameTables
@@ -24,8 +25,10 @@ from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import NotThisBuildError, Plan, prepare
+from katana_cc.process.registration import may_be_registered, register, withdraw
 from katana_cc.process.revert import revert_one
 from katana_cc.process.target import Target
+from katana_cc.process.unwinders import must_register
 
 DEFAULT_WAIT = 5.0
 
@@ -33,7 +36,8 @@ DEFAULT_WAIT = 5.0
 @dataclass(frozen=True, slots=True)
 class ApplyReport:
     """What came of one process.  `outcome`: "applied", "already applied", "would apply" (dry run); `commit` is None
-    unless a stop was made; `map_pause_us` is how long one thread stood while the mapping was made."""
+    unless a stop was made; `map_pause_us` is how long one thread stood while the mapping was made, `register_pause_us`
+    while the new frames were registered (0: no need, or done before)."""
 
     pid: int
     name: str
@@ -41,6 +45,7 @@ class ApplyReport:
     plan: Plan
     commit: CommitReport | None = None
     map_pause_us: float = 0.0
+    register_pause_us: float = 0.0
 
 
 @dataclass(slots=True)
@@ -51,6 +56,7 @@ class _Work:
     plan: Plan
     is_injected: bool = False
     map_pause_us: float = 0.0
+    register_pause_us: float = 0.0
     report: CommitReport | None = None
 
 
@@ -102,9 +108,8 @@ def apply_patch(
             work.target.close()
     for work in works:
         outcome = "already applied" if work.plan.is_applied else "would apply" if dry_run else "applied"
-        reports.append(
-            ApplyReport(work.target.pid, work.target.name, outcome, work.plan, work.report, work.map_pause_us)
-        )
+        pauses = work.map_pause_us, work.register_pause_us
+        reports.append(ApplyReport(work.target.pid, work.target.name, outcome, work.plan, work.report, *pauses))
     return tuple(reports)
 
 
@@ -149,10 +154,28 @@ def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
         if work.plan.existing is None or not _is_same_code(work):
             work.plan, work.map_pause_us = inject(work.target, work.plan)
             work.is_injected = True
+    for work in works:
+        if not work.plan.is_applied:
+            _register(work, wait)
     # From here on only bytes of functions and data are exchanged.
     for work in works:
         if not work.plan.is_applied:
             work.report = _commit(work, wait)
+
+
+def _register(work: _Work, wait: float) -> None:
+    """Register the new frames, unless an earlier katana did; where no exception has to pass, only if it can be done."""
+    reused = None if work.is_injected or work.plan.existing is None else work.plan.existing.ledger
+    ledger = work.plan.ledger if reused is None else reused
+    if not ledger.registrations or ledger.is_registered:
+        return
+    required = must_register(work.plan.po)
+    try:
+        report = register(work.target, ledger, wait if required else 0.0)
+        work.register_pause_us = report.pause_us
+    except (BusyError, RefusedError):
+        if required:
+            raise
 
 
 def _is_same_code(work: _Work) -> bool:
@@ -167,7 +190,8 @@ def _is_same_code(work: _Work) -> bool:
     image = plan.image
     end = next((p.offset for p in plan.layout.parts if p.protection & 2), plan.layout.size)
     there = work.target.memory.read(plan.base, end)
-    return there[:12] == image[:12] and there[16:] == image[16:end]
+    # The state and what is registered are not its contents.
+    return there[:12] == image[:12] and there[16:56] == image[16:56] and there[64:] == image[64:end]
 
 
 def _commit(work: _Work, wait: float) -> CommitReport:
@@ -197,4 +221,12 @@ def _roll_back(works: Iterable[_Work], wait: float) -> None:
                     revert_one(again, work.plan.patch_id, wait)
             elif work.is_injected:
                 with Target(work.target.pid) as again:
-                    unmap(again, work.plan.base, work.plan.layout.size)
+                    _remove(again, work.plan, wait)
+
+
+def _remove(target: Target, plan: Plan, wait: float) -> None:
+    """Take out a mapping that nothing led into.  Frames that an unwinder knows go first; if they cannot, all stays."""
+    if may_be_registered(target, plan.ledger):
+        withdraw(target, plan.ledger, wait)
+    else:
+        unmap(target, plan.base, plan.layout.size)

@@ -26,7 +26,7 @@ from functools import cached_property
 from katana_cc.elf import constants as c
 from katana_cc.elf.versions import split
 from katana_cc.errors import RefusedError, TargetError
-from katana_cc.patch.model import PatchObject, PatchSymbol
+from katana_cc.patch.model import REGISTRATION, PatchObject, PatchSymbol
 from katana_cc.process.dynamic import DynamicModule
 from katana_cc.process.link import is_import
 from katana_cc.process.memory import Reader
@@ -60,6 +60,25 @@ class Linker:
         self._modules = [DynamicModule(memory, m) for m in modules]
         self._target = next(m for m in self._modules if m.module is target)
 
+    @classmethod
+    def of(cls, memory: Reader, modules: Sequence[Module]) -> Linker:
+        """For questions that concern no module in particular."""
+        return cls(memory, modules, modules[0])
+
+    def first(self, name: str) -> int | None:
+        """The address that a name means in this process; None when no module defines it."""
+        found = (m.lookup(name) for m in self._ordered)
+        return next((s.value for s in found if s is not None), None)
+
+    def exports(self, names: Sequence[str]) -> list[tuple[int, ...]]:
+        """The addresses of functions in each module that defines all of them."""
+        result = []
+        for module in self._modules:
+            found = [s for name in names if (s := module.lookup(name)) is not None and s.type == c.STT_FUNC]
+            if len(found) == len(names):
+                result.append(tuple(s.value for s in found))
+        return result
+
     def resolve(self, po: PatchObject) -> Resolution:
         """Addresses of all imports and existing IFUNC symbols of a patch.
 
@@ -69,7 +88,7 @@ class Linker:
         addresses: dict[int, int] = {}
         pending = []
         for i, symbol in enumerate(po.symbols):
-            if symbol.section is not None or (i == 0 and not symbol.name):
+            if symbol.section is not None or (i == 0 and not symbol.name) or symbol.name in REGISTRATION:
                 continue
             if is_import(symbol):
                 kind, value = self._find(symbol)

@@ -90,7 +90,10 @@ def _call_resolvers(remote: RemoteThread, plan: Plan) -> dict[int, int]:
     if -PAGE < stack < 0:
         raise RefusedError(f"mmap in the target failed: {os.strerror(-stack)}")
     try:
-        return {p.index: remote.call(p.resolver, p.name, stack + _CALL_STACK) for p in plan.resolution.pending}
+        return {
+            p.index: remote.call(p.resolver, f"the resolver of {p.name}", stack + _CALL_STACK)
+            for p in plan.resolution.pending
+        }
     finally:
         remote.syscall(cpu.SYS_MUNMAP, stack, _CALL_STACK)
 

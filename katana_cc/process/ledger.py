@@ -17,10 +17,12 @@ from katana_cc.process.memory import Reader
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 1
-_HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, reserved
+VERSION: Final = 2
+_OLDEST = 1
+_HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
 STATE_OFFSET: Final = 12
+REGISTERED_OFFSET: Final = 56
 _MAX_LENGTH = 1 << 28
 
 assert HEADER_SIZE == 64
@@ -52,11 +54,25 @@ class CodeRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Registration:
+    """How the frames of new code are made known to one unwinder of the process: addresses of its functions
+    `__register_frame_info`, `__deregister_frame_info` and `_Unwind_Find_FDE`, and of the memory it keeps its record
+    in."""
+
+    register: int
+    deregister: int
+    find: int
+    record: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What the ledger holds.  `base` and `size` are those of the mapping, whose first bytes the ledger is.
 
     `old` are the replaced functions and their parts, `new` the functions that came, `data` the variables that came,
     `eh_frame` the call-frame information of `new` (size 0: none), `parts` (address, size, protection) of the mapping.
+    `registrations` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it is a word of
+    its own, as the state is, and tells what was done last; the unwinders themselves know.
     """
 
     state: Phase
@@ -75,6 +91,8 @@ class Ledger:
     old: tuple[CodeRange, ...]
     new: tuple[CodeRange, ...]
     data: tuple[CodeRange, ...]
+    registrations: tuple[Registration, ...] = ()
+    is_registered: bool = False
 
     def found_bytes(self, memory: Reader) -> Bytes:
         """What stands at the edits now.  Of a patch that is not in force (its state word says so before any byte is
@@ -92,7 +110,8 @@ def encode(ledger: Ledger) -> bytes:
     """Header and data."""
     data = b"".join(_pieces(ledger))
     checksum = hashlib.sha256(data).digest()[:16]
-    return _HEADER.pack(MAGIC, VERSION, ledger.state, len(data), checksum, ledger.base, ledger.size, 0) + data
+    head = MAGIC, VERSION, ledger.state, len(data), checksum, ledger.base, ledger.size, int(ledger.is_registered)
+    return _HEADER.pack(*head) + data
 
 
 def _pieces(ledger: Ledger) -> Iterator[bytes]:
@@ -113,6 +132,9 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
         yield struct.pack("<I", len(ranges))
         for item in ranges:
             yield struct.pack("<QQ", item.address, item.size) + _block(item.name.encode("utf-8", "surrogateescape"))
+    yield struct.pack("<I", len(ledger.registrations))
+    for r in ledger.registrations:
+        yield struct.pack("<QQQQ", r.register, r.deregister, r.find, r.record)
 
 
 def _block(data: bytes) -> bytes:
@@ -124,6 +146,11 @@ def encode_state(state: Phase) -> bytes:
     return struct.pack("<I", state)
 
 
+def encode_registered(is_registered: bool) -> bytes:
+    """The word that tells whether the frames are registered, to be written at base + REGISTERED_OFFSET."""
+    return struct.pack("<Q", int(is_registered))
+
+
 def read_ledger(memory: Reader, base: int) -> Ledger | None:
     """The ledger of the mapping at `base`; None when there is none (yet): its magic is missing or its checksum wrong,
     as a katana that died while it wrote leaves it.  Nothing can lead into such a mapping.
@@ -131,10 +158,10 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     Raises:
         TargetError: a ledger of a later format version, or the process is gone.
     """
-    magic, version, state, length, checksum, own_base, size, _ = _HEADER.unpack(memory.read(base, HEADER_SIZE))
+    magic, version, state, length, checksum, own_base, size, registered = _HEADER.unpack(memory.read(base, HEADER_SIZE))
     if magic != MAGIC:
         return None
-    if version != VERSION:
+    if not _OLDEST <= version <= VERSION:
         raise TargetError(
             f"the patch at {base:#x} was applied by a later katana (ledger version {version})",
             remedy="use that katana, or a later one",
@@ -156,9 +183,11 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         address, is_jump = cursor.take("<QI")
         edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), bool(is_jump)))
     old, new, variables = (tuple(cursor.range() for _ in range(cursor.count())) for _ in range(3))
+    registrations = [Registration(*cursor.take("<QQQQ")) for _ in range(cursor.count() if version > 1 else 0)]
     return Ledger(
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
+        tuple(registrations), version > 1 and bool(registered),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ ever writable and later executable:
 
     r--  the ledger, constants, .eh_frame, GOT slots
     r-x  functions, import stubs, veneers
-    rw-  new variables
+    rw-  new variables, then what unwinders record of the new frames
 
 Placement comes first and depends on no address (`lay_out`); then a base near the module is chosen; then `link` computes
 every field.  A call to an import goes through a stub, since libraries are farther than 2 GiB; an instruction that uses
@@ -31,6 +31,7 @@ PAGE: Final = 4096
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
 READ_ONLY, CODE, DATA = 0, 1, 2
+RECORD_SIZE: Final = 256  # of an unwinder: `struct object` of libgcc, six words, has room to grow
 DIRECT: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})  # of a symbol that must be within reach
 PROTECTIONS: Final = (PROT_READ, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE)
 
@@ -48,7 +49,7 @@ class Part:
 class Layout:
     """Offsets from the base of the mapping.  Symbol indices are keys of `got`, `tls_got`, `stubs`; `veneers` is keyed
     by (section, offset of the field).  `eh_frame` is (offset, size) of all carried .eh_frame sections together;
-    `sections_start` is where the ledger's room ends."""
+    `sections_start` is where the ledger's room ends; `records` are what unwinders write of the frames."""
 
     parts: tuple[Part, ...]
     sections: Mapping[int, int]
@@ -59,6 +60,7 @@ class Layout:
     eh_frame: tuple[int, int]
     size: int
     sections_start: int
+    records: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,9 @@ def group_of(section: PatchSection) -> int:
     return DATA if section.flags & c.SHF_WRITE else READ_ONLY
 
 
-def lay_out(po: PatchObject, ledger_size: int) -> Layout:
-    """Place every SHF_ALLOC section, GOT slot, stub and veneer of a patch, the ledger first.
+def lay_out(po: PatchObject, ledger_size: int, unwinders: int = 0) -> Layout:
+    """Place every SHF_ALLOC section, GOT slot, stub and veneer of a patch, the ledger first, and the records of that
+    many unwinders.
 
     Raises:
         RefusedError: a section or relocation that a patch cannot carry.
@@ -144,6 +147,9 @@ def lay_out(po: PatchObject, ledger_size: int) -> Layout:
             if _may_need_veneer(section, symbol, r):
                 veneers[i, r.offset] = take(CODE, VENEER_SIZE)
 
+    positions[DATA] = _up(positions[DATA], 16)
+    records = [positions[DATA] + n * RECORD_SIZE for n in range(unwinders)]
+    positions[DATA] += unwinders * RECORD_SIZE
     parts = []
     offset = 0
     for group, used in enumerate(positions):
@@ -163,6 +169,7 @@ def lay_out(po: PatchObject, ledger_size: int) -> Layout:
         (eh_start, eh_end - eh_start),
         offset,
         ledger_size,
+        tuple(bases[DATA] + at for at in records),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from katana_cc.diff.reasons import REFUSED, relies
 from katana_cc.errors import RefusedError
-from katana_cc.patch.model import REGISTRATION, PatchObject, Reason, Verdict
+from katana_cc.patch.model import PatchObject, Reason, Verdict
 from katana_cc.patch.needs import Grant, needs_of, unmet
 from katana_cc.process import x86_64 as cpu
 
@@ -33,12 +33,6 @@ def refuse_unless_ready(po: PatchObject, granted: Collection[Grant] = ()) -> Non
         )
     if po.verdict is Verdict.NEEDS and not needs_of(po):
         raise RefusedError("the patch needs a decision, and does not say which", where=po.identity.output)
-    if any(y.name == REGISTRATION[0] and y.section is None for y in po.symbols):
-        raise RefusedError(
-            "exceptions may have to pass through the new code, whose frames cannot be registered yet",
-            where=po.identity.output,
-            remedy=restart,
-        )
     if po.identity.machine != cpu.MACHINE:
         raise RefusedError(f"the patch is for ELF machine {po.identity.machine}, not x86-64", where=po.identity.output)
 

@@ -26,13 +26,14 @@ from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
-from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
+from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base
 from katana_cc.process.target import PatchMapping, Target
+from katana_cc.process.unwinders import FrameRegistry, registries_for
 from katana_cc.process.veneers import VENEER_SIZE
 
 
@@ -53,6 +54,7 @@ class Plan:
     patch_id: str
     module: Module
     resolution: Resolution
+    registries: tuple[FrameRegistry, ...]
     tls_offset: int | None
     layout: Layout
     base: int
@@ -84,9 +86,9 @@ class Plan:
     def data_part(self) -> tuple[int, bytes] | None:
         """(address, initial bytes) of the writable part, if there is one."""
         part = self.layout.parts[DATA]
-        return (
-            (self.base + part.offset, self.linked.image[part.offset : part.offset + part.size]) if part.size else None
-        )
+        # What unwinders keep there is theirs.
+        end = min((part.offset + part.size, *self.layout.records))
+        return (self.base + part.offset, self.linked.image[part.offset : end]) if end > part.offset else None
 
 
 def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[Grant] = ()) -> Plan:
@@ -109,16 +111,18 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
         )
     torn = existing.ledger if existing and found in (Bytes.TORN, Bytes.NEW) else None
     originals = _compare_functions(target, module, po, torn)
-    resolution = Linker(target.memory, target.modules, module).resolve(po)
+    linker = Linker(target.memory, target.modules, module)
+    registries = registries_for(po, module, linker)
+    resolution = linker.resolve(po)
     program = target.program_module()
     tls_offset = thread_pointer_offset(target.memory, module, program is None or program is module)
-    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), ())))
+    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries)))
     size += _edits_room(po)
-    layout = lay_out(po, size)
+    layout = lay_out(po, size, len(registries))
     base = existing.base if existing else choose_base(target.regions, module, layout.size)
     plan = Plan(
-        po, patch_id, module, resolution, tls_offset, layout, base, Linked(b"", {}),
-        _ledger(po, patch_id, module, layout, base, (), ()), (), (), existing, found,
+        po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
+        _ledger(po, patch_id, module, layout, base, (), (), registries), (), (), existing, found,
     )  # fmt: skip
     plan = _with_earlier_resolutions(plan, target)
     resolution = plan.resolution
@@ -151,7 +155,7 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
         else e
         for i, e in enumerate(plan.ledger.edits)
     )
-    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old)
+    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries)
     return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
 
 
@@ -282,7 +286,7 @@ def _with_edits(plan: Plan, target: Target, originals: dict[int, tuple[bytes, by
         for r in plan.po.replacements
         for start, size in [(r.address, r.size), *((a, s) for a, s, _ in r.parts)]
     )
-    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, plan.base, tuple(edits), old)
+    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, plan.base, tuple(edits), old, plan.registries)
     if len(ledgers.encode(ledger)) > plan.layout.sections_start:
         raise InvalidPatchError("the ledger is larger than its room", where=plan.po.identity.output)
     return dataclasses.replace(plan, ledger=ledger, snapshot=tuple(snapshot))
@@ -304,7 +308,7 @@ def _jump(po: PatchObject, replacement: Replacement, layout: Layout, base: int, 
 
 def _ledger(
     po: PatchObject, patch_id: str, module: Module, layout: Layout | None, base: int,
-    edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...],
+    edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...], registries: tuple[FrameRegistry, ...],
 ) -> Ledger:  # fmt: skip
     new, data = [], []
     for i, section in enumerate(po.sections):
@@ -327,6 +331,7 @@ def _ledger(
         module.bias, (base + layout.eh_frame[0], layout.eh_frame[1]) if layout else (0, 0),
         tuple((base + p.offset, p.size, p.protection) for p in layout.parts) if layout else (),
         edits, old, tuple(new), tuple(data),
+        tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
     )  # fmt: skip
 
 

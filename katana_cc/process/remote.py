@@ -4,7 +4,7 @@ The thread is stopped by INTERRUPT, its registers and signal mask are kept, and 
 instruction pointer goes to a `syscall` instruction that is mapped anyway; PTRACE_SYSCALL lets it run exactly from there
 to the exit out of that call.  No SIGTRAP is involved, so that a program which ignores or handles SIGTRAP does not
 notice.  A function call returns to the same instruction: the stop at its entry tells that the function has returned,
-and rax, taken for a system call number, is its result.
+and rax, taken for a system call number, is its result.  System calls that the function itself makes are passed by.
 
 At the end an INTERRUPT is made pending before the registers are put back, so that the thread passes through the
 kernel's signal code once more: there an interrupted system call is restarted as if nothing had been.
@@ -19,7 +19,7 @@ import contextlib
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
@@ -60,14 +60,20 @@ def find_syscall_instruction(memory: ProcessMemory, regions: MemoryMap) -> int:
 class RemoteThread:
     """One thread of the target, stopped, to make calls with.  A context manager: leaving puts everything back.
 
+    Args:
+        unfit: says of a stopped thread's registers why it will not do ("" when it will); then the next one is tried.
+
     Raises (on entering):
         TargetError: gone, not permitted, or already traced.
-        BusyError: no thread of the process can be stopped.
+        BusyError: no thread of the process can be stopped, or none will do.
         RefusedError: seccomp may forbid the calls, and cannot be suspended.
     """
 
-    def __init__(self, memory: ProcessMemory, syscall_address: int) -> None:
+    def __init__(
+        self, memory: ProcessMemory, syscall_address: int, unfit: Callable[[Sequence[int]], str] | None = None
+    ) -> None:
         self._memory = memory
+        self._unfit = unfit
         self._pid = memory.pid
         self._syscall_address = syscall_address
         self._tid = 0
@@ -92,6 +98,7 @@ class RemoteThread:
 
     def _stop_one(self, options: int) -> None:
         stuck = 0
+        why = ""
         for tid in sorted(list_threads(self._pid)):
             if thread_name(self._pid, tid).startswith(_WORKER_NAMES):
                 continue  # never runs user code
@@ -119,10 +126,21 @@ class RemoteThread:
                     pt.detach(tid)
                     self._tid = 0
                     continue
+                found = self._unfit(self._registers) if self._unfit else ""
+                if found:
+                    why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
+                    self._let_go()
+                    continue
                 pt.write_signal_mask(tid, _ALL_SIGNALS)
                 return
             stuck = tid  # cannot be detached either before it stops; the kernel does it when we end
         self._tid = 0
+        if why:
+            raise BusyError(
+                f"no thread is where a function could be called: {why}",
+                where=f"pid {self._pid}",
+                remedy="nothing was touched; wait longer (--wait)",
+            )
         if stuck:
             raise BusyError(
                 f"thread {stuck} ({thread_name(self._pid, stuck)}) does not stop",
@@ -130,6 +148,16 @@ class RemoteThread:
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _let_go(self) -> None:
+        """Let a thread go on of which nothing was changed."""
+        words = list(self._registers)
+        if changes := self._repair(words):
+            for index, value in changes.items():
+                words[index] = value
+            pt.write_registers(self._tid, words)
+        pt.detach(self._tid)
+        self._tid = 0
 
     def _wait_for_stop(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -146,10 +174,9 @@ class RemoteThread:
             else:
                 return True
 
-    def _next_syscall_stop(self, timeout: float) -> pt.Stop:
+    def _next_syscall_stop(self, deadline: float) -> pt.Stop:
         """Run to the next system call entry or exit, or to a signal that is a fault of what runs."""
         pt.resume_to_syscall(self._tid)
-        deadline = time.monotonic() + timeout
         while True:
             report = pt.wait(self._tid)
             if report is None:
@@ -174,7 +201,7 @@ class RemoteThread:
             words[register] = value & ((1 << 64) - 1)
         pt.write_registers(self._tid, words)
         for _ in range(2):
-            report = self._next_syscall_stop(_CALL_TIMEOUT)
+            report = self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
             if report.signal != pt.SYSCALL_STOP:
                 raise TargetError(f"system call {number} in the target did not end", where=f"pid {self._pid}")
         value = pt.read_registers(self._tid)[cpu.RAX]
@@ -192,8 +219,8 @@ class RemoteThread:
         finally:
             self._memory.write(address, saved, self._tid)
 
-    def call(self, function: int, name: str, stack_end: int) -> int:
-        """Call a function without arguments, on a stack that ends at `stack_end` (16-byte aligned); its result.
+    def call(self, function: int, name: str, stack_end: int, *arguments: int) -> int:
+        """Call a function with integer arguments, on a stack that ends at `stack_end` (16-byte aligned); its result.
 
         Raises:
             RefusedError: it faulted, or did not return in time.  The thread is put back as it was.
@@ -204,30 +231,42 @@ class RemoteThread:
         self._memory.write(stack, struct.pack("<Q", self._syscall_address), self._tid)
         words[cpu.RSP] = stack
         words[cpu.RIP] = function
+        words[cpu.EFLAGS] &= ~cpu.DIRECTION_FLAG
         words[cpu.ORIG_RAX] = (1 << 64) - 1
+        for register, value in zip(cpu.FUNCTION_ARGUMENTS, arguments, strict=False):
+            words[register] = value
         pt.write_registers(self._tid, words)
         pt.write_signal_mask(self._tid, _ALL_SIGNALS & ~_FAULTS)
         try:
-            report = self._next_syscall_stop(_CALL_TIMEOUT)
-            if not report.signal:
-                pt.interrupt(self._tid)
-                self._wait_for_stop(_STOP_TIMEOUT)
-            if report.signal != pt.SYSCALL_STOP:
-                raise RefusedError(
-                    f"the resolver of {name} did not return in the target",
-                    where=f"pid {self._pid}",
-                    remedy="restart the process with the new build",
-                )
-            words = pt.read_registers(self._tid)
+            words = self._run_until_return(name, stack_end)
             result = words[cpu.ORIG_RAX]
             words[cpu.ORIG_RAX] = (1 << 64) - 1  # skip the "system call" whose number is the result
             pt.write_registers(self._tid, words)
-            self._next_syscall_stop(_CALL_TIMEOUT)
+            self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 pt.write_extended_state(self._tid, state)
                 pt.write_signal_mask(self._tid, _ALL_SIGNALS)
         return result
+
+    def _run_until_return(self, name: str, stack_end: int) -> list[int]:
+        """The registers at the entry of the system call that a function returns to."""
+        returned = self._syscall_address + len(cpu.SYSCALL_INSTRUCTION)
+        deadline = time.monotonic() + _CALL_TIMEOUT
+        while True:
+            report = self._next_syscall_stop(deadline)
+            if not report.signal:
+                pt.interrupt(self._tid)
+                self._wait_for_stop(_STOP_TIMEOUT)
+            if report.signal != pt.SYSCALL_STOP:
+                raise RefusedError(
+                    f"{name} did not return in the target",
+                    where=f"pid {self._pid}",
+                    remedy="restart the process with the new build",
+                )
+            words = pt.read_registers(self._tid)
+            if words[cpu.RIP] == returned and words[cpu.RSP] == stack_end:
+                return words
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -18,6 +18,7 @@ from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
 from katana_cc.process.threads import status_fields
 
+_AT_ENTRY = 9
 MEMFD_PREFIX = "/memfd:katana:"
 
 
@@ -126,17 +127,18 @@ class Target:
             ledger = read_ledger(self.memory, region.start)
             yield PatchMapping(region.start, end - region.start, name, ledger)
 
+    def auxiliary(self, kind: int) -> int:
+        """A value of the auxiliary vector (AT_*, elf.h); 0 when it is not there."""
+        try:
+            data = Path(f"/proc/{self.pid}/auxv").read_bytes()
+        except OSError:
+            return 0
+        words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - 7, 8)]
+        return dict(zip(words[::2], words[1::2], strict=False)).get(kind, 0)
+
     def program_module(self) -> Module | None:
         """The program itself (not a library): the module that holds the entry point's program headers."""
-        try:
-            auxv = Path(f"/proc/{self.pid}/auxv").read_bytes()
-        except OSError:
-            return None
-        pairs = {
-            int.from_bytes(auxv[i : i + 8], "little"): int.from_bytes(auxv[i + 8 : i + 16], "little")
-            for i in range(0, len(auxv) - 15, 16)
-        }
-        entry = pairs.get(9, 0)  # AT_ENTRY
+        entry = self.auxiliary(_AT_ENTRY)
         return next((m for m in self.modules if m.holds(entry)), None)
 
 

@@ -18,12 +18,14 @@ MACHINE: Final = c.EM_X86_64
 # struct user_regs_struct (sys/user.h): index of each register in the 27 words.
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP = range(20)
 FS_BASE: Final = 21
+DIRECTION_FLAG: Final = 1 << 10  # of EFLAGS; clear at every call
 CS_64: Final = 0x33  # any other code segment runs 32-bit code
 # DWARF register number (psABI figure 3.36) → index above; column 16 is the return address.
 DWARF_REGISTERS: Final = (RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP)
 
 SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
 SYSCALL_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
+FUNCTION_ARGUMENTS: Final = (RDI, RSI, RDX, RCX, R8, R9)
 RED_ZONE: Final = 128
 
 SYS_MMAP: Final = 9
@@ -59,6 +61,40 @@ UNRESTARTED_SYSCALLS: Final = frozenset(
         333,  # io_pgetevents
     }
 )
+
+# System calls that wait for the world outside, or work for it: no allocator or loader makes them while it holds a lock.
+WAITING_SYSCALLS: Final = UNRESTARTED_SYSCALLS | frozenset(
+    {
+        7,  # poll
+        271,  # ppoll
+        23,  # select
+        270,  # pselect6
+        17,  # pread64
+        18,  # pwrite64
+        34,  # pause
+        35,  # nanosleep
+        230,  # clock_nanosleep
+        46,  # sendmsg
+        307,  # sendmmsg
+        61,  # wait4
+        247,  # waitid
+        69,  # msgsnd
+        70,  # msgrcv
+        72,  # fcntl
+        73,  # flock
+        74,  # fsync
+        75,  # fdatasync
+        130,  # rt_sigsuspend
+        219,  # restart_syscall
+        242,  # mq_timedsend
+        243,  # mq_timedreceive
+        275,  # splice
+        40,  # sendfile
+    }
+)
+SYS_FUTEX: Final = 202
+FUTEX_COMMAND: Final = 0x7F
+FUTEX_WAIT_BITSET: Final = 9  # condition variables, joins and semaphores wait so; locks do not
 
 JUMP_SIZE: Final = 5
 STUB_SIZE: Final = 8
@@ -185,6 +221,14 @@ def branches_into(code: bytes, low: int, high: int) -> bool:
         if low <= target < high:
             return True
     return False
+
+
+def waits_outside(registers: memoryview | list[int]) -> bool:
+    """Whether a stopped thread is in a system call that waits for something else than a lock."""
+    number = registers[ORIG_RAX]
+    if number == SYS_FUTEX:
+        return registers[RSI] & FUTEX_COMMAND == FUTEX_WAIT_BITSET
+    return number in WAITING_SYSCALLS
 
 
 def repaired(registers: memoryview | list[int]) -> dict[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import pytest
 from hypothesis import given
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.ledger import (
     HEADER_SIZE,
+    REGISTERED_OFFSET,
     STATE_OFFSET,
     CodeRange,
     Ledger,
     MemoryEdit,
+    Registration,
     encode,
+    encode_registered,
     encode_state,
     read_ledger,
 )
@@ -48,6 +52,7 @@ def example(**changes: object) -> Ledger:
          MemoryEdit("table", 0x5555_9000, b"old bytes", b"new bytes", False)),
         (CodeRange("f", 0x5555_1000, 64),), (CodeRange("f", BASE + 0x1000, 80),),
         (CodeRange("count", BASE + 0x2000, 4),),
+        (Registration(0x7F00_1000, 0x7F00_2000, 0x7F00_3000, BASE + 0x2100),), True,
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
 
@@ -66,9 +71,30 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([1, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([2, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
+
+
+def test_whether_frames_are_registered_is_outside_the_checksum() -> None:
+    """A bug: noting it makes the ledger unreadable."""
+    data = bytearray(encode(example()))
+    data[REGISTERED_OFFSET : REGISTERED_OFFSET + 8] = encode_registered(False)
+    assert read_back(bytes(data)) == example(is_registered=False)
+
+
+def test_ledger_of_version_1_is_read() -> None:
+    """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
+    can be neither asked nor reverted."""
+    data = encode(example(registrations=(), is_registered=False))
+    assert data.endswith(bytes(4))
+    body = data[HEADER_SIZE:-4]
+    old = bytearray(data[:HEADER_SIZE])
+    old[8:12] = (1).to_bytes(4, "little")
+    old[16:24] = len(body).to_bytes(8, "little")
+    old[24:40] = hashlib.sha256(body).digest()[:16]
+    old[56:64] = bytes([9]) * 8
+    assert read_back(bytes(old) + body + bytes(100)) == example(registrations=(), is_registered=False)
 
 
 def test_state_is_outside_the_checksum() -> None:
