@@ -6,16 +6,28 @@ The patch comes from the real diff of two builds, and what is right is asked of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from katana_cc.patch.model import PatchObject
+from katana_cc.elf import constants as c
+from katana_cc.errors import BusyError
+from katana_cc.patch.model import REGISTRATION, PatchObject, PatchSymbol
 from katana_cc.process.apply import ApplyReport, apply_patch
+from katana_cc.process.inject import inject
+from katana_cc.process.ledger import REGISTERED_OFFSET, encode_registered
+from katana_cc.process.plan import prepare
+from katana_cc.process.registration import register
 from katana_cc.process.revert import revert_patch
-from tests.live.server import Server, identity, serving, write_patch
+from katana_cc.process.target import Target
+from tests.live import handmade
+from tests.live.handmade import run
+from tests.live.programs import COUNTER
+from tests.live.server import Server, code_of, identity, katana, katana_json, mappings, serving, write_patch
 from tests.support.project import Build, Project, Variant
 
 DRIVER = r"""
@@ -49,12 +61,20 @@ int inner(int x);   // old: throws
 """
 OLD = r"""
 #include "shared.h"
+#include <execinfo.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <unistd.h>
 volatile int cleaned;
 static volatile int sink;
+static sem_t inside, leave;
 Guard::~Guard() { cleaned = cleaned + k; sink = k; }
-void start(int, char **) {}
+void start(int, char **) { sem_init(&inside, 0, 0); sem_init(&leave, 0, 0); }
 NOINLINE int inner(int x) {
   sink = x;
+  if (x == 42) { sem_post(&inside); for (;;) pause(); }
+  if (x == 43) { void *frames[64]; return backtrace(frames, 64); }
+  if (x == 44) { sem_post(&inside); sem_wait(&leave); throw Error{44}; }
   if (x % 10 == 7) throw Error{x};
   if (x % 10 == 8) throw Other{x};
   if (x % 10 == 9) throw std::out_of_range("inner " + std::to_string(x));
@@ -63,9 +83,25 @@ NOINLINE int inner(int x) {
 NOINLINE int outer(int x) {
   try { return middle(x); } catch (const Error &e) { return 1000 + e.code; }
 }
+static void *in_thread(void *x) { middle((int)(long)x); return 0; }
+static void *caught_in_thread(void *x) { return (void *)(long)outer((int)(long)x); }
 std::string answer(int x) {
+  static pthread_t other;
+  void *result = 0;
   cleaned = 0;
   std::string text;
+  if (x == 100 || x == 200) {
+    pthread_create(&other, 0, x == 100 ? in_thread : caught_in_thread, (void *)(long)(x == 100 ? 42 : 44));
+    sem_wait(&inside);
+    if (x == 200) return "inside";
+    pthread_cancel(other);
+  }
+  if (x == 201) sem_post(&leave);
+  if (x == 100 || x == 201) {
+    pthread_join(other, &result);
+    text = result == PTHREAD_CANCELED ? "cancelled" : std::to_string((long)result);
+    return text + " cleaned " + std::to_string(cleaned);
+  }
   try { text = std::to_string(outer(x)); }
   catch (const Other &e) { text = "other " + std::to_string(e.code); }
   catch (const std::exception &e) { text = std::string("std ") + e.what(); }
@@ -190,6 +226,261 @@ def test_handler_that_changed_its_type(variant: Variant, tmp_path: Path) -> None
         assert told(live) == told(new) != told(before)
         revert_patch([live.pid])
         assert told(live) == told(before)
+
+
+def test_cancelled_thread_runs_the_cleanups_of_new_code(tmp_path: Path) -> None:
+    """Forced unwinding goes the way of exceptions.  A bug: the process ends, or the cleanups are left out."""
+    made = pair(tmp_path, GCC, BEFORE, HEAD + AFTER["cleans"])
+    with patched(made) as (live, before, new):
+        assert live.ask("100") == new.ask("100") == "cancelled cleaned 43"
+        assert before.ask("100") == "cancelled cleaned 0"
+
+
+def test_backtrace_goes_on_beyond_new_code(tmp_path: Path) -> None:
+    """A bug: it ends at the first frame of new code."""
+    made = pair(tmp_path, GCC, BEFORE, HEAD + AFTER["cleans"])
+    with patched(made) as (live, _, new):
+        depth = int(new.ask("43").split()[0])
+        assert depth > 8
+        assert live.ask("43").split()[0] == str(depth)
+
+
+def test_exception_after_the_revert_passes_through_code_that_stayed(tmp_path: Path) -> None:
+    """A pointer to a function of the patch may be held on.  A bug: its frames went with the revert, and the process
+    ends."""
+    old = "int (*kept)(int);\nNOINLINE int middle(int x) { sink = x; return kept ? kept(x) + 1 : inner(x); }\n"
+    new = "extern int (*kept)(int);\nNOINLINE static int fresh(int x) { Guard g(x); return inner(x) + 70; }\n"
+    new += "int (*kept)(int);\nNOINLINE int middle(int x) { kept = fresh; return fresh(x) + 5; }\n"
+    made = pair(tmp_path, GCC, HEAD + old, HEAD + new)
+    with patched(made) as (live, _, _new):
+        assert live.ask("1") == "76 cleaned 1"
+        revert_patch([live.pid])
+        assert live.ask("1") == "72 cleaned 1"
+        assert live.ask("7") == "1007 cleaned 7"
+        assert live.ask("9") == "std inner 9 cleaned 9"
+
+
+def test_frames_are_taken_out_with_a_mapping_nothing_led_into(tmp_path: Path) -> None:
+    """The commit finds no safe moment.  A bug: the unwinder goes on reading memory that is gone."""
+    made = pair(tmp_path, GCC, BEFORE, HEAD + AFTER["cleans"])
+    with serving(made.old.path) as live, serving(made.new.path) as new:
+        expected = told(live)
+        assert live.ask("200") == "inside"
+        with pytest.raises(BusyError, match="_Z6middlei"):
+            apply_patch(made.patch, identity(made.patch), [live.pid], wait=0.2)
+        assert mappings(live.pid) == []
+        assert told(live) == expected
+        assert live.ask("201") == "1044 cleaned 0"
+        (report,) = apply(made, live)
+        assert report.register_pause_us > 0
+        assert told(live) == told(new)
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "not noted"])
+def test_katana_that_died_before_the_commit(is_noted: bool, tmp_path: Path) -> None:
+    """The frames are registered, and the ledger may not say so yet.  A bug: they are registered twice, or not found."""
+    made = pair(tmp_path, GCC, BEFORE, HEAD + AFTER["throws"])
+    with serving(made.old.path) as live, serving(made.new.path) as new:
+        with Target(live.pid) as target:
+            plan, _ = inject(target, prepare(target, made.patch, identity(made.patch)))
+            register(target, plan.ledger, 5.0)
+            if not is_noted:
+                target.memory.write(plan.base + REGISTERED_OFFSET, encode_registered(False))
+        (patch,) = katana_json("status", "--pid", live.pid)["processes"][0]["patches"]
+        assert (patch["state"], patch["frames_registered"]) == ("prepared", is_noted)
+        before = mappings(live.pid)
+        done = katana("apply", made.path, "--pid", live.pid)
+        assert done.returncode == 0, done.stderr
+        assert mappings(live.pid) == before
+        assert told(live) == told(new)
+        with Target(live.pid) as target:
+            (mapping,) = target.patches
+            assert mapping.ledger is not None
+            assert mapping.ledger.is_registered
+            head = target.memory.read(mapping.ledger.registrations[0].record, 48)
+        # `struct object` of libgcc: begin, bases, the table; a second registration would make a list of itself.
+        assert head.count(plan.base.to_bytes(8, "little")[2:]) <= 2
+
+
+RACE = OLD.replace(
+    "void start(int, char **) {",
+    """static volatile long rounds[4];
+static volatile int wrong;
+static void *thrower(void *which) {
+  for (int i = 1;; i = i % 9 + 1) {
+    int result;
+    try { result = outer(i); } catch (const Other &e) { result = -e.code; } catch (const std::exception &) {
+      result = -9;
+    }
+    bool is_old = result == (i == 7 ? 1007 : i == 8 ? -8 : i == 9 ? -9 : i + 1);
+    bool is_new = result == (i == 7 ? 1007 : i == 8 ? -8 : i == 9 ? -9 : i + 4);
+    if (!is_old && !is_new) wrong = i * 10000 + result;
+    rounds[(long)which] = rounds[(long)which] + 1;
+    for (int n = 0; n < 300000; n++) sink = n;  // most of the time outside, or there is no safe moment
+  }
+  return 0;
+}
+void start(int, char **) {
+  pthread_t t; for (long i = 0; i < 4; i++) pthread_create(&t, 0, thrower, (void *)i);
+""",
+).replace(
+    "  cleaned = 0;\n",
+    """  if (x == 300) {
+    long least = rounds[0];
+    for (long r : rounds) least = r < least ? r : least;
+    return std::to_string(wrong) + " " + std::to_string(least);
+  }
+  cleaned = 0;
+""",
+)
+
+
+@pytest.mark.parametrize("variant", [GCC, Variant("clang", "-O2", "nopie")], ids=str)
+def test_threads_that_throw_all_the_time(variant: Variant, tmp_path: Path) -> None:
+    """A bug: an exception on its way is lost, a thread dies or hangs, or a registration corrupts the unwinder."""
+    ((_, made),) = pairs(tmp_path, variant, BEFORE, {"cleans": HEAD + AFTER["cleans"]}, more={"old.cc": RACE})
+    with serving(made.old.path) as live:
+        for _ in range(8):
+            (report,) = apply_patch(made.patch, identity(made.patch), [live.pid], wait=30.0)
+            assert report.outcome == "applied"
+            _one_more_round(live)
+            revert_patch([live.pid], wait=30.0)
+            _one_more_round(live)
+
+
+def _one_more_round(live: Server) -> None:
+    """Wait until every thread has thrown once more; none may have seen anything but old or new."""
+    wrong, start = live.ask("300").split()
+    while True:
+        wrong, rounds = live.ask("300").split()
+        assert wrong == "0"
+        if int(rounds) > int(start) + 9:
+            return
+
+
+ALLOCATOR = OLD.replace(
+    "void start(int, char **) {",
+    """#include <poll.h>
+#include <cstdlib>
+static void churn() {
+  void *held[64];
+  for (int n = 0; n < 64; n++) held[n] = malloc(16 + 97 * n);
+  for (int n = 0; n < 64; n++) free(held[n]);
+}
+static void *churning(void *p) { for (;;) churn(); return p; }
+void start(int, char **) {
+  pthread_t t; for (int i = 0; i < 3; i++) pthread_create(&t, 0, churning, 0);
+""",
+)
+NEVER_WAITS = (
+    DRIVER.replace(
+        "while (fgets(line",
+        "struct pollfd in = {0, POLLIN, 0}; setvbuf(stdin, 0, _IONBF, 0);\n"
+        "  while (true) { while (!poll(&in, 1, 0)) { for (int n = 0; n < 900; n++) free(malloc(n)); }\n"
+        "  if (!fgets(line",
+    )
+    .replace("stdin)) {", "stdin)) break;")
+    .replace("#include <cstring>", "#include <cstring>\n#include <poll.h>")
+)
+
+
+def test_no_call_is_made_where_the_allocator_holds_a_lock(tmp_path: Path) -> None:
+    """All threads allocate all the time.  A bug: a call hangs, since its own thread holds the lock."""
+    more = {"old.cc": ALLOCATOR, "main.cc": NEVER_WAITS}
+    ((_, made),) = pairs(tmp_path, GCC, BEFORE, {"throws": HEAD + AFTER["throws"]}, more=more)
+    for _ in range(4):
+        with serving(made.old.path) as live, serving(made.new.path) as new:
+            (report,) = apply_patch(made.patch, identity(made.patch), [live.pid], wait=30.0)
+            assert report.register_pause_us > 0
+            assert told(live) == told(new)
+
+
+def _library(tmp_path: Path) -> tuple[Pair, Path, Path]:
+    """Pair of a shared library whose `middle` changes; folders with the old and the new one."""
+    variant = Variant("gcc", "-O2", "shared")
+    project = Project(tmp_path / "library", variant)
+    inner = OLD[OLD.index("NOINLINE int inner") : OLD.index("NOINLINE int outer")]
+    low = '#include "shared.h"\n#include <execinfo.h>\n#include <semaphore.h>\n#include <unistd.h>\n'
+    low += "volatile int cleaned;\nstatic volatile int sink;\nsem_t inside, leave;\n"
+    low += "Guard::~Guard() { cleaned = cleaned + k; sink = k; }\n" + inner
+    flags = [*CXX, "-Wl,-soname,libmiddle.so"]
+    builds, folders = [], []
+    for name, source in (("old", BEFORE), ("new", HEAD + AFTER["new_type"])):
+        files = {"shared.h": SHARED, "low.cc": low, "middle.cc": source}
+        builds.append(project.build(files, link_flags=flags, output="libmiddle.so"))
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        shutil.copy(builds[-1].path, folders[-1] / "libmiddle.so")
+    result = project.checked(builds[0], builds[1])
+    assert result.refusals == []
+    made = Pair(builds[0], builds[1], result.patch, write_patch(tmp_path, result.patch))
+    return made, folders[0], folders[1]
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["linked", "dlopen"])
+def test_shared_library(opened: bool, tmp_path: Path) -> None:
+    """Types and handlers lie on both sides of its boundary.  A bug: a type is not recognised as the same."""
+    made, old, new = _library(tmp_path)
+    outer = OLD[OLD.index("NOINLINE int outer") : OLD.index("static void *in_thread")]
+    tell = OLD[OLD.index("  try { text = std::to_string(outer(x)); }") :]
+    source = '#include "shared.h"\n#include <dlfcn.h>\nvoid start(int, char **argv);\n'
+    if opened:
+        source += "static int (*opened)(int);\nstatic volatile int *counter;\n#define middle opened\n"
+        source += "#define cleaned (*counter)\n"
+    source += outer + "std::string answer(int x) {\n  cleaned = 0;\n  std::string text;\n" + tell
+    if opened:
+        source += "void start(int, char **argv) { void *h = dlopen(argv[1], RTLD_NOW); opened = (int (*)(int))dlsym(h, "
+        source += '"_Z6middlei"); counter = (volatile int *)dlsym(h, "cleaned"); }\n'
+    else:
+        source += "void start(int, char **) {}\n"
+    for name, text in (("shared.h", SHARED), ("main.cc", DRIVER), ("user.cc", source)):
+        (tmp_path / name).write_text(text)
+    program = tmp_path / "program"
+    link = [] if opened else [f"-L{old}", "-lmiddle"]
+    run("g++", "-O2", tmp_path / "main.cc", tmp_path / "user.cc", *link, "-ldl", "-pthread", "-o", program)
+
+    def words(folder: Path) -> tuple[str | Path, ...]:
+        return ("env", f"LD_LIBRARY_PATH={folder}", program, folder / "libmiddle.so")
+
+    with serving(*words(old)) as live, serving(*words(old)) as before, serving(*words(new)) as after:
+        apply(made, live)
+        assert told(live) == told(after) != told(before)
+        revert_patch([live.pid])
+        assert told(live) == told(before)
+
+
+def _needing(tmp_path: Path) -> tuple[Path, PatchObject]:
+    """A C program without an unwinder, and a patch that must have its frames registered."""
+    old = handmade.build(tmp_path / "old", "server", COUNTER)
+    new = handmade.build(tmp_path / "new", "server", COUNTER.replace("/*ANSWER*/", "x *= 3;"))
+    po = handmade.patch_from(old, new, ("answer",))
+    names = tuple(PatchSymbol(name, c.STB_GLOBAL, c.STT_NOTYPE, None, 0, 0) for name in REGISTRATION)
+    return old.output, dataclasses.replace(po, symbols=(*po.symbols, *names))
+
+
+def test_process_without_an_unwinder_is_refused(tmp_path: Path) -> None:
+    """A bug: it is found out when an exception is thrown."""
+    program, po = _needing(tmp_path)
+    with serving(program) as live:
+        code = code_of(live.pid)
+        done = katana("apply", write_patch(tmp_path, po), "--pid", live.pid)
+        assert (done.returncode, "no unwinder is loaded" in done.stderr) == (3, True), done.stderr
+        assert (mappings(live.pid), code_of(live.pid)) == ([], code)
+
+
+def test_unwinder_that_does_not_take_frames_is_refused(tmp_path: Path) -> None:
+    """LLVM's has functions of these names that do nothing.  A bug: it is believed."""
+    program, po = _needing(tmp_path)
+    (tmp_path / "none.c").write_text(
+        "void __register_frame_info(void *b, void *o) {}\nvoid *__deregister_frame_info(void *b) { return 0; }\n"
+        "void *_Unwind_Find_FDE(void *pc, void *b) { return 0; }\n"
+    )
+    run("gcc", "-shared", "-fPIC", tmp_path / "none.c", "-o", tmp_path / "none.so")
+    with serving("env", f"LD_PRELOAD={tmp_path / 'none.so'}", program) as live:
+        code = code_of(live.pid)
+        done = katana("apply", write_patch(tmp_path, po), "--pid", live.pid)
+        assert (done.returncode, "does not take new frames" in done.stderr) == (3, True), done.stderr
+        assert (mappings(live.pid), code_of(live.pid), live.ask("a 4")) == ([], code, "5")
 
 
 def test_noexcept_ends_the_process(tmp_path: Path) -> None:
