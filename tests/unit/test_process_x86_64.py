@@ -166,3 +166,20 @@ def test_branches_back_into_the_first_bytes_are_seen(tmp_path: Path, code: str, 
     text = elf.section(".text")
     assert text is not None
     assert cpu.branches_into(elf.contents(text), 1, cpu.JUMP_SIZE) is is_in
+
+
+def _in_call(number: int, second: int = 0) -> list[int]:
+    words = [0] * 27
+    words[cpu.ORIG_RAX], words[cpu.RSI] = number & (1 << 64) - 1, second
+    return words
+
+
+def test_thread_that_waits_for_a_lock_does_not_wait_outside() -> None:
+    """A bug: a function is called in a thread that holds what the function needs."""
+    private, wait, wait_bitset = 0x80, 0, 9
+    assert cpu.waits_outside(_in_call(7))  # poll
+    assert cpu.waits_outside(_in_call(cpu.SYS_FUTEX, wait_bitset | private))
+    assert not cpu.waits_outside(_in_call(cpu.SYS_FUTEX, wait | private))
+    assert not cpu.waits_outside(_in_call(cpu.SYS_MMAP))
+    assert not cpu.waits_outside(_in_call(cpu.SYS_MUNMAP))
+    assert not cpu.waits_outside(_in_call(-1))  # in no system call
