@@ -286,6 +286,9 @@ class Diff:
             self.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
         elif outcome is Outcome.SAME or self._rearranged(place, old_place):
             return
+        elif outcome is Outcome.SIZE and self.view(self.new, place.unit).label(place.section).startswith(_VTABLES):
+            text = "virtual functions or bases of this class came or went; live objects have the old table"
+            self.reason(Code.TYPE_CHANGED, REFUSED, place, text)
         elif outcome is Outcome.SIZE:
             self.changes.recreated.add(place)
             exported = [s.name for s in self.view(self.new, place.unit).symbols_in.get(place.section, ())
@@ -433,6 +436,7 @@ class Diff:
                 self._compare_variable(place, old_place, kind)
 
 
+_VTABLES = ("_ZTV", "_ZTT", "_ZTC")  # Itanium C++ ABI, 5.1.4: of a class, of its bases, while it is constructed
 _HOW = {
     Outcome.REFERENCES: "it refers to other functions, data or literals",
     Outcome.HANDLERS: "what it catches or cleans up changed",

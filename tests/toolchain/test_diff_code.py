@@ -459,6 +459,20 @@ def test_inline_function_kept_from_another_file_is_the_same(tmp_path: Path) -> N
     assert "data-new" not in result.codes()
 
 
+@pytest.mark.parametrize("optimise", ["-O0", "-O2"])
+def test_vtable_that_grows_is_refused(compiler: str, optimise: str, tmp_path: Path) -> None:
+    """Objects that live have the old one.  A bug: new code calls what lies behind its end."""
+    source = (
+        "struct Shape {{ virtual ~Shape() {{}} virtual long a(long x) {{ return x; }} {} }};\n"
+        'static Shape *kept; extern "C" int serve(int x) {{ if (!kept) kept = new Shape; return kept->a(x) + {}; }}\n'
+    )
+    files = {"main.c": MAIN, "a.cc": source.format("", 0)}
+    more = {"a.cc": source.format("virtual long b(long x) { return x * 5; }", "kept->b(x)")}
+    project = Project(tmp_path, Variant(compiler, optimise))
+    result = project.change(files, more, compile_flags=PLAIN_CXX, link_flags=["-Wl,--no-as-needed", "-lstdc++"])
+    assert ("type-changed", "_ZTV5Shape") in result.refusals
+
+
 def test_weak_function_of_the_same_file_is_not_meant_where_it_is_overridden(plain: Project) -> None:
     """A bug: new code calls the weak one, which no other code does."""
     source = (
