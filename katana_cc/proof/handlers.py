@@ -11,11 +11,12 @@ Source: LSB core, "Exception Frames"; the layout of LSDAs is not looked into.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Collection, Iterator
 
 from katana_cc.diff.program import Place
-from katana_cc.diff.view import Kind
+from katana_cc.diff.view import Kind, ObjectView
+from katana_cc.dwarf.frames import Fde, records
 from katana_cc.errors import FormatError
-from katana_cc.patch.frames import INITIAL_LOCATION, frame_entries
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Field, blanked
@@ -62,19 +63,16 @@ class Handlers:
         tables = {number for number, kind in view.kinds.items() if kind is Kind.EXCEPTIONS}
         if not tables:
             return {}
-        found: dict[int, list[tuple[int, _Start]]] = {}
         try:
-            for entry in frame_entries(view.elf):
-                for r in entry.others:
-                    symbol = view.elf.symbols[r.symbol]
-                    if r.offset > INITIAL_LOCATION and symbol.section in tables:
-                        start = (symbol.section, symbol.value + r.addend)
-                        found.setdefault(entry.section, []).append((entry.offset, start))
-        except (FormatError, KeyError):
+            found = sorted(_lsdas(view, tables))
+        except FormatError:
             # Unreadable frames: each function has all tables as its own, so that any change counts.
             code = (n for n, kind in view.kinds.items() if kind in (Kind.FUNCTION, Kind.CODE))
             return {number: [(table, 0) for table in sorted(tables)] for number in code}
-        return {section: [start for _, start in sorted(several)] for section, several in found.items()}
+        several: dict[int, list[_Start]] = {}
+        for section, _, start in found:
+            several.setdefault(section, []).append(start)
+        return several
 
     def _piece(self, image: Image, unit: int, start: _Start) -> tuple[bytes, list[Field]]:
         """The bytes of an LSDA, up to the next one of its section, and its fields."""
@@ -86,3 +84,19 @@ class Handlers:
         end = starts[following] if following < len(starts) else image.size(place)
         fields = [f._replace(offset=f.offset - at) for f in image.fields(place) if at <= f.offset < end]
         return image.data(place)[at:end], fields
+
+
+def _lsdas(view: ObjectView, tables: Collection[int]) -> Iterator[tuple[int, int, _Start]]:
+    """(code section, offset in it, where its LSDA begins) of each function that has one, as its FDE says."""
+    for section in view.elf.sections:
+        if section.name != ".eh_frame" or not section.size:
+            continue
+        fields = {r.offset: r for r in view.elf.relocations(section.number)}
+        for record in records(view.data(section.number)):
+            if not isinstance(record, Fde) or not {record.pc_offset, record.lsda_offset} <= fields.keys():
+                continue
+            code, lsda = fields[record.pc_offset], fields[record.lsda_offset]
+            function, table = view.elf.symbols[code.symbol], view.elf.symbols[lsda.symbol]
+            if table.section in tables:
+                start = (table.section, table.value + lsda.addend)
+                yield function.section, function.value + code.addend, start

@@ -45,7 +45,10 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A server of Debian: what its build needs, how it is built and run, and its fixes in the series' order."""
+    """A server of Debian: what its build needs, how it is built and run, and its fixes in the series' order.
+
+    `bundled` is (folder, file): the makefile looks into the folder of bundled libraries only when the file is not there.
+    """
 
     package: str
     needs: tuple[str, ...]
@@ -55,6 +58,7 @@ class Program:
     arguments: Callable[[int, Path], tuple[str, ...]]
     load: str
     fixes: tuple[Fix, ...]
+    bundled: tuple[str, str] = ("", "")
 
 
 def acl(pattern: str) -> Ask:
@@ -133,6 +137,7 @@ PROGRAMS: Final = (
             Fix("CVE-2026-81934"),
             Fix("CVE-2026-92925"),
         ),
+        ("deps", "src/.make-prerequisites"),
     ),
     Program(
         "memcached",
@@ -212,6 +217,9 @@ def base(source: Source, program: Program) -> None:
 def made(source: Source, program: Program) -> dict[str, str]:
     """Apply the next patch of the series and build; the patch object that came of it for the program's output."""
     source.apply_next()
+    folder, file = program.bundled
+    if folder and source.touches(folder):
+        (source.folder / file).unlink()
     said = build(source, program.make)
     assert f"{program.output} (v1 → " in said, said
     patches = json.loads(run(source, "katana", "patches", "--json"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 
-from katana_cc.diff.program import Place
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.proof.irrelevant import only_own_lines
@@ -55,7 +54,6 @@ def test_code_of_another_size_is_no_line() -> None:
 def test_targets_of_different_kinds_are_never_equal() -> None:
     """A carried section 1 is not the number 1, and no place."""
     assert len({Carried(1), Absolute(1), Named("1"), Content(b"1")}) == 4
-    assert Place(1, 1) != Carried(1)
 
 
 def test_entry_counts_from_the_end_of_the_field() -> None:
