@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from katana_cc.dwarf.frames import Fde, records
+from katana_cc.dwarf.lsda import read_lsda
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import FIELD_SIZES
+from katana_cc.errors import FormatError
 from katana_cc.patch.codec import encode
 from katana_cc.patch.layout import LINKER_TYPES, NOTE_SECTION, PREFIX
 from katana_cc.patch.lief_reader import SecondView, second_view
-from katana_cc.patch.model import PatchObject, PatchSection, Verdict
+from katana_cc.patch.model import REGISTRATION, PatchObject, PatchSection, Verdict
 
 JUMP_SIZE: Final = 5  # jmp rel32
 SEVERITIES: Final = ("info", "needs", "refused")
@@ -39,7 +42,8 @@ def check_file(path: str | Path, data: bytes, po: PatchObject) -> list[str]:
 
 def problems(po: PatchObject) -> list[str]:
     """What keeps `po` from being applied as it claims."""
-    return [*_of_identity(po), *_of_sections(po), *_of_symbols(po), *_of_functions(po), *_of_edits(po)]
+    parts = (_of_identity, _of_sections, _of_symbols, _of_functions, _of_edits, _of_frames)
+    return [text for part in parts for text in part(po)]
 
 
 def _of_identity(po: PatchObject) -> Iterator[str]:
@@ -99,6 +103,34 @@ def _of_edits(po: PatchObject) -> Iterator[str]:
         ranges.append((e.address, e.address + old.size, e.name))
     known = set(_overlaps(_code_ranges(po)))
     yield from (text for text in _overlaps(ranges) if text not in known)
+
+
+def _of_frames(po: PatchObject) -> Iterator[str]:
+    named = {y.name for y in po.symbols if y.section is None and y.name in REGISTRATION}
+    if named and len(named) != len(REGISTRATION):
+        yield f"to register frames it takes {', '.join(REGISTRATION)}, and it names {', '.join(sorted(named))}"
+    for s in po.sections:
+        if s.name == ".eh_frame" and s.flags & c.SHF_ALLOC:
+            try:
+                yield from _of_records(po, s)
+            except FormatError as error:
+                yield f"call frame information: {error.what}"
+
+
+def _of_records(po: PatchObject, section: PatchSection) -> Iterator[str]:
+    fields = {r.offset: po.symbols[r.symbol] for r in section.relocations}
+    for fde in records(section.data):
+        if not isinstance(fde, Fde):
+            continue
+        code = fields.get(fde.pc_offset)
+        if code is None or code.section is None or not _is_code(po.sections[code.section]):
+            yield f"the frame at {fde.offset:#x} describes no code of the patch"
+        if fde.lsda_offset:
+            table = fields.get(fde.lsda_offset)
+            if table is None or table.section is None:
+                yield f"the frame at {fde.offset:#x} has no exception table in the patch"
+            else:
+                read_lsda(po.sections[table.section].data, table.value)
 
 
 def _is_code(s: PatchSection) -> bool:

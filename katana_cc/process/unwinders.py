@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from katana_cc.elf import constants as c
-from katana_cc.errors import RefusedError
+from katana_cc.errors import InvalidPatchError, RefusedError
 from katana_cc.patch.model import REGISTRATION, PatchObject
 from katana_cc.process.imports import Linker
 from katana_cc.process.modules import Module
@@ -41,9 +41,12 @@ def registries_for(po: PatchObject, module: Module, linker: Linker) -> tuple[Fra
     """The unwinders to register the frames of a patch with.
 
     Raises:
+        InvalidPatchError: there are no frames, although they must be registered.
         RefusedError: there is none, and exceptions may have to pass through the new code.
     """
     if not has_frames(po):
+        if must_register(po):
+            raise InvalidPatchError("its frames must be registered, and it has no table of them", where=module.path)
         return ()
     found = {}
     own = {y.name: module.bias + y.value for y in po.symbols if y.section is None and y.value}

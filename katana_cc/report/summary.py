@@ -8,7 +8,7 @@ from typing import Final
 
 from katana_cc.diff.reasons import Code, by_weight
 from katana_cc.elf import constants as c
-from katana_cc.patch.model import Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
+from katana_cc.patch.model import REGISTRATION, Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
 from katana_cc.patch.needs import grant_for, needs_of
 
 SEVERITY_TITLES: Final = {
@@ -115,7 +115,10 @@ def summarise(po: PatchObject) -> Summary:
             data.append(thing)
         elif i not in replacing and (y.section, y.value) not in places and not _is_fragment(y.name, names):
             functions.append(thing)
-    references = [_reference(y) for y in po.symbols if y.section is None]
+    # What only registers frames is no part of the change.
+    used = {r.symbol for s in po.sections for r in s.relocations}
+    silent = {i for i, y in enumerate(po.symbols) if y.name in REGISTRATION and i not in used}
+    references = [_reference(y) for i, y in enumerate(po.symbols) if y.section is None and i not in silent]
     fresh = {r.subject for r in po.reasons if r.code == Code.IMPORT_NEW}
     mapped = {i: s.size for i, s in enumerate(po.sections) if s.flags & c.SHF_ALLOC}
     return Summary(

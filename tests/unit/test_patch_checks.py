@@ -54,6 +54,9 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda po: replace(po, reasons=po.reasons[:2]),
         'is "needs", but the gravest reason is "info"',
     ),
+    "frame of nothing": (_section(4, relocations=()), "the frame at 0x18 describes no code"),
+    "frames cut off": (_section(4, data=bytes([0x40]) + bytes(0x2F)), "call frame information: "),
+    "registration by halves": (_symbol(0, name="__register_frame_info"), "it names __register_frame_info"),
     "severity": (
         lambda po: replace(po, reasons=(*po.reasons, replace(po.reasons[0], severity="mild"))),
         "severity: mild",

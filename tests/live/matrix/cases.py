@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.live.matrix.cases_cxx import CXX
+from tests.live.matrix.cases_exceptions import THROWS
 from tests.live.matrix.cases_flow import FLOW, FRAMES, LINES, OUTSIDE, SMALL
 from tests.live.matrix.cases_functions import CLONES, FUNCTIONS
 from tests.live.matrix.cases_links import IMPORTS, SYMBOLS
@@ -12,7 +13,7 @@ from tests.support.project import Variant
 
 CASES: tuple[Case, ...] = (
     *FUNCTIONS, *CLONES, *FLOW, *SMALL, *LINES, *IMPORTS, *SYMBOLS, *MACHINE, *FOLDED,
-    *FRAMES, *OUTSIDE, *STARTUP, *CXX,
+    *FRAMES, *OUTSIDE, *STARTUP, *CXX, *THROWS,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Kind 17: C++.  Exceptions at run time have tests of their own; here their tables are left out."""
+"""Kind 17: C++ in a program without exceptions; those with them are in `cases_exceptions.py`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,11 @@ KINDS: Mapping[int, tuple[str, str]] = {
     14: ("recursion; varargs; many arguments; red zone; function that crosses a page", MUST),
     15: ("setjmp/longjmp, signal handlers, callbacks from libraries, atexit handlers in changed code", MUST),
     16: ("constructor or destructor functions added or changed", JUDGE),
-    17: ("C++: methods, virtual methods, templates, lambdas, anonymous namespaces, COMDAT, statics with guards", MUST),
+    17: (
+        "C++: methods, virtual methods, templates, lambdas, anonymous namespaces, COMDAT, statics with guards; "
+        "exceptions thrown, caught, passed on and cleaned up by new code",
+        MUST,
+    ),
 }
 
 COMPILERS = ("gcc", "clang")
@@ -98,6 +102,7 @@ class Program:
 PROGRAMS: Mapping[str, Program] = {
     "c": Program(),
     "cxx": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
+    "throws": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
     "icf": Program(link_flags=("-Wl,--icf=all",), linker={"gcc": "gold", "clang": "lld"}),
     "startup": Program(),
     "version": Program(),
