@@ -2,7 +2,8 @@
 
 A thread is stopped where that is safe (`safepoint.py`), alone and for some 100 us, and calls `__register_frame_info` on
 a stack of its own.  What an unwinder says is the truth: `_Unwind_Find_FDE`, asked for the first new function, must find
-the patch's own frame afterwards, and is asked before anything is done: a katana may have died in between.
+the patch's own frame afterwards, and is asked first where it has written its record already: a katana may have died in
+between.
 
 Frames stay registered as long as their memory is mapped, after a revert too: pointers to new functions may have
 escaped, and an exception that passes through one must find its way.  They are taken out again only together with a
@@ -54,7 +55,8 @@ def register(target: Target, ledger: Ledger, wait: float) -> RegistrationReport:
 
     def work(calls: _Calls) -> None:
         for r in ledger.registrations:
-            if not calls.knows(r):
+            told = any(target.memory.read(r.record, RECORD_SIZE))
+            if not told or not calls.knows(r):
                 target.memory.write(r.record, bytes(RECORD_SIZE))
                 calls.call(r.register, "__register_frame_info", ledger.eh_frame[0], r.record)
                 if not calls.knows(r):
@@ -120,6 +122,7 @@ def _at_a_safe_point(target: Target, ledger: Ledger, wait: float, work: Callable
     probe = next(r.pc for r in records(target.memory.read(address, size), address) if isinstance(r, Fde))
     functions = [f for r in ledger.registrations for f in (r.register, r.deregister, r.find)]
     safe = SafePoint(target, Linker.of(target.memory, target.modules), functions)
+    _rehearse(target, safe)
     deadline = time.monotonic() + wait
     pause, tries = _FIRST_PAUSE, 0
     while True:
@@ -133,6 +136,20 @@ def _at_a_safe_point(target: Target, ledger: Ledger, wait: float, work: Callable
                 raise
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _rehearse(target: Target, safe: SafePoint) -> None:
+    """Look at the thread that will likely be used, and judge it while it runs on: only so that the frames where it
+    waits are known when it is stopped for the call."""
+    seen: list[Sequence[int]] = []
+
+    def note(words: Sequence[int]) -> str:
+        seen.append(list(words))
+        return ""
+
+    with first_in_line(), _stopped(target, note):
+        pass
+    safe.why_not(seen[-1])
 
 
 def _stopped(target: Target, unfit: Callable[[Sequence[int]], str]) -> RemoteThread:
