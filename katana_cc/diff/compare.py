@@ -97,6 +97,8 @@ class Comparison:
 
     def same_handlers(self, old: Place, new: Place) -> bool:
         """Whether two code sections have the same handlers and cleanups for the same calls."""
+        if not any(self.view(p, place.unit).has_handlers for p, place in ((self.old, old), (self.new, new))):
+            return True
         before = [e for e in self.view(self.old, old.unit).frames.get(old.section, ()) if e.takes_part]
         after = [e for e in self.view(self.new, new.unit).frames.get(new.section, ()) if e.takes_part]
         if len(before) != len(after):

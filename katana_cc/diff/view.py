@@ -173,6 +173,12 @@ class ObjectView:
         """Code section → its FDEs."""
         return read_frames(self)
 
+    @cached_property
+    def has_handlers(self) -> bool:
+        """Whether any function of the object catches or cleans up: a personality routine does nothing without a
+        table."""
+        return Kind.EXCEPTIONS in self.kinds.values()
+
     def pointee(self, reference: Reference) -> Reference | None:
         """What the pointer means that an exception table goes through; None when it is no pointer of that kind."""
         if self.kinds.get(reference.section) is not Kind.INDIRECT:

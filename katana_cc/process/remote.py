@@ -33,6 +33,7 @@ from katana_cc.process.threads import list_threads, refusal_to_trace, status_fie
 
 _STOP_TIMEOUT: Final = 0.5
 _CALL_TIMEOUT: Final = 1.0
+_FUNCTION_TIMEOUT: Final = 10.0  # it may wait for a lock that another thread holds, on a busy machine
 _ALL_SIGNALS: Final = (1 << 64) - 1
 # A fault forced on a thread that blocks its signal resets the handler: these stay open during a function call.
 _FAULTS: Final = sum(
@@ -252,7 +253,7 @@ class RemoteThread:
     def _run_until_return(self, name: str, stack_end: int) -> list[int]:
         """The registers at the entry of the system call that a function returns to."""
         returned = self._syscall_address + len(cpu.SYSCALL_INSTRUCTION)
-        deadline = time.monotonic() + _CALL_TIMEOUT
+        deadline = time.monotonic() + _FUNCTION_TIMEOUT
         while True:
             report = self._next_syscall_stop(deadline)
             if not report.signal:
