@@ -260,6 +260,22 @@ def test_exception_after_the_revert_passes_through_code_that_stayed(tmp_path: Pa
         assert live.ask("9") == "std inner 9 cleaned 9"
 
 
+def test_one_patch_after_the_other(tmp_path: Path) -> None:
+    """The frames of both stay registered.  A bug: those of the one are not found when the other's are there."""
+    afters = {name: HEAD + AFTER[name] for name in ("throws", "cleans")}
+    first, second = (made for _, made in pairs(tmp_path, GCC, BEFORE, afters))
+    with serving(first.old.path) as live:
+        for made in (first, second, first, second):
+            with serving(made.new.path) as new:
+                apply(made, live)
+                assert told(live) == told(new)
+                revert_patch([live.pid])
+        apply(first, live)
+        with serving(first.new.path) as new:
+            assert told(live) == told(new)
+        assert len({line.split()[4] for line in mappings(live.pid)}) == 2
+
+
 def test_frames_are_taken_out_with_a_mapping_nothing_led_into(tmp_path: Path) -> None:
     """The commit finds no safe moment.  A bug: the unwinder goes on reading memory that is gone."""
     made = pair(tmp_path, GCC, BEFORE, HEAD + AFTER["cleans"])
