@@ -110,6 +110,17 @@ def test_new_handlers_name_old_new_and_library_types(project: Project) -> None:
     assert not defined & {"_ZTI5Error", "_ZTISt12out_of_range"}
 
 
+def test_thrown_class_with_other_bases_is_refused(project: Project) -> None:
+    """Its type description grows.  A bug: what old code throws is caught by other bases than what new code throws."""
+    source = (
+        "struct Base {{ }}; struct More {{ }}; struct Thrown : Base{} {{ int code; }};\n"
+        "int serve(int x) {{ try {{ if (x == 5) throw Thrown(); return ext(x); }} catch (const Thrown &) {{ return 1;"
+        " }} catch (const Base &) {{ return 2; }} }}\n"
+    )
+    result = change(project, source.format(""), source.format(", More"))
+    assert ("exception-tables", "_ZTI6Thrown") in result.refusals
+
+
 def test_exception_specification_is_carried(project: Project) -> None:
     source = "int serve(int x) throw({}) {{ return ext(x) + {}; }}\n"
     flags = ["-std=c++14"]
