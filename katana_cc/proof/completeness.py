@@ -37,8 +37,8 @@ from katana_cc.proof.model import Carried, Field, Finding, Named, Target
 from katana_cc.proof.pairing import WHOLE, Pairing
 from katana_cc.proof.walk import Difference, against_patch, differences, not_as_linked, place_worded, walk
 
-_SILENT = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.IGNORED, Kind.LITERAL, Kind.ANONYMOUS)
-_UNUSED = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.IGNORED)  # nothing is reached through these
+_SILENT = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED, Kind.LITERAL, Kind.ANONYMOUS)
+_UNUSED = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED)  # nothing is reached through these
 _ONCE = (Kind.STARTUP, Kind.OTHER)
 
 

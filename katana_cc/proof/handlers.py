@@ -2,8 +2,8 @@
 
 Theory of operation.  A `catch` that catches another type leaves the code as it was; only the type table of the
 function's LSDA in `.gcc_except_table` differs.  The FDE of a function leads to its LSDA.  Two LSDAs are the same when
-their bytes are, up to where the next one begins, and their fields (the types) lead to the same; so are two functions
-without any.
+their bytes are, up to where the next one begins, and their fields (the types), pointers followed, lead to the same; so
+are two functions without any.
 
 Source: LSB core, "Exception Frames"; the layout of LSDAs is not looked into.
 """
@@ -82,8 +82,18 @@ class Handlers:
         starts = sorted({offset for one in several for table, offset in one if table == section})
         following = bisect_right(starts, at)
         end = starts[following] if following < len(starts) else image.size(place)
-        fields = [f._replace(offset=f.offset - at) for f in image.fields(place) if at <= f.offset < end]
+        fields = [
+            _followed(image, f)._replace(offset=f.offset - at) for f in image.fields(place) if at <= f.offset < end
+        ]
         return image.data(place)[at:end], fields
+
+
+def _followed(image: Image, field: Field) -> Field:
+    """What a type is, where the table goes through a pointer of the compiler's own."""
+    target = field.target
+    if not isinstance(target, Place) or image.kind(target) is not Kind.INDIRECT:
+        return field
+    return next((f for f in image.fields(target) if f.offset == field.distance), field)
 
 
 def _lsdas(view: ObjectView, tables: Collection[int]) -> Iterator[tuple[int, int, _Start]]:
