@@ -72,7 +72,9 @@ class _Proof:
         yield from self._gone()
         changed = set(range(len(self.new.program.snapshot.units))) - self.pairing.same
         changed |= {unit for unit in self.pairing.same if self._is_overridden(unit)}
-        for unit in sorted(changed | self._users_of_rebound()):
+        rebound = {name for name in self._suspects() if not self.judge.agree(*self._leads(name))}
+        yield from self._exported(rebound)
+        for unit in sorted(changed | self._users_of(rebound)):
             yield from self._unit(unit)
         yield from self._drain()
 
@@ -170,9 +172,17 @@ class _Proof:
 
     # Names, and what is gone
 
-    def _users_of_rebound(self) -> set[int]:
+    def _exported(self, rebound: set[str]) -> Iterator[Finding]:
+        """Names by which other modules would go on reaching what is not meant any more."""
+        for name in sorted(rebound):
+            known = self.old.program.tables.by_name.get(name)
+            if known is not None and known.defined:
+                target = self.new.defined(name)[0]
+                text = "other modules may know it by name, and would not reach what the new build means by it"
+                yield Finding(name, text, target if isinstance(target, Place) else None)
+
+    def _users_of(self, rebound: set[str]) -> set[int]:
         """Objects that did not change and refer to a name that does not mean the same as before."""
-        rebound = {name for name in self._suspects() if not self.judge.agree(*self._leads(name))}
         wanted = [b"\0" + name.encode("utf-8", "surrogateescape") + b"\0" for name in rebound]
         found = set()
         for unit in self.pairing.same if rebound else ():

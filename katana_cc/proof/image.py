@@ -10,7 +10,8 @@ the name they are bound to; another definition, which is looked up by its addres
 So tables made by the linker (.plt, .got, .dynsym and the like) need no comparison of their own: what they mean is part
 of the meaning of each field that leads through them.
 
-Fields whose value says nothing of a single place (general-dynamic thread-locals, GOT offsets) are taken as their entry
+Literals are merged by linkers and have no address of their own: their contents are taken from the object.  Fields whose
+value says nothing of a single place (general-dynamic thread-locals, GOT offsets) are taken as their entry
 says.
 """
 

@@ -19,6 +19,7 @@ carried: fields that lead to old things are put off until it is.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 
 from katana_cc.diff.harmless import same_but_built_later
@@ -52,7 +53,7 @@ class Judge:
         self.walking: Callable[[Field, Field], None] | None = None  # takes what is put off
         self._claimed: dict[Target, Place] = {}
         self._contents: dict[tuple[Place, Place], bool] = {}
-        self._edges: dict[Place, list[int]] = {}
+        self._edges: dict[tuple[bool, Place], list[int]] = {}
 
     def bind(self, place: Place, carried: Carried) -> bool:
         """Take a carried section for a place of the new build; False when either is taken for something else."""
@@ -141,15 +142,15 @@ class Judge:
 
     def _edge(self, image: Image, place: Place, at: int) -> int:
         """Where in a section the next thing begins that anything in its object refers to."""
-        view = image.view(place)
-        found = image.size(place)
-        for number in view.kinds:
-            if number == place.section or not view.elf.relocations(number):
-                continue
-            for f in image.fields(Place(place.unit, number)):
-                if f.target == place and at < f.distance + f.start < found:
-                    found = f.distance + f.start
-        return found
+        key = (image is self.new, place)
+        if key not in self._edges:
+            view = image.view(place)
+            users = (Place(place.unit, n) for n in view.kinds if n != place.section and view.elf.relocations(n))
+            starts = {f.distance + f.start for user in users for f in image.fields(user) if f.target == place}
+            self._edges[key] = sorted(starts)
+        edges = self._edges[key]
+        following = bisect_right(edges, at)
+        return min(edges[following], image.size(place)) if following < len(edges) else image.size(place)
 
     # What has one
 

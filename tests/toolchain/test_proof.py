@@ -223,6 +223,30 @@ def test_name_that_means_another(plain: Project, monkeypatch: pytest.MonkeyPatch
     assert plain.diff(old, new).refusals == [("unaccounted", "serve")]
 
 
+def test_export_that_would_reach_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its callers within the library are carried and call the new one; nothing leads to it from the old entry."""
+    project = Project(tmp_path, Variant("gcc", "-O2", "shared", link_flags=("-Wl,-Bsymbolic",)))
+    source = NOINLINE + "int work(int x) { return x * @; } int serve(int x) { return work(x) + 10@; }"
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        real = engine.Diff.run
+
+        def run(self: engine.Diff) -> engine.Changes:
+            changes = real(self)
+            place = next(p for p in changes.replaced if self.view(self.new, p.unit).label(p.section) == "work")
+            del changes.replaced[place]
+            changes.renewed.add(place)
+            self.correlation.forget(place)
+            changes.reliances.clear()
+            return changes
+
+        monkeypatch.setattr(engine.Diff, "run", run)
+
+    seeing, missed = change(project, monkeypatch, source, "3", "5", plant)
+    assert {"work", "serve"} <= set(seeing.replaced)
+    assert missed == {"work"}
+
+
 def test_statics_taken_for_each_other(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Live values of two variables of one name would be exchanged, in code that is all carried."""
     one = "int one(int x) { static int n = 5; return n += x * @; }\n"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 
+from katana_cc.diff.program import Place
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.proof.irrelevant import only_own_lines
-from katana_cc.proof.model import Absolute, Carried, Content, Field, Named, blanked
+from katana_cc.proof.model import Absolute, Carried, Content, Field, Named, Target, blanked
 
 ROWS_OLD = [(0, 10), (5, 12)]
 ROWS_NEW = [(0, 13), (5, 15)]
@@ -53,7 +54,8 @@ def test_code_of_another_size_is_no_line() -> None:
 
 def test_targets_of_different_kinds_are_never_equal() -> None:
     """A carried section 1 is not the number 1, and no place."""
-    assert len({Carried(1), Absolute(1), Named("1"), Content(b"1")}) == 4
+    targets: set[Target] = {Carried(1), Absolute(1), Named("1"), Content(b"1"), Place(1, 1)}
+    assert len(targets) == 5
 
 
 def test_entry_counts_from_the_end_of_the_field() -> None:
