@@ -78,9 +78,11 @@ class Image:
         return bytes(section.size) if section.type == c.SHT_NOBITS else self.view(place).data(place.section)
 
     def linked(self, place: Place) -> bytes | None:
-        """The output's bytes of a place; None when it is not in the output."""
+        """The output's bytes of a place; None when it is not in the output, or takes no room in it (.bss, .tbss)."""
         address = self.program.address(place)
-        return None if address is None else self.program.image.read(address, self.size(place))
+        if address is None or self.view(place).elf.sections[place.section].type == c.SHT_NOBITS:
+            return None
+        return self.program.image.read(address, self.size(place))
 
     def is_there(self, place: Place) -> bool:
         """Whether a place is in the output, or may be: folded with another, or not confirmed."""

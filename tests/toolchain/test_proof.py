@@ -183,6 +183,18 @@ def test_initial_value_that_nobody_was_told_of(project: Project, monkeypatch: py
     assert missed == {"limit"}
 
 
+@pytest.mark.parametrize("linker", ["bfd", "gold", "lld", "mold"])
+def test_thread_local_without_an_initial_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linker: str) -> None:
+    """.tbss has an address and takes no room: lld puts it where nothing is."""
+    variant = Variant("gcc", "-O2", "pie", linker)
+    if not variant.available():
+        pytest.skip(f"ld.{linker} is not installed")
+    source = "static _Thread_local int calls[9]; int serve(int x) { return calls[x & 7]++ + x * @; }"
+    seeing, missed = change(Project(tmp_path, variant), monkeypatch, source, "3", "5", blind_to("serve"))
+    assert seeing.replaced == ["serve"]
+    assert missed == {"serve"}
+
+
 def test_table_of_handlers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     source = NOINLINE + "int one(int x) { return x * 3; } " + NOINLINE + "int two(int x) { return x * 5; }\n"
     source += "int (*handler)(int) = @; int serve(int x) { return handler(x); }"
