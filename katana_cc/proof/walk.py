@@ -7,8 +7,8 @@ that the corresponding field of the new build leads to.  Each carried section mu
 of its relocations lead where the new link's field leads (`judge.py`).  So each name is believed only once, at a
 replacement, and only if it is the new build's own name for what it would replace.
 
-A section that nothing leads to is not looked at: no process would reach it either.  Call frame information and debug
-information are not compared here.
+A section that nothing leads to is not looked at: no process would reach it either.  Call frame information is compared
+last (`frames.py`); debug information is not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import FIELD_SIZES, same_outside
 from katana_cc.patch.model import DataEdit, Replacement
+from katana_cc.proof.frames import frames_differ
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Carried, Field, Finding, Named, blanked
@@ -66,6 +67,7 @@ class _Walker:
         for place, after, before in self._put_off:
             if not self.judge.agree(after, before):
                 yield carried_finding(self.new, place, disagreement(self.old, self.new, after, before))
+        yield from frames_differ(self.judge)
 
     def _drain(self) -> Iterator[Finding]:
         while self.judge.pairs:

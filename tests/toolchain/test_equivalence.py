@@ -116,6 +116,16 @@ def test_constant_altered(patched: PatchObject, capsys: pytest.CaptureFixture[st
     assert "table" in capsys.readouterr().out
 
 
+def test_frames_altered(patched: PatchObject, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last function would be said to be longer than it is."""
+    number = next(n for n, s in enumerate(patched.sections) if s.name == ".eh_frame")
+    section = patched.sections[number]
+    data = bytearray(section.data)
+    data[max(r.offset for r in section.relocations) + 4] += 1
+    assert check(with_section(patched, number, data=bytes(data))) == 7
+    assert "call frame information" in capsys.readouterr().out
+
+
 def test_replaces_another_function(patched: PatchObject, capsys: pytest.CaptureFixture[str]) -> None:
     """`serve` would be written over `one`."""
     one = next(y for y in patched.symbols if y.name.rpartition(":")[2] == "one")
