@@ -1,7 +1,8 @@
 """Call frame information of carried functions, compared with that of the new build's objects.
 
-Stacks are unwound through new code with it, so it must say what the compiler said.  In a patch object as in an object
-all addresses are relocations: an FDE is the same when its bytes behind the start address are, and so are its CIE's.
+Stacks are unwound through new code with it, so it must say what the compiler said: the same rules for the same bytes of
+the function, and a personality routine and handlers where the new build has them.  In a patch object as in an object
+all addresses are relocations.  How a personality routine is reached is the patch object's own affair.
 
 Source: LSB core, "Exception Frames" (10.6.1).
 """
@@ -9,15 +10,16 @@ Source: LSB core, "Exception Frames" (10.6.1).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
+from katana_cc.diff.program import Place
+from katana_cc.dwarf.frames import Fde, records
 from katana_cc.elf import constants as c
-from katana_cc.patch.frames import INITIAL_LOCATION, frame_entries
+from katana_cc.errors import FormatError
+from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Carried, Finding
 
-_REST: Final = INITIAL_LOCATION + 4  # what follows the start address
-_Entry = tuple[int, bytes, bytes]  # offset of the function in its section, FDE behind the start address, CIE
+_Entry = tuple[object, ...]  # offset of the function in its section, and what its FDE and CIE say
 
 
 def frames_differ(judge: Judge) -> Iterator[Finding]:
@@ -29,13 +31,25 @@ def frames_differ(judge: Judge) -> Iterator[Finding]:
         if not sections[target.number].flags & c.SHF_EXECINSTR:
             continue
         if place.unit not in expected:
-            found = expected[place.unit] = {}
-            for e in frame_entries(judge.new.view(place).elf):
-                found.setdefault(e.section, []).append((e.offset, e.fde[_REST:], e.cie))
+            expected[place.unit] = _of_object(judge.new, place.unit)
         if sorted(carried.get(target, ())) != sorted(expected[place.unit].get(place.section, ())):
             label = judge.new.label(place)
             text = f"the call frame information that the patch carries for {label} is not the new build's"
             yield Finding(label, text, place)
+
+
+def _of_object(image: Image, unit: int) -> dict[int, list[_Entry]]:
+    """The FDEs of an object, by the section of their function."""
+    view = image.view(Place(unit, 0))
+    result: dict[int, list[_Entry]] = {}
+    for section in view.elf.sections:
+        if section.name == ".eh_frame" and section.size:
+            starts = {r.offset: r for r in view.elf.relocations(section.number)}
+            for fde in _fdes(view.data(section.number)):
+                if (r := starts.get(fde.pc_offset)) is not None:
+                    symbol = view.elf.symbols[r.symbol]
+                    result.setdefault(symbol.section, []).append(_entry(symbol.value + r.addend, fde))
+    return result
 
 
 def _carried(judge: Judge) -> dict[Carried, list[_Entry]]:
@@ -45,24 +59,24 @@ def _carried(judge: Judge) -> dict[Carried, list[_Entry]]:
         if section.name != ".eh_frame" or not section.flags & c.SHF_ALLOC:
             continue
         starts = {f.offset: f for f in judge.carried.fields(Carried(number))}
-        for at, end in _entries(section.data):
-            field = starts.get(at + INITIAL_LOCATION)
-            cie = at + 4 - int.from_bytes(section.data[at + 4 : at + 8], "little")
-            if field is None or not isinstance(field.target, Carried) or not 0 <= cie < at:
-                continue
-            cie_end = cie + 4 + int.from_bytes(section.data[cie : cie + 4], "little")
-            entry = field.distance, section.data[at + _REST : end], section.data[cie:cie_end]
-            result.setdefault(field.target, []).append(entry)
+        for fde in _fdes(section.data):
+            field = starts.get(fde.pc_offset)
+            if field is not None and isinstance(field.target, Carried):
+                result.setdefault(field.target, []).append(_entry(field.distance, fde))
     return result
 
 
-def _entries(data: bytes) -> Iterator[tuple[int, int]]:
-    """[start, end) of each FDE of an .eh_frame section."""
-    at = 0
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "little")
-        if not length or at + 4 + length > len(data):
-            return
-        if data[at + 4 : at + 8] != bytes(4):
-            yield at, at + 4 + length
-        at += 4 + length
+def _fdes(data: bytes) -> list[Fde]:
+    """All FDEs; what is damaged counts as not there, on both sides."""
+    try:
+        return [record for record in records(data) if isinstance(record, Fde)]
+    except FormatError:
+        return []
+
+
+def _entry(offset: int, fde: Fde) -> _Entry:
+    cie = fde.cie
+    return (
+        offset, fde.pc_size, fde.instructions, bool(fde.lsda_offset), bool(cie.personality_offset), cie.instructions,
+        cie.augmentation, cie.code_alignment, cie.data_alignment, cie.return_column, cie.fde_encoding,
+    )  # fmt: skip

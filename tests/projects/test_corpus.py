@@ -47,7 +47,7 @@ class Fix:
 class Program:
     """A server of Debian: what its build needs, how it is built and run, and its fixes in the series' order.
 
-    `bundled` is (folder, file): the makefile looks into the folder of bundled libraries only when the file is not there.
+    `bundled` is (folder, file): the makefile looks into the folder of bundled libraries only without that file.
     """
 
     package: str
