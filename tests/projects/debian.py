@@ -35,11 +35,6 @@ class Source:
         self.applied += 1
         return name
 
-    def touches(self, folder: str) -> bool:
-        """Whether the patch applied last changes a file below a folder."""
-        text = (self.folder / "debian/patches" / self.series[self.applied - 1]).read_text(errors="replace")
-        return any(line.startswith(f"+++ b/{folder}/") for line in text.splitlines())
-
     def _next(self) -> str:
         if self.applied >= len(self.series):
             pytest.fail(f"{self.folder.name}: the series has no such patch any more: {self.series}")

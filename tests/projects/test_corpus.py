@@ -24,6 +24,8 @@ pytestmark = pytest.mark.timeout(1500)
 
 JOBS: Final = f"-j{os.cpu_count()}"
 
+REDIS_FLAGS: Final = ("OPTIMIZATION=-O2", "DEBUG=-g", "MALLOC=libc", "BUILD_TLS=yes")
+
 Ask = Callable[[int], str]
 """Asks the server at a port what the fix changes the answer to."""
 
@@ -47,7 +49,7 @@ class Fix:
 class Program:
     """A server of Debian: what its build needs, how it is built and run, and its fixes in the series' order.
 
-    `bundled` is (folder, file): the makefile looks into the folder of bundled libraries only without that file.
+    `bundled` builds the libraries that come with the program, which its makefile does once only.
     """
 
     package: str
@@ -58,7 +60,7 @@ class Program:
     arguments: Callable[[int, Path], tuple[str, ...]]
     load: str
     fixes: tuple[Fix, ...]
-    bundled: tuple[str, str] = ("", "")
+    bundled: tuple[str, ...] = ()
 
 
 def acl(pattern: str) -> Ask:
@@ -114,7 +116,7 @@ PROGRAMS: Final = (
         "redis",
         ("libssl-dev",),
         (),
-        ("make", "-C", "src", JOBS, "OPTIMIZATION=-O2", "DEBUG=-g", "MALLOC=libc", "BUILD_TLS=yes", "redis-server"),
+        ("make", "-C", "src", JOBS, *REDIS_FLAGS, "redis-server"),
         "src/redis-server",
         redis_arguments,
         "redis",
@@ -137,7 +139,7 @@ PROGRAMS: Final = (
             Fix("CVE-2026-81934"),
             Fix("CVE-2026-92925"),
         ),
-        ("deps", "src/.make-prerequisites"),
+        ("make", "-C", "deps", JOBS, *REDIS_FLAGS, "hiredis", "linenoise", "lua", "hdr_histogram"),
     ),
     Program(
         "memcached",
@@ -209,18 +211,20 @@ def test_fixes_go_in_and_out_of_the_running_server(
 def base(source: Source, program: Program) -> None:
     """The build before a fix, in a store of its own, deployed."""
     shutil.rmtree(source.folder / ".katana", ignore_errors=True)
-    (source.folder / program.output).unlink(missing_ok=True)
-    build(source, program.make)
+    linked_anew(source, program)
     run(source, "katana-release", "v1")
+
+
+def linked_anew(source: Source, program: Program) -> str:
+    """Build what changed, bundled libraries too, and link; what we said."""
+    (source.folder / program.output).unlink(missing_ok=True)
+    return build(source, *([program.bundled] if program.bundled else []), program.make)
 
 
 def made(source: Source, program: Program) -> dict[str, str]:
     """Apply the next patch of the series and build; the patch object that came of it for the program's output."""
     source.apply_next()
-    folder, file = program.bundled
-    if folder and source.touches(folder):
-        (source.folder / file).unlink()
-    said = build(source, program.make)
+    said = linked_anew(source, program)
     assert f"{program.output} (v1 → " in said, said
     patches = json.loads(run(source, "katana", "patches", "--json"))
     return next(p for p in patches if p["output"] == program.output)
