@@ -46,12 +46,12 @@ lint: .venv
 	$(BIN)/mypy
 	shellcheck $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
 
-# What only computes or compiles runs on every processor, and so does the matrix, which measures nothing; what stops
-# processes and measures runs alone.
+# What only computes or compiles runs on every processor, and so do the matrix and the generated programs, which measure
+# nothing; what measures, or reaches for all processes of a build (--all), runs alone.
 test: deps .venv lint
 	$(BIN)/python3 -m pytest -n $(JOBS) --dist worksteal tests/unit tests/formats tests/toolchain
-	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py
-	$(BIN)/python3 -m pytest tests/live tests/fuzz --ignore tests/live/test_matrix.py
+	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py tests/fuzz
+	$(BIN)/python3 -m pytest tests/live --ignore tests/live/test_matrix.py
 
 # What fails is in the page too: `make test` does not let it be committed.
 matrix: deps .venv
