@@ -7,7 +7,7 @@ so any change of a type that both builds define is a refusal, until data can be 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from katana_cc.diff.correlate import Correlation
 from katana_cc.diff.program import Place, Program
@@ -21,7 +21,7 @@ from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions, prototype
 from katana_cc.dwarf.sections import DwarfProblem
 from katana_cc.dwarf.types import layouts
-from katana_cc.dwarf.variables import CHANGED, Variable, variables
+from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import Reason
@@ -103,7 +103,13 @@ class DebugCache:
             return []
 
     def compare_types(
-        self, old: Program, old_unit: int, new: Program, new_unit: int, correlation: Correlation
+        self,
+        old: Program,
+        old_unit: int,
+        new: Program,
+        new_unit: int,
+        correlation: Correlation,
+        recreated: Collection[Place],
     ) -> list[Reason]:
         """Refusals for types laid out otherwise and variables of another type; notes for what is harmless."""
         before, after = self.info(old, old_unit), self.info(new, new_unit)
@@ -127,25 +133,25 @@ class DebugCache:
             elif not change.harmless:
                 text = f"{change.text}; live objects have the old layout"
                 found.append(Reason(Code.TYPE_CHANGED.value, REFUSED, change.type, change.file, change.line, text))
-        kept = {v.qualified: v.why.removeprefix(CHANGED) for v in variables(before) if v.why.startswith(CHANGED)}
-        for v in variables(after):
-            why = v.why.removeprefix(CHANGED)
-            if v.why.startswith(CHANGED) and kept.get(v.qualified, why) != why:
-                text = f"{v.qualified}: the compiler keeps it as {why}, and kept it as {kept[v.qualified]}"
-                found.append(Reason(Code.VARIABLE_TYPE_CHANGED.value, REFUSED, v.name, v.file, v.line, text))
-        found += self.compare_variables(old, new, new_unit, correlation)
+        found += self.compare_variables(old, new, new_unit, correlation, recreated)
         return found
 
     def compare_variables(
-        self, old: Program, new: Program, new_unit: int, correlation: Correlation
+        self, old: Program, new: Program, new_unit: int, correlation: Correlation, recreated: Collection[Place]
     ) -> Iterator[Reason]:
-        """Refusals for variables of a unit that had another type, whichever unit they were in."""
-        after = self.info(new, new_unit)
+        """Refusals for variables of a unit that had another type, whichever unit they were in.
+
+        What no code writes has no live value, also if it is not declared const.
+        """
+        after, kinds = self.info(new, new_unit), self.view(new, new_unit).kinds
         for v in variables(after) if isinstance(after, DebugInfo) else ():
             if not _stored(v) or v.constant:
                 continue
             assert v.place is not None
-            old_place = correlation.old_of.get(Place(new_unit, v.place.section))
+            place = Place(new_unit, v.place.section)
+            if kinds.get(place.section) is Kind.CONST or place in recreated:
+                continue
+            old_place = correlation.old_of.get(place)
             was = self._stored_in(old, old_place) if old_place else None
             if was is not None and was.type != v.type:
                 text = f"{v.qualified} was {was.type} and is {v.type}; its live value would be misread"

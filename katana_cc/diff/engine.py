@@ -13,6 +13,7 @@ from functools import cached_property
 
 from katana_cc.diff.compare import Comparison, Outcome
 from katana_cc.diff.correlate import Correlation, correlate
+from katana_cc.diff.data import compare_constant, compare_variable
 from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.harmless import only_lines_differ
 from katana_cc.diff.inlining import explain_inlining
@@ -23,6 +24,7 @@ from katana_cc.diff.recreate import recreate
 from katana_cc.diff.reliance import Found, note_reliances
 from katana_cc.diff.replaceable import check_replaceable, runs_at_start
 from katana_cc.diff.small import handle_small
+from katana_cc.diff.storage import check_storage
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import masked
@@ -75,6 +77,9 @@ class Diff:
         self._views: dict[str, ObjectView] = {}
         self.debug = DebugCache(self.view)
         self.changes = Changes()
+        self.lost: set[tuple[int, str]] = (
+            set()
+        )  # old variables, as (unit, qualified name), that `check_storage` refused
 
     def view(self, program: Program, unit: int) -> ObjectView:
         """The view of a unit's object; one for both programs when they share the object."""
@@ -96,6 +101,7 @@ class Diff:
     def run(self) -> Changes:
         """All changes with their reasons."""
         check_outputs(self)
+        check_storage(self)
         for old_unit, new_unit in self.correlation.changed_units:
             self._compare_unit(old_unit, new_unit)
         for unit in self.correlation.new_units:
@@ -109,10 +115,11 @@ class Diff:
         for place, old_place in self.changes.replaced.items():
             check_replaceable(self, place, old_place)
         note_reliances(self)
+        more = (self.correlation, self.changes.recreated)
         for old_unit, new_unit in self.correlation.changed_units:
-            self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit, self.correlation)
+            self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit, *more)
         for unit in self.correlation.new_units:
-            self.changes.reasons += self.debug.compare_variables(self.old, self.new, unit, self.correlation)
+            self.changes.reasons += self.debug.compare_variables(self.old, self.new, unit, *more)
         self.changes.reasons = _unique(self.changes.reasons)
         return self.changes
 
@@ -162,9 +169,9 @@ class Diff:
                 if not view.is_part(number) or number not in view.parent:
                     self._compare_function(place, old_place)
             elif kind is Kind.CONST:
-                self._compare_constant(place, old_place)
+                compare_constant(self, place, old_place)
             elif kind in (Kind.DATA, Kind.THREAD):
-                self._compare_variable(place, old_place, kind)
+                compare_variable(self, place, old_place, kind)
             elif kind in (Kind.CODE, Kind.OTHER, Kind.STARTUP):
                 self._compare_whole(place, old_place, kind)
         self._note_removed(old_unit)
@@ -179,13 +186,13 @@ class Diff:
 
     def _compare_function(self, place: Place, old_place: Place | None) -> None:
         if old_place is None:
-            self._check_new_name(place)
+            self.check_new_name(place)
             return  # carried when something refers to it
         outcome = self._function_outcome(old_place, place)
         if outcome is Outcome.SAME:
             return
         if self.old.address(old_place) is None:
-            self._check_absent(place, old_place)
+            self.check_absent(place, old_place)
             return
         if outcome is Outcome.DATES:
             self.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
@@ -198,7 +205,7 @@ class Diff:
         code = Code.FUNCTION_MOVED if moved else Code.FUNCTION_CHANGED
         self.reason(code, INFO, place, _HOW.get(outcome, "its code changed"))
 
-    def _check_new_name(self, place: Place) -> None:
+    def check_new_name(self, place: Place) -> None:
         """A new section whose global name existed before: in a way that cannot be paired."""
         view = self.view(self.new, place.unit)
         for s in view.symbols_in.get(place.section, ()):
@@ -227,7 +234,7 @@ class Diff:
             )
             self.reason(code, REFUSED, place, text)
 
-    def _check_absent(self, place: Place, old_place: Place) -> None:
+    def check_absent(self, place: Place, old_place: Place) -> None:
         """The old thing has no address: collected as unused, which is harmless, or folded, or not found."""
         old_view = self.view(self.old, old_place.unit)
         names = {s.name for s in old_view.symbols_in.get(old_place.section, ())}
@@ -272,111 +279,6 @@ class Diff:
                 return False
         return True
 
-    def _compare_constant(self, place: Place, old_place: Place | None) -> None:
-        if old_place is None:
-            self._check_new_name(place)
-            return
-        old_kind = self.view(self.old, old_place.unit).kinds.get(old_place.section)
-        outcome = self.comparison.compare(old_place, place)
-        if self.old.address(old_place) is None:
-            if outcome is not Outcome.SAME:
-                self._check_absent(place, old_place)
-        elif old_kind is not Kind.CONST:
-            text = "it was a writable variable and is read-only now; the live value would be lost"
-            self.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
-        elif outcome is Outcome.SAME or self._rearranged(place, old_place):
-            return
-        elif outcome is Outcome.SIZE and self.view(self.new, place.unit).label(place.section).startswith(_VTABLES):
-            text = "virtual functions or bases of this class came or went; live objects have the old table"
-            self.reason(Code.TYPE_CHANGED, REFUSED, place, text)
-        elif outcome is Outcome.SIZE:
-            self.changes.recreated.add(place)
-            exported = [s.name for s in self.view(self.new, place.unit).symbols_in.get(place.section, ())
-                        if s.binding != c.STB_LOCAL and s.name in self.old.tables.by_name]  # fmt: skip
-            if exported:
-                text = "this read-only table changed its size, and other modules may hold its address"
-                self.reason(Code.CONSTANT_SHARED, REFUSED, place, text)
-            else:
-                self.reason(Code.CONSTANT_RECREATED, INFO, place, "this read-only table changed its size; made anew")
-        elif outcome is Outcome.DATES:
-            self.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
-        else:
-            self.changes.edits[place] = old_place
-            self.reason(Code.CONSTANT_CHANGED, INFO, place, "this read-only data is rewritten where it is")
-
-    def _rearranged(self, place: Place, old_place: Place) -> bool:
-        """Refuse a section of several data (no -fdata-sections) in which something came, went or moved."""
-        before = self.view(self.old, old_place.unit).layout(old_place.section)
-        after = self.view(self.new, place.unit).layout(place.section)
-        if before == after or (len(before) == len(after) == 1):
-            return False
-        name = self.view(self.new, place.unit).elf.sections[place.section].name
-        text = f"section {name} holds several variables, and they are arranged otherwise (build with -fdata-sections)"
-        self.reason(Code.DATA_REARRANGED, REFUSED, place, text)
-        return True
-
-    def _compare_variable(self, place: Place, old_place: Place | None, kind: Kind) -> None:
-        if old_place is None:
-            self._check_new_name(place)
-            return
-        old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
-        old_kind = old_view.kinds.get(old_place.section)
-        outcome = self.comparison.compare(old_place, place)
-        if self.old.address(old_place) is None:
-            if outcome is not Outcome.SAME and old_place in self.old.unplaced:
-                self._check_absent(place, old_place)
-            return
-        if old_kind is not kind:
-            text = "it was read-only, writable or thread-local before and is not now"
-            self.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
-        elif self._rearranged(place, old_place):
-            return
-        elif outcome is Outcome.SIZE:
-            sizes = (old_view.elf.sections[old_place.section].size, view.elf.sections[place.section].size)
-            code = Code.THREAD_LOCAL if kind is Kind.THREAD else Code.DATA_RESIZED
-            text = f"this variable changed its size from {sizes[0]} to {sizes[1]} bytes; its live value would not fit"
-            self.reason(code, REFUSED, place, text)
-        elif kind is Kind.THREAD and outcome is not Outcome.SAME:
-            text = "the initial value of a thread-local changed; threads that start later would still get the old one"
-            self.reason(Code.THREAD_LOCAL, REFUSED, place, text)
-        elif outcome is Outcome.REFERENCES and self._only_labels(view, place.section):
-            pass  # a label table: recreate.py
-        elif outcome is Outcome.REFERENCES:
-            self._compare_pointers(place, old_place)
-        elif outcome in (Outcome.BYTES, Outcome.DATES):
-            self.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
-
-    def _compare_pointers(self, place: Place, old_place: Place) -> None:
-        """Pointers to functions are rewritten where the live one is still the old initial one, those to literals kept.
-
-        A pointer to a literal is a value like a number: the old literal stays where it is.  A pointer to a function is
-        behaviour: a table of handlers must gain the new one.  Pointers to data are neither; they are refused.
-        """
-        moved = self.comparison.changed_pointers(old_place, place)
-        if moved is None:
-            text = "pointers in its initial value came or went, and its live value may still be the old one"
-            self.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
-            return
-        functions = [at for at, kinds in moved if kinds <= {Kind.FUNCTION}]
-        if any(not kinds <= {Kind.FUNCTION} and not kinds <= {Kind.LITERAL} for _, kinds in moved):
-            text = "pointers to data in its initial value changed, and its live value may still be the old one"
-            self.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
-            return
-        if functions:
-            self.changes.pointers[place] = (old_place, tuple(functions))
-            text = f"{len(functions)} function pointers in it are rewritten, if they are still what they were initially"
-            self.reason(Code.POINTER_TAKEN_OVER, INFO, place, text)
-        if len(functions) < len(moved) or self.comparison.bytes_differ(old_place, place):
-            self.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
-
-    @staticmethod
-    def _only_labels(view: ObjectView, section: int) -> bool:
-        """Whether a datum holds addresses inside one function, and nothing else that is relocated."""
-        references = view.references(section)
-        targets = {r.section for r in references}
-        inside = all(r.base + r.addend for r in references)
-        return inside and len(targets) == 1 and view.kinds.get(targets.pop()) is Kind.FUNCTION
-
     def _compare_whole(self, place: Place, old_place: Place | None, kind: Kind) -> None:
         view = self.view(self.new, place.unit)
         name = view.elf.sections[place.section].name
@@ -397,7 +299,7 @@ class Diff:
 
     def _note_removed(self, old_unit: int) -> None:
         kept = set(self.correlation.old_of.values())
-        view = self.view(self.old, old_unit)
+        view, scopes = self.view(self.old, old_unit), self.debug.scopes(self.old, old_unit)
         for number, kind in view.kinds.items():
             place = Place(old_unit, number)
             if place in kept or self.old.address(place) is None:
@@ -410,6 +312,8 @@ class Diff:
                 text = f"section {name}, which held several variables, is gone (build with -fdata-sections)"
                 self.reason(Code.DATA_REARRANGED, REFUSED, place, text, program=self.old)
             elif kind in (Kind.DATA, Kind.THREAD) and view.symbols_in.get(number):
+                if (old_unit, scopes[number].name if number in scopes else "") in self.lost:
+                    continue
                 self.reason(Code.DATA_REMOVED, INFO, place, "it is gone in the new build; left alone", program=self.old)
             elif kind in (Kind.STARTUP, Kind.OTHER, Kind.CODE):
                 name = view.elf.sections[number].name
@@ -431,12 +335,11 @@ class Diff:
                 if number not in view.parent:
                     self._compare_function(place, old_place)
             elif kind is Kind.CONST:
-                self._compare_constant(place, old_place)
+                compare_constant(self, place, old_place)
             elif kind in (Kind.DATA, Kind.THREAD):
-                self._compare_variable(place, old_place, kind)
+                compare_variable(self, place, old_place, kind)
 
 
-_VTABLES = ("_ZTV", "_ZTT", "_ZTC")  # Itanium C++ ABI, 5.1.4: of a class, of its bases, while it is constructed
 _HOW = {
     Outcome.REFERENCES: "it refers to other functions, data or literals",
     Outcome.HANDLERS: "what it catches or cleans up changed",

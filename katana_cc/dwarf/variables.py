@@ -9,8 +9,9 @@ Source: DWARF 5, sections 4.1 (data objects) and 2.6 (location descriptions).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.abbrev import uleb
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _EXPRESSIONS = frozenset({d.DW_FORM_exprloc, d.DW_FORM_block, d.DW_FORM_block1, d.DW_FORM_block2, d.DW_FORM_block4})
 TAKEN_APART = "the compiler took it apart"
 CHANGED = "the compiler changed how it is kept: "
+INLINED = "(inlined function)"  # the scope of a variable of which nothing tells the function
 _ADDRESSES = frozenset({d.DW_OP_addr, d.DW_OP_addrx, d.DW_OP_const4u, d.DW_OP_const8u, d.DW_OP_constx})
 _TLS = frozenset({d.DW_OP_form_tls_address, d.DW_OP_GNU_push_tls_address})
 
@@ -157,7 +159,56 @@ def _inlined_scope(info: DebugInfo, name: str, place: Place | None) -> str:
     for symbol in info.elf.symbols:
         if place is not None and (symbol.section, symbol.value) == place[:2] and symbol.name.endswith(f".{name}"):
             return symbol.name.removesuffix(f".{name}") + "()"
-    return "(inlined function)"
+    return INLINED
+
+
+class Unstored(NamedTuple):
+    """A variable that is declared here and lies nowhere: where it is declared, and whether it is const."""
+
+    file: str
+    line: int
+    constant: bool
+
+
+def unstored(info: DebugInfo) -> Mapping[str, Unstored]:
+    """The variables without storage that may be static ones, by qualified name.
+
+    Debug information does not tell an automatic variable that was optimised away from a static one.
+
+    Raises:
+        FormatError: damaged debug information.
+    """
+    found = info.memo.get("unstored")
+    if not isinstance(found, dict):
+        found = info.memo["unstored"] = dict(_unstored(info))
+    return found
+
+
+def _unstored(info: DebugInfo) -> Iterator[tuple[str, Unstored]]:
+    names = naming(info)
+    bare: list[tuple[Entry, tuple[Die, ...]]] = []
+    located: set[int] = set()
+    for entry in info.outline:
+        if entry.tag != d.DW_TAG_variable:
+            continue
+        chain = names.chain(info.die(entry.offset, entry.unit))
+        local = entry.parent >= 0 and info.outline[entry.parent].tag == d.DW_TAG_subprogram
+        place, _thread_local, why = location(info, chain[0])
+        # A location without a place is an automatic variable's; at file level it is a value the compiler folded.
+        if place is not None or why or (local and d.DW_AT_location in chain[0].attributes):
+            located.update(link.offset for link in chain)
+        elif d.DW_AT_declaration not in chain[0].attributes:
+            bare.append((entry, chain))
+    for entry, chain in bare:
+        if any(link.offset in located for link in chain) or not any(link.text(d.DW_AT_name) for link in chain):
+            continue
+        qualified = names.qualified(entry)
+        at, line = names.declared_at(entry)
+        target = names.target(next((link for link in chain if d.DW_AT_type in link.attributes), chain[0]))
+        file = line_tables(info).file(at.unit, at.integer(d.DW_AT_decl_file))
+        if qualified.startswith("()::"):
+            qualified = INLINED + qualified[2:]
+        yield qualified, Unstored(file, line, names.constant(target))
 
 
 def location(info: DebugInfo, die: Die) -> tuple[Place | None, bool, str]:

@@ -140,6 +140,15 @@ def test_computed_goto_brings_its_table(project: Project, qualifiers: tuple[str,
     assert any("tab" in name for name in result.carried)
 
 
+@pytest.mark.parametrize("qualifiers", ["const", ""], ids=["constant", "writable"])
+def test_table_of_labels_that_shrinks_is_its_function_s(project: Project, qualifiers: str) -> None:
+    """Its type changed, but no live value is in it."""
+    after = GOTO.replace("&&a, &&b, &&c", "&&a, &&c").replace("x % 3", "x % 2")
+    result = change(project, GOTO.format(qualifiers, qualifiers, 3), after.format(qualifiers, qualifiers, 3))
+    assert result.replaced == ["serve"]
+    assert result.refusals == []
+
+
 def test_tables_of_labels_of_one_name_need_not_be_told_apart(project: Project) -> None:
     """Both come with their function, so it does not matter which was which."""
     source = (

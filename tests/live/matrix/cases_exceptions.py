@@ -36,7 +36,7 @@ _CASES = (
     Case(
         17,
         "cleaned_up_by_new",
-        "static long cleaned; struct CuGuard { long k; NOINLINE ~CuGuard() { seen++; cleaned += k; } };\n"
+        "static volatile long cleaned; struct CuGuard { long k; NOINLINE ~CuGuard() { seen++; cleaned += k; } };\n"
         "static NOINLINE long risky(long x) { seen++; if (x > 1) throw x; return x; }\n"
         "static NOINLINE long work(long x) { seen++; <<<=>CuGuard one{x}; CuGuard two{100};>>> return "
         "risky(x) + 1; }\n"

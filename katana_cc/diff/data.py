@@ -1,0 +1,125 @@
+"""Constants and variables of a changed object, compared: kept, rewritten where they are, made anew, or refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from katana_cc.diff.compare import Outcome
+from katana_cc.diff.program import Place
+from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.view import Kind, ObjectView
+from katana_cc.elf import constants as c
+
+if TYPE_CHECKING:
+    from katana_cc.diff.engine import Diff
+
+_VTABLES = ("_ZTV", "_ZTT", "_ZTC")  # Itanium C++ ABI, 5.1.4: of a class, of its bases, while it is constructed
+
+
+def compare_constant(diff: Diff, place: Place, old_place: Place | None) -> None:
+    if old_place is None:
+        diff.check_new_name(place)
+        return
+    old_kind = diff.view(diff.old, old_place.unit).kinds.get(old_place.section)
+    outcome = diff.comparison.compare(old_place, place)
+    if diff.old.address(old_place) is None:
+        if outcome is not Outcome.SAME:
+            diff.check_absent(place, old_place)
+    elif old_kind is not Kind.CONST:
+        text = "it was a writable variable and is read-only now; the live value would be lost"
+        diff.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
+    elif outcome is Outcome.SAME or _rearranged(diff, place, old_place):
+        return
+    elif outcome is Outcome.SIZE and diff.view(diff.new, place.unit).label(place.section).startswith(_VTABLES):
+        text = "virtual functions or bases of this class came or went; live objects have the old table"
+        diff.reason(Code.TYPE_CHANGED, REFUSED, place, text)
+    elif outcome is Outcome.SIZE:
+        diff.changes.recreated.add(place)
+        exported = [s.name for s in diff.view(diff.new, place.unit).symbols_in.get(place.section, ())
+                    if s.binding != c.STB_LOCAL and s.name in diff.old.tables.by_name]  # fmt: skip
+        if exported:
+            text = "this read-only table changed its size, and other modules may hold its address"
+            diff.reason(Code.CONSTANT_SHARED, REFUSED, place, text)
+        else:
+            diff.reason(Code.CONSTANT_RECREATED, INFO, place, "this read-only table changed its size; made anew")
+    elif outcome is Outcome.DATES:
+        diff.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
+    else:
+        diff.changes.edits[place] = old_place
+        diff.reason(Code.CONSTANT_CHANGED, INFO, place, "this read-only data is rewritten where it is")
+
+
+def _rearranged(diff: Diff, place: Place, old_place: Place) -> bool:
+    """Refuse a section of several data (no -fdata-sections) in which something came, went or moved."""
+    before = diff.view(diff.old, old_place.unit).layout(old_place.section)
+    after = diff.view(diff.new, place.unit).layout(place.section)
+    if before == after or (len(before) == len(after) == 1):
+        return False
+    name = diff.view(diff.new, place.unit).elf.sections[place.section].name
+    text = f"section {name} holds several variables, and they are arranged otherwise (build with -fdata-sections)"
+    diff.reason(Code.DATA_REARRANGED, REFUSED, place, text)
+    return True
+
+
+def compare_variable(diff: Diff, place: Place, old_place: Place | None, kind: Kind) -> None:
+    if old_place is None:
+        diff.check_new_name(place)
+        return
+    old_view, view = diff.view(diff.old, old_place.unit), diff.view(diff.new, place.unit)
+    old_kind = old_view.kinds.get(old_place.section)
+    outcome = diff.comparison.compare(old_place, place)
+    if diff.old.address(old_place) is None:
+        if outcome is not Outcome.SAME and old_place in diff.old.unplaced:
+            diff.check_absent(place, old_place)
+        return
+    if old_kind is not kind:
+        text = "it was read-only, writable or thread-local before and is not now"
+        diff.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
+    elif _rearranged(diff, place, old_place):
+        return
+    elif outcome in (Outcome.REFERENCES, Outcome.SIZE) and _only_labels(view, place.section):
+        pass  # a label table: recreate.py
+    elif outcome is Outcome.SIZE:
+        sizes = (old_view.elf.sections[old_place.section].size, view.elf.sections[place.section].size)
+        code = Code.THREAD_LOCAL if kind is Kind.THREAD else Code.DATA_RESIZED
+        text = f"this variable changed its size from {sizes[0]} to {sizes[1]} bytes; its live value would not fit"
+        diff.reason(code, REFUSED, place, text)
+    elif kind is Kind.THREAD and outcome is not Outcome.SAME:
+        text = "the initial value of a thread-local changed; threads that start later would still get the old one"
+        diff.reason(Code.THREAD_LOCAL, REFUSED, place, text)
+    elif outcome is Outcome.REFERENCES:
+        _compare_pointers(diff, place, old_place)
+    elif outcome in (Outcome.BYTES, Outcome.DATES):
+        diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+
+
+def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
+    """Pointers to functions are rewritten where the live one is still the old initial one, those to literals kept.
+
+    A pointer to a literal is a value like a number: the old literal stays where it is.  A pointer to a function is
+    behaviour: a table of handlers must gain the new one.  Pointers to data are neither; they are refused.
+    """
+    moved = diff.comparison.changed_pointers(old_place, place)
+    if moved is None:
+        text = "pointers in its initial value came or went, and its live value may still be the old one"
+        diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
+        return
+    functions = [at for at, kinds in moved if kinds <= {Kind.FUNCTION}]
+    if any(not kinds <= {Kind.FUNCTION} and not kinds <= {Kind.LITERAL} for _, kinds in moved):
+        text = "pointers to data in its initial value changed, and its live value may still be the old one"
+        diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
+        return
+    if functions:
+        diff.changes.pointers[place] = (old_place, tuple(functions))
+        text = f"{len(functions)} function pointers in it are rewritten, if they are still what they were initially"
+        diff.reason(Code.POINTER_TAKEN_OVER, INFO, place, text)
+    if len(functions) < len(moved) or diff.comparison.bytes_differ(old_place, place):
+        diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+
+
+def _only_labels(view: ObjectView, section: int) -> bool:
+    """Whether a datum holds addresses inside one function, and nothing else that is relocated."""
+    references = view.references(section)
+    targets = {r.section for r in references}
+    inside = all(r.base + r.addend for r in references)
+    return inside and len(targets) == 1 and view.kinds.get(targets.pop()) is Kind.FUNCTION
