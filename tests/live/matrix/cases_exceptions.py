@@ -175,7 +175,7 @@ _CASES = (
     Case(
         17,
         "cleanup_of_c",
-        "static long done; static NOINLINE void finish(long *p) { seen++; done += *p; }\n"
+        "static volatile long done; static NOINLINE void finish(long *p) { seen++; done += *p; }\n"
         "long leave(long); \n"
         "static NOINLINE long work(long x) { <<<=>long held __attribute__((cleanup(finish))) = x + 7;>>> "
         "seen++; return leave(x) + 1; }\n"
