@@ -15,6 +15,7 @@ from katana_cc.cli.selection import (
     status_of,
     tell_passed_over,
     untangle,
+    variable_name,
 )
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
@@ -44,12 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FUNCTION",
         help="replace it even while it runs: calls in progress go on in its old code",
     )
+    parser.add_argument(
+        "--take-initialiser",
+        action="append",
+        type=variable_name,
+        default=[],
+        metavar="VARIABLE",
+        help="give it the initial value of the new build, in place of the one that lives there",
+    )
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Applies, and says what was done to whom."""
     data, po = read_patch(arguments.po)
     granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
+    granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
     refuse_unless_ready(po, granted)
     identity = patch_id(data)
     build_id = po.identity.from_build_id
@@ -124,8 +134,7 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
     lines += [f"code      {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.new]
     lines += [f"variable  {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.data]
     for edit in plan.ledger.edits:
-        kind = "jump" if edit.is_jump else "data"
-        lines.append(f"{kind}      {edit.address:#x}  {len(edit.expected):6}  {edit.name}")
+        lines.append(f"{edit.kind:9} {edit.address:#x}  {len(edit.expected):6}  {edit.name}")
     lines += [f"the resolver of {p.name} would be called (not now)" for p in plan.resolution.pending]
     return lines
 
@@ -140,8 +149,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "module": plan.module.path,
         "mapping": {"address": plan.base, "size": plan.layout.size, "name": plan.name},
         "edits": [
-            {"kind": "jump" if e.is_jump else "data", "name": e.name, "address": e.address, "size": len(e.expected)}
-            for e in plan.ledger.edits
+            {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in plan.ledger.edits
         ],
         "unresolved": [p.name for p in plan.resolution.pending] if report.outcome == "would apply" else [],
         "threads": commit.threads if commit else None,

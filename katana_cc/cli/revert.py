@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         elif report.others:
             line += f": it carries {', '.join(report.others)}, and not {arguments.patch}"
         print(line)
+        for name in report.kept:
+            print(f"  {name} was written to after it got its new initial value, and keeps what it holds")
     if not reports:
         where = "no process that could be read" if found.passed_over else "no process"
         print(f"nothing to revert: {where} carries {'the' if arguments.patch else 'a'} patch")
@@ -86,4 +88,5 @@ def _as_json(report: RevertReport) -> dict[str, Any]:
         "attach_us": round(commit.attach_us, 1) if commit else None,
         "restarted_system_calls": commit.repaired if commit else None,
         "others": list(report.others),
+        "kept": list(report.kept),
     }

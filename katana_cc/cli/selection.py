@@ -63,6 +63,13 @@ def function_name(text: str) -> str:
     return text
 
 
+def variable_name(text: str) -> str:
+    """For argparse: the name of a variable, which is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a variable")
+    return text
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)

@@ -61,7 +61,7 @@ def _patch_lines(patch: survey.PatchStatus) -> list[str]:
     to = f"{ledger.to_release} ({ledger.to_build_id})" if ledger.to_release else ledger.to_build_id
     lines = [f"{patch.state:8} {ledger.patch_id}  {ledger.output}: {start} -> {to}{kept}"]
     for edit in ledger.edits:
-        kind = "function" if edit.is_jump else "data"
+        kind = "function" if edit.is_jump else edit.kind
         lines.append(f"         {kind:8} {edit.address:#x}  {edit.name}")
     return lines
 
@@ -87,8 +87,7 @@ def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
             "from_release": ledger.from_release,
             "to_release": ledger.to_release,
             "edits": [
-                {"kind": "jump" if e.is_jump else "data", "name": e.name, "address": e.address, "size": len(e.expected)}
-                for e in ledger.edits
+                {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in ledger.edits
             ],
             "frames_registered": ledger.is_registered,
             "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],

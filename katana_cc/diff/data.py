@@ -90,7 +90,7 @@ def compare_variable(diff: Diff, place: Place, old_place: Place | None, kind: Ki
     elif outcome is Outcome.REFERENCES:
         _compare_pointers(diff, place, old_place)
     elif outcome in (Outcome.BYTES, Outcome.DATES):
-        diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+        _keep_value(diff, place, old_place)
 
 
 def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
@@ -114,7 +114,7 @@ def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
         text = f"{len(functions)} function pointers in it are rewritten, if they are still what they were initially"
         diff.reason(Code.POINTER_TAKEN_OVER, INFO, place, text)
     if len(functions) < len(moved) or diff.comparison.bytes_differ(old_place, place):
-        diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+        _keep_value(diff, place, old_place)
 
 
 def _only_labels(view: ObjectView, section: int) -> bool:
@@ -123,3 +123,10 @@ def _only_labels(view: ObjectView, section: int) -> bool:
     targets = {r.section for r in references}
     inside = all(r.base + r.addend for r in references)
     return inside and len(targets) == 1 and view.kinds.get(targets.pop()) is Kind.FUNCTION
+
+
+def _keep_value(diff: Diff, place: Place, old_place: Place) -> None:
+    """Note that the live value stays; the new initial one can be asked for where it is that of one variable."""
+    if not diff.view(diff.new, place.unit).is_shared(place.section):
+        diff.changes.initialisers[place] = old_place
+    diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")

@@ -40,7 +40,8 @@ class Changes:
 
     `replaced[new]` is the old function a new one takes the place of; `edits` are constants rewritten where they are,
     as (new, old); `recreated` are constants carried anew although there was an old one, since their size changed;
-    `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `reliances` tell which
+    `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `initialisers[new]` are
+    old variables that keep their live value although the initial one changed; `reliances` tell which
     replaced function's old code relies on which other one (new places).  `padded` are replaced functions whose jump
     also covers padding behind the old one; `renewed` ones take no place: all their callers change.
     """
@@ -49,6 +50,7 @@ class Changes:
     edits: dict[Place, Place] = field(default_factory=dict)
     recreated: set[Place] = field(default_factory=set)
     pointers: dict[Place, tuple[Place, tuple[int, ...]]] = field(default_factory=dict)
+    initialisers: dict[Place, Place] = field(default_factory=dict)
     reliances: list[Found] = field(default_factory=list)
     padded: set[Place] = field(default_factory=set)
     renewed: set[Place] = field(default_factory=set)
@@ -56,8 +58,8 @@ class Changes:
 
     @property
     def empty(self) -> bool:
-        """Whether a running process would not notice any of it: nothing to carry and nothing refused."""
-        carried = self.replaced or self.edits or self.pointers or self.renewed
+        """Whether there is nothing that a running process could take over, and nothing refused."""
+        carried = self.replaced or self.edits or self.pointers or self.renewed or self.initialisers
         return not carried and all(r.severity == INFO for r in self.reasons)
 
 

@@ -39,6 +39,8 @@ class Code(StrEnum):
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
     # Needs a decision: `patch/needs.py` names the option that grants each.
     MAIN_ACTIVE = "function-always-active"
+    STORAGE_LOST = "data-storage-lost"
+    STORAGE_UNKNOWN = "data-storage-unknown"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"
@@ -69,8 +71,6 @@ class Code(StrEnum):
     ACTIVE_RELIES = "active-code-relies-on-old"
     REMOVED_RELIES = "removed-code-relies-on-old"
     UNACCOUNTED = "unaccounted"
-    STORAGE_LOST = "data-storage-lost"
-    STORAGE_UNKNOWN = "data-storage-unknown"
 
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.

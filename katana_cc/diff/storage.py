@@ -5,7 +5,7 @@ take the initial value; without a reader what is written is dropped; clang does 
 reduces what only ever gets one value to a truth value.  The new code is right for a process that ran it from the start.
 In one that runs the old code a live value is lost: the new code does not read it (`STORAGE_LOST`), or the old one never
 stored it (`STORAGE_UNKNOWN`).  Debug information is the same whether it was the last reader or the last writer that
-went, so the harmless half of these changes is refused too.
+went, so somebody has to decide: such a change needs `--take-initialiser`.
 
 What both builds keep in the same way is compared as a section elsewhere; a declaration that came or went is a new or a
 removed variable.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from katana_cc.diff.program import Place, Program
-from katana_cc.diff.reasons import REFUSED, Code
+from katana_cc.diff.reasons import NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind
 from katana_cc.dwarf.detail import lines_only
 from katana_cc.dwarf.dies import DebugInfo
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 _LOST = (
     "the new build still declares it and keeps no storage for it, or not for all of it: what reads it takes the "
-    "initial value, not the live one (if nothing reads it any more, remove its declaration; else declare it volatile)"
+    "initial value, not the live one (all is well if nothing reads it; a volatile variable keeps its storage)"
 )
 _UNKNOWN = (
-    "the old build declares it and keeps no storage for it, or not for all of it: what the old code wrote to it is "
-    "nowhere (give the variable another name if it may start from its initial value)"
+    "the old build declares it and keeps no storage for it, or not for all of it: it starts from its initial value, "
+    "and what the old code wrote to it, if anything, is nowhere"
 )
 _WHOLE, _PARTS = "whole", "in parts"
 
@@ -125,7 +125,7 @@ def _ways(v: Variable) -> Iterator[tuple[str, int | None]]:
 
 
 def check_storage(diff: Diff) -> None:
-    """Refuse changes by which a live value would be lost, since one of the builds does not keep it."""
+    """Find changes by which a live value would be lost, since one of the builds does not keep it."""
     correlation = diff.correlation
     pairs = correlation.changed_units
     old = _Side(diff, diff.old, dict(pairs) | dict.fromkeys(correlation.removed_units))
@@ -133,10 +133,10 @@ def check_storage(diff: Diff) -> None:
     _refuse_restyled(diff, old, new)
     for unit, name, at in _missing(old, new):
         diff.lost.add((unit, name))
-        _refuse(diff, Code.STORAGE_LOST, name, at, _LOST)
+        _note(diff, Code.STORAGE_LOST, NEEDS, name, at, _LOST)
     for _unit, name, at in _missing(new, old):
         if not at.constant:
-            _refuse(diff, Code.STORAGE_UNKNOWN, name, at, _UNKNOWN)
+            _note(diff, Code.STORAGE_UNKNOWN, NEEDS, name, at, _UNKNOWN)
 
 
 def _refuse_restyled(diff: Diff, old: _Side, new: _Side) -> None:
@@ -148,11 +148,11 @@ def _refuse_restyled(diff: Diff, old: _Side, new: _Side) -> None:
             styles = _style(ways), _style(after.kept.get(name))
             if styles[1] and styles[0] != styles[1]:
                 text = f"the compiler keeps it {styles[1]}, and kept it {styles[0]}; its live value would be misread"
-                _refuse(diff, Code.VARIABLE_TYPE_CHANGED, name, after.declaration(name), text)
+                _note(diff, Code.VARIABLE_TYPE_CHANGED, REFUSED, name, after.declaration(name), text)
 
 
-def _refuse(diff: Diff, code: Code, name: str, at: Unstored, text: str) -> None:
-    diff.changes.reasons.append(Reason(code.value, REFUSED, name, at.file, at.line, text))
+def _note(diff: Diff, code: Code, severity: str, name: str, at: Unstored, text: str) -> None:
+    diff.changes.reasons.append(Reason(code.value, severity, name, at.file, at.line, text))
 
 
 def _missing(here: _Side, there: _Side) -> Iterator[tuple[int, str, Unstored]]:

@@ -62,6 +62,7 @@ class _Builder:
         edits = [self.edits.whole(new, old) for new, old in sorted(self.changes.edits.items())]
         for new, (old, offsets) in sorted(self.changes.pointers.items()):
             edits += [self.edits.pointer(new, old, at) for at in offsets]
+        edits += self.edits.initialisers(self.changes.initialisers)
         self._drain()
         self.unwinding.finish()
         replacements = tuple(self._replacement(place, self.changes.replaced[place]) for place in roots)

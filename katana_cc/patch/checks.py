@@ -93,6 +93,7 @@ def _of_functions(po: PatchObject) -> Iterator[str]:
 
 def _of_edits(po: PatchObject) -> Iterator[str]:
     ranges = list(_code_ranges(po))
+    initial: list[tuple[int, int, str]] = []
     for e in po.data_edits:
         old, new = po.sections[e.expected], po.sections[e.replacement]
         if old.size != new.size or not old.size:
@@ -100,9 +101,11 @@ def _of_edits(po: PatchObject) -> Iterator[str]:
         for s in (old, new):
             if s.flags & c.SHF_ALLOC or s.type == c.SHT_NOBITS:
                 yield f"data edit of {e.name}: section {s.name} would be mapped, or has no contents"
-        ranges.append((e.address, e.address + old.size, e.name))
+        (initial if e.is_initialiser else ranges).append((e.address, e.address + old.size, e.name))
     known = set(_overlaps(_code_ranges(po)))
     yield from (text for text in _overlaps(ranges) if text not in known)
+    # One that is asked for takes the place of single pointers in it.
+    yield from _overlaps(initial)
 
 
 def _of_frames(po: PatchObject) -> Iterator[str]:

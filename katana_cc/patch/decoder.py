@@ -191,8 +191,8 @@ class _Reader:
         section, raw = self._table("edits")
         pointers = self._pointers(section)
         result = []
-        for i, (address, old, new, name, zero) in enumerate(EDIT.iter_unpack(raw)):
-            _zero(old | new | zero)
+        for i, (address, old, new, name, flags) in enumerate(EDIT.iter_unpack(raw)):
+            _zero(old | new | flags & ~1)
             ends = []
             for at in (EXPECTED_AT, REPLACEMENT_AT):
                 number = pointers.pop(i * EDIT.size + at, 0)
@@ -200,7 +200,7 @@ class _Reader:
                 if symbol is None or symbol.type != c.STT_SECTION or symbol.value or symbol.section not in index:
                     raise FormatError(f"{section.name}: entry {i} names no carried section")
                 ends.append(index[symbol.section])
-            result.append(DataEdit(self._name(strings, name), address, ends[0], ends[1]))
+            result.append(DataEdit(self._name(strings, name), address, ends[0], ends[1], bool(flags)))
         if pointers:
             raise FormatError(f"{section.name}: relocations for an edit that is not there")
         return tuple(result)

@@ -6,7 +6,10 @@ compared are the final bytes of the old output, with the fields that the dynamic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import PurePath
 
 from katana_cc.diff.program import Place
 from katana_cc.elf import constants as c
@@ -25,6 +28,18 @@ class Edits:
         self.old = self.diff.old
         self.old_tables = self.old.tables
 
+    def initialisers(self, changed: Mapping[Place, Place]) -> list[DataEdit]:
+        """The new initial values of variables, each under a name of its own: `limit`, or `a.c:limit` if several are."""
+        labels = {place: self.carrier.view(place).label(place.section) for place in changed}
+        several = {name for name, times in Counter(labels.values()).items() if times > 1}
+        result = []
+        for place, old_place in sorted(changed.items()):
+            name = labels[place]
+            if name in several:
+                name = f"{PurePath(self.carrier.view(place).file or self.diff.new.unit_name(place.unit)).name}:{name}"
+            result.append(replace(self.whole(place, old_place), name=name, is_initialiser=True))
+        return result
+
     def whole(self, place: Place, old_place: Place) -> DataEdit:
         view = self.carrier.view(place)
         source = view.elf.sections[place.section]
@@ -39,7 +54,9 @@ class Edits:
         )
         replacement = len(self.carrier.sections)
         self.carrier.sections.append(None)
-        blank = PatchSection(f".katnew.{name}", kind, 0, 8, view.elf.contents(source), source.size)
+        blank = PatchSection(
+            f".katnew.{name}", kind, 0, 8, view.elf.contents(source).ljust(source.size, b"\0"), source.size
+        )
         self.carrier.sections[replacement] = self.references.translated(place, blank)
         return DataEdit(name, address, expected, replacement)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -86,13 +86,18 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class DataEdit:
-    """Read-only data rewritten in place: the relocated contents of section `expected` must be at `address`, and become
-    the relocated contents of section `replacement` (same size; both sections lack SHF_ALLOC: they are never mapped)."""
+    """Data rewritten in place: the relocated contents of section `expected` must be at `address`, and become the
+    relocated contents of section `replacement` (same size; both sections lack SHF_ALLOC: they are never mapped).
+
+    With `is_initialiser` it is a variable whose initial value changed.  Its live value is kept, unless somebody asks
+    for the new initial one by `name`; then whatever lives there is overwritten, and `expected` tells the old one.
+    """
 
     name: str
     address: int
     expected: int
     replacement: int
+    is_initialiser: bool = False
 
 
 class Basis(IntEnum):

@@ -20,6 +20,7 @@ class Option(StrEnum):
     """Options of `katana apply` that grant something."""
 
     ALLOW_ACTIVE = "--allow-active"
+    TAKE_INITIALISER = "--take-initialiser"
 
 
 class Grant(NamedTuple):
@@ -32,7 +33,11 @@ class Grant(NamedTuple):
         return f"{self.option} {self.value}"
 
 
-GRANTED_BY: Final[dict[str, Option]] = {Code.MAIN_ACTIVE: Option.ALLOW_ACTIVE}
+GRANTED_BY: Final[dict[str, Option]] = {
+    Code.MAIN_ACTIVE: Option.ALLOW_ACTIVE,
+    Code.STORAGE_LOST: Option.TAKE_INITIALISER,
+    Code.STORAGE_UNKNOWN: Option.TAKE_INITIALISER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,12 @@ def grant_for(reason: Reason) -> Grant | None:
     """What meets a reason that is a need."""
     option = GRANTED_BY.get(reason.code)
     return Grant(option, reason.subject) if option and reason.severity == NEEDS else None
+
+
+def initialisers_of(po: PatchObject) -> frozenset[str]:
+    """What `--take-initialiser` may name: variables with a new initial value, and those that a need is about."""
+    asked = {n.grant.value for n in needs_of(po) if n.grant and n.grant.option is Option.TAKE_INITIALISER}
+    return frozenset(asked | {e.name for e in po.data_edits if e.is_initialiser})
 
 
 def unmet(po: PatchObject, granted: Collection[Grant]) -> tuple[Need, ...]:

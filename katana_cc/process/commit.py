@@ -141,7 +141,7 @@ def _write(target: Target, commit: Commit, bulk: BulkReader, tid: int) -> None:
             raise RefusedError(
                 f"the memory at {address:#x} changed while the patch was prepared",
                 where=target.where,
-                remedy="another tool is writing to the process; end it and try again",
+                remedy="try again; if it stays so, another tool is writing to the process",
             )
         at += len(data)
     phase = step(commit.phase, commit.begin)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from katana_cc.errors import TargetError
@@ -17,7 +17,7 @@ from katana_cc.process.memory import Reader
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 2
+VERSION: Final = 3
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -25,23 +25,32 @@ STATE_OFFSET: Final = 12
 REGISTERED_OFFSET: Final = 56
 _MAX_LENGTH = 1 << 28
 
+_WITHOUT_EDITS: Final = {Phase.MAPPED: Bytes.OLD, Phase.REVERTED: Bytes.OLD, Phase.APPLIED: Bytes.NEW}
+
 assert HEADER_SIZE == 64
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEdit:
     """Bytes of a target to exchange: `expected` at `address` become `replacement`.  `name` is the function or datum;
-    `is_jump` tells a redirected function from edited data."""
+    `is_jump` tells a redirected function from edited data.  `is_value` is a variable that was given its new initial
+    value: the program may write to it at any time, so what it holds says nothing of the patch."""
 
     name: str
     address: int
     expected: bytes
     replacement: bytes
     is_jump: bool
+    is_value: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What is edited: "jump", "data" or "value"."""
+        return "jump" if self.is_jump else "value" if self.is_value else "data"
 
     def reversed(self) -> MemoryEdit:
         """The edit that undoes this one."""
-        return MemoryEdit(self.name, self.address, self.replacement, self.expected, self.is_jump)
+        return replace(self, expected=self.replacement, replacement=self.expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +104,18 @@ class Ledger:
     is_registered: bool = False
 
     def found_bytes(self, memory: Reader) -> Bytes:
-        """What stands at the edits now.  Of a patch that is not in force (its state word says so before any byte is
-        written, and after the last was put back), bytes that are not its own are another patch's: not applied.
+        """What stands at the edits now; without edits that the program leaves alone, what the state says.
+
+        Of a patch that is not in force (its state word says so before any byte is written, and after the last was put
+        back), bytes that are not its own are another patch's: not applied.
 
         Raises:
             TargetError: the process is gone, or the module was unloaded.
         """
-        found = judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in self.edits)
+        fixed = [e for e in self.edits if not e.is_value]
+        if not fixed:
+            return _WITHOUT_EDITS.get(self.state, Bytes.TORN)
+        found = judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in fixed)
         inactive = self.state in (Phase.MAPPED, Phase.REVERTED)
         return Bytes.OLD if inactive and found in (Bytes.FOREIGN, Bytes.TORN) else found
 
@@ -126,7 +140,7 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
         yield struct.pack("<QQQ", *part)
     yield struct.pack("<I", len(ledger.edits))
     for edit in ledger.edits:
-        yield struct.pack("<QI", edit.address, int(edit.is_jump))
+        yield struct.pack("<QI", edit.address, edit.is_jump | edit.is_value << 1)
         yield _block(edit.name.encode("utf-8", "surrogateescape")) + _block(edit.expected) + _block(edit.replacement)
     for ranges in (ledger.old, ledger.new, ledger.data):
         yield struct.pack("<I", len(ranges))
@@ -180,8 +194,9 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         parts.append((address, part_size, protection))
     edits = []
     for _ in range(cursor.count()):
-        address, is_jump = cursor.take("<QI")
-        edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), bool(is_jump)))
+        address, flags = cursor.take("<QI")
+        kind = bool(flags & 1), bool(flags & 2)
+        edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), *kind))
     old, new, variables = (tuple(cursor.range() for _ in range(cursor.count())) for _ in range(3))
     registrations = [Registration(*cursor.take("<QQQQ")) for _ in range(cursor.count() if version > 1 else 0)]
     return Ledger(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
 from katana_cc.patch.model import PatchObject, Replacement
-from katana_cc.patch.needs import Grant, Option
+from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
@@ -127,7 +127,9 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
     plan = _with_earlier_resolutions(plan, target)
     resolution = plan.resolution
     plan = relink(plan, base, dict.fromkeys((p.index for p in resolution.pending), module.start))
-    plan = _with_edits(plan, target, originals, torn)
+    taken = _taken(po, granted)
+    plan = _with_edits(plan, target, originals, torn, taken)
+    _refuse_later_wish(plan, target, taken)
     guards = _guards(po, module, {g.value for g in granted if g.option is Option.ALLOW_ACTIVE}, originals)
     return dataclasses.replace(plan, guards=guards)
 
@@ -257,7 +259,37 @@ def _guards(
     return tuple(guards)
 
 
-def _with_edits(plan: Plan, target: Target, originals: dict[int, tuple[bytes, bytes]], torn: Ledger | None) -> Plan:
+def _taken(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
+    """The names of variables that are to get their new initial value."""
+    asked = {g.value for g in granted if g.option is Option.TAKE_INITIALISER}
+    known = initialisers_of(po)
+    if unknown := sorted(asked - known):
+        offered = f"it has those of {', '.join(sorted(known))}" if known else "it has none"
+        raise RefusedError(
+            f"{Option.TAKE_INITIALISER}: the patch has no new initial value of {', '.join(unknown)} ({offered})",
+            where=po.identity.output,
+        )
+    return frozenset(asked & {e.name for e in po.data_edits if e.is_initialiser})
+
+
+def _refuse_later_wish(plan: Plan, target: Target, taken: frozenset[str]) -> None:
+    """An initial value cannot be taken once the patch is in: what was written there since would be lost unseen."""
+    ledger = plan.existing.ledger if plan.existing and plan.found in (Bytes.NEW, Bytes.TORN) else None
+    if ledger is not None and (missing := sorted(taken - {e.name for e in ledger.edits if e.is_value})):
+        raise RefusedError(
+            f"the patch is applied already, without the initial value of {', '.join(missing)}",
+            where=target.where,
+            remedy=f"revert it first: katana revert --pid {target.pid} {plan.patch_id}",
+        )
+
+
+def _with_edits(
+    plan: Plan,
+    target: Target,
+    originals: dict[int, tuple[bytes, bytes]],
+    torn: Ledger | None,
+    taken: frozenset[str],
+) -> Plan:
     """Add the edits, and the bytes that must still be there at the commit."""
     snapshot = [(address, now) for address, (_, now) in originals.items()]
     edits = []
@@ -265,12 +297,25 @@ def _with_edits(plan: Plan, target: Target, originals: dict[int, tuple[bytes, by
         address = plan.module.bias + r.address
         new = _jump(plan.po, r, plan.layout, plan.base, address)
         edits.append(MemoryEdit(r.name, address, originals[address][0][: len(new)], new, True))
+    whole = [
+        range(e.address, e.address + plan.po.sections[e.replacement].size)
+        for e in plan.po.data_edits
+        if e.is_initialiser and e.name in taken
+    ]
     for e in plan.po.data_edits:
+        # Of what is taken as a whole, single pointers are a part.
+        if e.name not in taken if e.is_initialiser else any(e.address in r for r in whole):
+            continue
         address = plan.module.bias + e.address
         expected, new = plan.linked.loose[e.expected], plan.linked.loose[e.replacement]
         if len(expected) != len(new):
             raise InvalidPatchError(f"data edit of {e.name} changes its size", where=plan.po.identity.output)
         now = target.memory.read(address, len(expected))
+        if e.is_initialiser:
+            was = _earlier_value(torn, e.name)
+            snapshot += [] if was else [(address, now)]
+            edits.append(was or MemoryEdit(e.name, address, now, new, False, True))
+            continue
         mixed = torn is not None and all(n in pair for n, *pair in zip(now, expected, new, strict=True))
         if now != expected and not mixed:
             raise RefusedError(
@@ -290,6 +335,11 @@ def _with_edits(plan: Plan, target: Target, originals: dict[int, tuple[bytes, by
     if len(ledgers.encode(ledger)) > plan.layout.sections_start:
         raise InvalidPatchError("the ledger is larger than its room", where=plan.po.identity.output)
     return dataclasses.replace(plan, ledger=ledger, snapshot=tuple(snapshot))
+
+
+def _earlier_value(torn: Ledger | None, name: str) -> MemoryEdit | None:
+    """How a variable was given its initial value by a katana that died, or when the patch was applied before."""
+    return next((e for e in torn.edits if e.is_value and e.name == name), None) if torn else None
 
 
 def _refuse_overlap(edits: Sequence[MemoryEdit]) -> None:

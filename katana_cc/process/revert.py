@@ -22,7 +22,8 @@ from katana_cc.process.target import Target
 @dataclass(frozen=True, slots=True)
 class RevertReport:
     """What came of one process.  `outcome`: "reverted", or "nothing to revert"; then `others` are the PO-IDs of what is
-    applied there instead of the patch that was named."""
+    applied there instead of the patch that was named.  `kept` are variables that had been given their new initial value
+    and were written to since: they were left alone."""
 
     pid: int
     name: str
@@ -30,6 +31,7 @@ class RevertReport:
     ledger: Ledger | None
     commit: CommitReport | None
     others: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def revert_patch(
@@ -121,8 +123,7 @@ def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
                 where=target.where,
                 remedy="remove what altered them (a breakpoint, another patcher), or restart the process",
             )
-        # No edits at all count as applied: then the state tells.
-        if found is Bytes.TORN or (found is Bytes.NEW and (ledger.edits or ledger.state is Phase.APPLIED)):
+        if found in (Bytes.TORN, Bytes.NEW):
             in_force.append(ledger)
     return in_force
 
@@ -135,14 +136,18 @@ def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
     if ledger is None:
         others = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
         return RevertReport(target.pid, target.name, "nothing to revert", None, None, others)
-    snapshot = tuple((e.address, target.memory.read(e.address, len(e.replacement))) for e in ledger.edits)
+    there = {e: target.memory.read(e.address, len(e.replacement)) for e in ledger.edits}
+    # A value that the program wrote since is newer than both: it stays.
+    own = [e for e in ledger.edits if not e.is_value or there[e] == e.replacement]
+    kept = tuple(e.name for e in ledger.edits if e.is_value and there[e] not in (e.replacement, e.expected))
+    snapshot = tuple((e.address, there[e]) for e in own)
     guards = tuple(Guard(r.name, r.address, r.size, False) for r in ledger.new if r.size)
     # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
     guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
-    edits = tuple(e.reversed() for e in reversed(ledger.edits))
+    edits = tuple(e.reversed() for e in reversed(own))
     commit = Commit(ledger.base, ledger.state, Step.BEGIN_REVERT, Step.END_REVERT, guards, snapshot, edits)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
     report = run(target, commit, tables.unwinder, wait)
-    return RevertReport(target.pid, target.name, "reverted", ledger, report)
+    return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept)

@@ -158,6 +158,6 @@ def _state(target: Target, ledger: Ledger | None) -> str:
         found = ledger.found_bytes(target.memory)
     except TargetError:
         return "unloaded"  # dlclose took the module away
-    if found is Bytes.OLD or (not ledger.edits and ledger.state is not Phase.APPLIED):
+    if found is Bytes.OLD:
         return "reverted" if ledger.state in (Phase.REVERTED, Phase.REVERTING) else "prepared"
     return found.value

@@ -118,6 +118,11 @@ def _changes(s: Summary) -> Topic:
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
     points += [f"{d.name}: {count(d.size, 'byte')} of read-only data at {d.address:#x}, rewritten" for d in s.rewritten]
     points += [
+        f"{d.name} ({count(d.size, 'byte')} at {d.address:#x}) keeps its live value; --take-initialiser {d.name} gives "
+        "it the new initial one"
+        for d in s.initialisers
+    ]
+    points += [
         f"{r.name} of a library is used for the first time{', when it is there' if r.weak else ''}"
         for r in s.new_imports
     ]

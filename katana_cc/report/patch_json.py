@@ -34,6 +34,9 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "changed_functions": [_replacement(po, n) for n in range(len(po.replacements))],
         "new_functions": [_thing(f) for f in summary.new_functions],
         "new_data": [_thing(d) for d in summary.new_data],
+        "new_initial_values": [
+            {"name": d.name, "address": f"{d.address:#x}", "size": d.size} for d in summary.initialisers
+        ],
         "rewritten_data": [{"name": d.name, "address": f"{d.address:#x}", "size": d.size} for d in summary.rewritten],
         "imports": [{"name": r.name, "weak": r.weak, "new": r in summary.new_imports} for r in summary.imports],
         "existing": [_existing(r) for r in summary.existing],

@@ -42,7 +42,7 @@ class NewThing:
 
 @dataclass(frozen=True, slots=True)
 class RewrittenDatum:
-    """Read-only data rewritten in place."""
+    """Data rewritten in place: read-only, or pointers; or the initial value that a variable gets if it is asked for."""
 
     name: str
     address: int
@@ -76,6 +76,7 @@ class Summary:
     new_data: tuple[NewThing, ...]
     unnamed_bytes: int
     rewritten: tuple[RewrittenDatum, ...]
+    initialisers: tuple[RewrittenDatum, ...]
     imports: tuple[Reference, ...]
     new_imports: tuple[Reference, ...]
     existing: tuple[Reference, ...]
@@ -128,7 +129,8 @@ def summarise(po: PatchObject) -> Summary:
         tuple(functions),
         tuple(data),
         sum(size for i, size in mapped.items() if i not in named),
-        tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size) for e in po.data_edits),
+        _rewritten(po, False),
+        _rewritten(po, True),
         tuple(r for r in references if r.address is None),
         tuple(r for r in references if r.address is None and r.name in fresh),
         tuple(r for r in references if r.address is not None),
@@ -152,6 +154,8 @@ def headline(summary: Summary) -> str:
         words.append(count(variables, "new variable"))
     if summary.rewritten:
         words.append(f"{count(len(summary.rewritten), 'constant')} rewritten")
+    if summary.initialisers:
+        words.append(f"{count(len(summary.initialisers), 'new initial value')} not taken")
     return ", ".join(words) or "nothing carried"
 
 
@@ -227,6 +231,11 @@ def clean(text: str) -> str:
     Names come from other people's sources; an escape sequence in one must not drive the reader's terminal.
     """
     return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode("ascii") for ch in text)
+
+
+def _rewritten(po: PatchObject, initialisers: bool) -> tuple[RewrittenDatum, ...]:
+    edits = (e for e in po.data_edits if e.is_initialiser is initialisers)
+    return tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size) for e in edits)
 
 
 def _kind(section: PatchSection) -> str:

@@ -2,7 +2,7 @@
 
 build both ── the new one, from its start, must do what the model says (so the model is right)
 old process ── history ── patch ── further commands ── revert ── further commands, and code as it was
-refused: fine, with reasons that name something; but not for edits that have to work
+refused, or left to a person's decision: fine, with reasons that name something; but not for edits that have to work
 nothing to do: then the old process must do what the new version would
 """
 
@@ -58,7 +58,7 @@ class Checker:
         old_path, new_path, result = self._build(case, project)
         with serving(new_path) as server:
             talk(server, case.first, "the new build from its start")
-        if result.refusals:
+        if result.refusals or result.needs:
             return _refused(case, result)
         if case.refused:
             raise Counterexample(f"{case.edits} should have been refused: {_reasons(result)}")
@@ -90,9 +90,9 @@ def _reasons(result: Result) -> str:
 
 def _refused(case: Case, result: Result) -> Outcome:
     for r in result.patch.reasons:
-        if r.severity == "refused" and not (r.subject and r.text):
+        if r.severity in ("refused", "needs") and not (r.subject and r.text):
             raise Counterexample(f"a refusal that names nothing: {r}")
-    codes = tuple(sorted({code for code, _ in result.refusals}))
+    codes = tuple(sorted({code for code, _ in [*result.refusals, *result.needs]}))
     is_plain = case.variant.optimise == "-O2" and not case.variant.compile_flags
     if is_plain and set(case.edits) <= edits.MUST and not set(codes) <= EXCUSED:
         raise Counterexample(f"{case.edits} must not be refused: {_reasons(result)}")

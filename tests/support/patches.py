@@ -72,7 +72,7 @@ def sample() -> PatchObject:
         sections,
         symbols,
         (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,)),),
-        (DataEdit("banner", 0x402000, 5, 6),),
+        (DataEdit("banner", 0x402000, 5, 6), DataEdit("limit", 0x404010, 5, 6, True)),
         (Reliance(0, 0, Basis.BODY_SEEN, "walk"),),
     )
 

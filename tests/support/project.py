@@ -75,6 +75,11 @@ class Result:
         """(code, subject) of every refusal."""
         return [(r.code, r.subject) for r in self.patch.reasons if r.severity == "refused"]
 
+    @property
+    def needs(self) -> list[tuple[str, str]]:
+        """(code, subject) of everything that somebody has to decide."""
+        return [(r.code, r.subject) for r in self.patch.reasons if r.severity == "needs"]
+
     def codes(self, severity: str | None = None) -> set[str]:
         """The codes of all reasons."""
         return {r.code for r in self.patch.reasons if severity in (None, r.severity)}
@@ -91,7 +96,7 @@ class Result:
     @property
     def edited(self) -> list[str]:
         """Names of the data rewritten in place."""
-        return sorted(e.name for e in self.patch.data_edits)
+        return sorted(e.name for e in self.patch.data_edits if not e.is_initialiser)
 
     @property
     def carried(self) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from katana_cc.patch.model import REGISTRATION
 from katana_cc.report.handlers import HandlerRow, handler_rows
-from tests.support.project import Build, Project, Variant
+from tests.support.project import Build, Project, Result, Variant
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 VARIANTS = [
@@ -193,17 +193,48 @@ def test_stripped_output_is_patched_like_another(project: Project) -> None:
 # Values.
 
 
+def initial_values(result: Result) -> list[str]:
+    """The variables that a patch offers a new initial value for."""
+    return sorted(e.name for e in result.patch.data_edits if e.is_initialiser)
+
+
 def test_initial_value_is_kept_and_said(project: Project) -> None:
     result = change(project, "int g = 4; int serve(int x) { return g; }", "int g = 5; int serve(int x) { return g; }")
-    assert result.nothing
+    assert initial_values(result) == ["g"]
+    assert (result.replaced, result.edited) == ([], [])
     assert result.about("initialiser-kept") == ["g"]
 
 
 def test_pointer_to_a_literal_is_kept_and_said(project: Project) -> None:
     source = 'char *name = "{}"; int serve(int x) {{ return name[x]; }}'
     result = change(project, source.format("one"), source.format("two"))
-    assert result.nothing
+    assert initial_values(result) == ["name"]
+    assert (result.replaced, result.edited) == ([], [])
     assert result.about("initialiser-kept") == ["name"]
+
+
+def test_initial_values_of_one_name_are_offered_by_their_files(plain: Project) -> None:
+    source = "static int g = {}; int {}(int x) {{ return g += x; }}"
+    result = plain.change(
+        {"main.c": MAIN, "a.c": source.format(1, "serve"), "b.c": source.format(2, "other")},
+        {"a.c": source.format(3, "serve"), "b.c": source.format(4, "other")},
+    )
+    assert initial_values(result) == ["a.c:g", "b.c:g"]
+
+
+def test_initial_value_in_a_shared_section_is_not_offered(plain: Project) -> None:
+    """It could not be taken without its neighbours."""
+    source = "int g = {}, h = 7; int serve(int x) {{ return g += h += x; }}"
+    flags = ["-fno-data-sections"]
+    result = change(plain, source.format(1), source.format(3), compile_flags=flags)
+    assert initial_values(result) == []
+    assert result.about("initialiser-kept")
+
+
+def test_initial_value_that_becomes_zero_is_offered(plain: Project) -> None:
+    source = "static int g[3]{}; int serve(int x) {{ return g[x & 1] += x; }}"
+    (edit,) = change(plain, source.format(" = {1, 2, 3}"), source.format("")).patch.data_edits
+    assert edit.is_initialiser
 
 
 def test_function_pointer_in_a_writable_table_is_rewritten(project: Project) -> None:
@@ -302,7 +333,7 @@ def test_part_of_a_struct_is_not_another_part(clang: Project) -> None:
         "{0} int get(int x) {{ return s.{1} * 5; }} int serve(int x) {{ return set(x) + get(x); }}"
     )
     result = change(clang, source.format(NOINLINE, "a"), source.format(NOINLINE, "b"))
-    assert set(result.refusals) == {("data-storage-lost", "s"), ("data-storage-unknown", "s")}
+    assert set(result.needs) == {("data-storage-lost", "s"), ("data-storage-unknown", "s")}
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["comes together", "is taken apart"])

@@ -80,7 +80,7 @@ def patch_objects(draw: st.DrawFn) -> PatchObject:
         replacements = tuple(draw(st.lists(one, max_size=3)))
     if sections:
         places = st.integers(0, section_count - 1)
-        edits = tuple(draw(st.lists(st.builds(DataEdit, TEXT, U64, places, places), max_size=3)))
+        edits = tuple(draw(st.lists(st.builds(DataEdit, TEXT, U64, places, places, st.booleans()), max_size=3)))
     return PatchObject(identity, verdict, reasons, sections, symbols, replacements, edits)
 
 

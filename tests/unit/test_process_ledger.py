@@ -71,7 +71,7 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([2, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([3, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
 

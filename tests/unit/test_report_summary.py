@@ -22,9 +22,11 @@ def test_the_line_of_a_safe_patch() -> None:
 
 
 def test_the_line_of_a_patch_that_needs_a_decision() -> None:
-    assert one_line(sample(), "x").endswith("1 constant rewritten, needs --allow-active parse: x")
+    assert one_line(sample(), "x").endswith("1 new initial value not taken, needs --allow-active parse: x")
     unknown = replace(sample().reasons[2], code="of-a-later-version")
-    assert one_line(replace(sample(), reasons=(unknown,)), "x").endswith("1 constant rewritten, needs a decision: x")
+    assert one_line(replace(sample(), reasons=(unknown,)), "x").endswith(
+        "1 new initial value not taken, needs a decision: x"
+    )
 
 
 def test_the_line_of_a_refused_change_gives_its_reason_and_place() -> None:

@@ -1,0 +1,151 @@
+"""Variables whose initial value changed: the live value stays, or is exchanged where somebody asked for it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.live.programs import HEAD
+from tests.live.server import katana, katana_json, serving
+from tests.support.project import Build, Project, Result, Variant
+
+SOURCE = (
+    HEAD
+    + r"""
+int limit = /*LIMIT*/ 5;
+static const char *banner = /*BANNER*/ "old";
+static int step[] = {1, 2, /*STEP*/ 3, 4};
+int main(void) {
+  say("ready");
+  char line[200];
+  while (fgets(line, sizeof line, stdin)) {
+    if (line[0] == 's') limit = atoi(line + 2);
+    if (line[0] == 'r') { int *volatile p = step; p[0] = atoi(line + 2); banner = "set"; }
+    printf("%d %s %d %d\n", limit, banner, step[0], step[2]);
+    fflush(stdout);
+  }
+  return 0;
+}
+"""
+)
+VARIANTS = [Variant("gcc", "-O2", "pie"), Variant("clang", "-O0", "nopie")]
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def changed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Result]:
+    """The old program, the patch object and what is in it: no function differs."""
+    variant: Variant = request.param
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    project = Project(tmp_path_factory.mktemp("initialisers"), variant)
+    old = project.build({"a.c": SOURCE})
+    source = SOURCE
+    for mark, value in (("/*LIMIT*/ 5", "9"), ('/*BANNER*/ "old"', '"new"'), ("/*STEP*/ 3", "7")):
+        source = source.replace(mark, value)
+    result = project.checked(old, project.build({"a.c": source}))
+    old.path.chmod(0o755)
+    patch = project.folder / "patch.kpo"
+    patch.write_bytes(result.data)
+    return old.path, patch, result
+
+
+def test_patch_offers_them_and_takes_none(changed: tuple[Path, Path, Result]) -> None:
+    program, patch, result = changed
+    offered = sorted((e.name, e.is_initialiser) for e in result.patch.data_edits)
+    assert offered == [("banner", True), ("limit", True), ("step", True)]
+    assert result.replaced == []
+    with serving(program) as server:
+        assert katana_json("apply", patch, "--pid", server.pid)["processes"][0]["edits"] == []
+        assert server.ask("q") == "5 old 1 3"
+        assert katana("apply", patch, "--pid", server.pid).stdout.endswith("already applied\n")
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert "reverted" in katana("status", "--pid", server.pid).stdout
+
+
+def test_taken_where_asked_and_put_back(changed: tuple[Path, Path, Result]) -> None:
+    program, patch, _ = changed
+    words = [w for name in ("limit", "banner", "step") for w in ("--take-initialiser", name)]
+    with serving(program) as server:
+        server.ask("s 77")
+        (process,) = katana_json("apply", patch, "--pid", server.pid, *words)["processes"]
+        assert {(e["kind"], e["name"]) for e in process["edits"]} == {
+            ("value", "limit"),
+            ("value", "banner"),
+            ("value", "step"),
+        }
+        assert server.ask("q") == "9 new 1 7"
+        assert "applied" in katana("status", "--pid", server.pid).stdout
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("q") == "77 old 1 3", "the value that lived there when it was applied"
+        assert katana("apply", patch, "--pid", server.pid, *words[:2]).returncode == 0
+        assert server.ask("q") == "9 old 1 3"
+
+
+def test_what_was_written_since_stays(changed: tuple[Path, Path, Result]) -> None:
+    program, patch, _ = changed
+    with serving(program) as server:
+        words = ("--take-initialiser", "limit", "--take-initialiser", "step")
+        assert katana("apply", patch, "--pid", server.pid, *words).returncode == 0
+        assert server.ask("s 42") == "42 old 1 7"
+        assert katana("apply", patch, "--pid", server.pid, *words).stdout.endswith("already applied\n")
+        done = katana("revert", "--pid", server.pid)
+        assert done.returncode == 0
+        assert "limit was written to after it got its new initial value, and keeps what it holds" in done.stdout
+        assert server.ask("q") == "42 old 1 3"
+
+
+def test_wishes_that_cannot_be_met(changed: tuple[Path, Path, Result]) -> None:
+    program, patch, _ = changed
+    with serving(program) as server:
+        done = katana("apply", patch, "--pid", server.pid, "--take-initialiser", "limits")
+        assert done.returncode == 3
+        assert "no new initial value of limits (it has those of banner, limit, step)" in done.stderr
+        assert katana("apply", patch, "--pid", server.pid).returncode == 0
+        done = katana("apply", patch, "--pid", server.pid, "--take-initialiser", "limit")
+        assert done.returncode == 3
+        assert "applied already, without the initial value of limit" in done.stderr
+        assert "revert it first" in done.stderr
+        assert server.ask("q") == "5 old 1 3"
+
+
+FOLDED = (
+    HEAD
+    + r"""
+static int level = 3;
+NOINLINE int answer(int x) { return level * 100 + x /*READ*/; }
+NOINLINE void store(int x) { /*WRITE*/ seen = x; }
+int main(void) {
+  say("ready");
+  char line[200];
+  while (fgets(line, sizeof line, stdin)) {
+    if (line[0] == 's') store(atoi(line + 2));
+    printf("%d\n", answer(atoi(line + 2)));
+    fflush(stdout);
+  }
+  return 0;
+}
+"""
+)
+
+
+def test_static_without_storage_is_decided_by_name(tmp_path: Path) -> None:
+    """With its last writer gone, gcc folds it: at source level the live value should be used on."""
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie"))
+    old: Build = project.build({"a.c": FOLDED.replace("/*WRITE*/", "level = x;")})
+    new = project.build({"a.c": FOLDED})
+    result = project.diff(old, new)
+    patch = tmp_path / "patch.kpo"
+    patch.write_bytes(result.data)
+    old.path.chmod(0o755)
+    with serving(old.path) as server:
+        assert server.ask("s 8") == "808"
+        done = katana("apply", patch, "--pid", server.pid)
+        assert done.returncode == 3
+        assert "if that is right, apply it with --take-initialiser level" in done.stderr
+        assert server.ask("q 1") == "801"
+        done = katana("apply", patch, "--pid", server.pid, "--take-initialiser", "level")
+        assert done.returncode == 0, done.stderr
+        assert server.ask("q 1") == "301", "what the new build says"
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("q 1") == "801"
