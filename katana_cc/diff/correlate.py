@@ -1,7 +1,8 @@
 """Which section of the old program is the same thing as which section of the new one.
 
 Theory of operation.  With -ffunction-sections and -fdata-sections a section holds one function or one datum, so
-sections are what is correlated.  Two objects of the same unit name are matched first; in them:
+sections are what is correlated.  Two objects of the same unit name are matched first; those that differ in debug
+information only are the same.  In the others:
 
 1. A global or weak name is its own identity.
 2. A local's name without the compiler's numbers (`counter.0` → `counter`) is its identity when only one on either side
@@ -32,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from katana_cc.diff.alike import loaded_alike
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.scope import Scope
 from katana_cc.diff.view import Kind, ObjectView
@@ -46,7 +48,11 @@ _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
 
 @dataclass(slots=True)
 class Correlation:
-    """`old_of[new]` is the same thing in the old program; `ambiguous` new variables could be one of several."""
+    """`old_of[new]` is the same thing in the old program; `ambiguous` new variables could be one of several.
+
+    `same_units` pairs units of which nothing that is loaded differs (new → old); in `alike_units` of these debug
+    information does.
+    """
 
     old_of: dict[Place, Place] = field(default_factory=dict)
     ambiguous: set[Place] = field(default_factory=set)
@@ -54,6 +60,7 @@ class Correlation:
     removed_units: list[int] = field(default_factory=list)
     changed_units: list[tuple[int, int]] = field(default_factory=list)
     same_units: dict[int, int] = field(default_factory=dict)
+    alike_units: list[int] = field(default_factory=list)
 
     def old_place(self, new: Place) -> Place | None:
         """The same place in the old program; units whose object is identical need no entries of their own."""
@@ -105,6 +112,9 @@ def match_units(old: Program, new: Program) -> Correlation:
     for o, n in sorted(pairs, key=lambda p: p[1]):
         if old.snapshot.units[o].blob == new.snapshot.units[n].blob:
             result.same_units[n] = o
+        elif loaded_alike(old.object(o), new.object(n)):
+            result.same_units[n] = o
+            result.alike_units.append(n)
         else:
             result.changed_units.append((o, n))
     result.new_units = open_units

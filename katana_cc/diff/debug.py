@@ -19,6 +19,7 @@ from katana_cc.dwarf.changes import ChangeKind, compare_layouts, without_consequ
 from katana_cc.dwarf.detail import lines_only
 from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions, prototype
+from katana_cc.dwarf.moved import only_lines_moved
 from katana_cc.dwarf.sections import DwarfProblem
 from katana_cc.dwarf.types import layouts
 from katana_cc.dwarf.variables import Variable, variables
@@ -102,16 +103,21 @@ class DebugCache:
         except FormatError:
             return []
 
-    def compare_types(
-        self,
-        old: Program,
-        old_unit: int,
-        new: Program,
-        new_unit: int,
-        correlation: Correlation,
-        recreated: Collection[Place],
-    ) -> list[Reason]:
-        """Refusals for types laid out otherwise and variables of another type; notes for what is harmless."""
+    def only_lines_moved(self, old: Program, old_unit: int, new: Program, new_unit: int) -> bool:
+        """Whether two objects that are otherwise alike describe the same types and variables."""
+        before, after = self.info(old, old_unit), self.info(new, new_unit)
+        try:
+            return (
+                isinstance(before, DebugInfo)
+                and isinstance(after, DebugInfo)
+                and lines_only(after) is None
+                and only_lines_moved(before, after)
+            )
+        except FormatError:
+            return False  # said by compare_types
+
+    def compare_types(self, old: Program, old_unit: int, new: Program, new_unit: int) -> list[Reason]:
+        """Refusals for types laid out otherwise; notes for what is harmless."""
         before, after = self.info(old, old_unit), self.info(new, new_unit)
         for side, program, unit in ((before, old, old_unit), (after, new, new_unit)):
             problem = side if isinstance(side, DwarfProblem) else lines_only(side)
@@ -133,7 +139,6 @@ class DebugCache:
             elif not change.harmless:
                 text = f"{change.text}; live objects have the old layout"
                 found.append(Reason(Code.TYPE_CHANGED.value, REFUSED, change.type, change.file, change.line, text))
-        found += self.compare_variables(old, new, new_unit, correlation, recreated)
         return found
 
     def compare_variables(
@@ -151,7 +156,7 @@ class DebugCache:
             place = Place(new_unit, v.place.section)
             if kinds.get(place.section) is Kind.CONST or place in recreated:
                 continue
-            old_place = correlation.old_of.get(place)
+            old_place = correlation.old_place(place)
             was = self._stored_in(old, old_place) if old_place else None
             if was is not None and was.type != v.type:
                 text = f"{v.qualified} was {was.type} and is {v.type}; its live value would be misread"

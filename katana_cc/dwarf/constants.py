@@ -75,6 +75,7 @@ DW_AT_abstract_origin: Final = 0x31
 DW_AT_artificial: Final = 0x34
 DW_AT_count: Final = 0x37
 DW_AT_data_member_location: Final = 0x38
+DW_AT_decl_column: Final = 0x39
 DW_AT_decl_file: Final = 0x3A
 DW_AT_decl_line: Final = 0x3B
 DW_AT_declaration: Final = 0x3C

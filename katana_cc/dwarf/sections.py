@@ -91,6 +91,10 @@ class AddressFields:
         self._elf = elf
         self._found = found  # position → (symbol index, addend)
 
+    def alike(self, other: AddressFields) -> bool:
+        """Whether the same fields lead to the same, in two objects with equal symbol tables."""
+        return self._found == other._found
+
     def positions(self) -> Iterator[int]:
         """Where address fields are."""
         return iter(self._found)

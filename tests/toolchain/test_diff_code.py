@@ -495,3 +495,43 @@ def test_weak_function_of_the_same_file_is_not_meant_where_it_is_overridden(plai
     assert result.replaced == ["serve"]
     meant = {s.value for s in ElfFile(old.path.read_bytes()).symbols if s.name == "pick"}
     assert {y.value for y in result.patch.symbols if y.name == "pick"} == meant
+
+
+# Units of which only debug information differs.
+
+HEADER = "/* {} */ struct s {{ int a, b; }}; extern int shared; int other(struct s *); "
+
+
+def test_units_that_differ_in_debug_information_are_not_compared(project: Project) -> None:
+    """A line more in a header: the declarations of every unit that includes it moved."""
+    files = {"main.c": MAIN, "o.c": HEADER.format("") + "int shared; int other(struct s *p) { return p->a * 7; }"}
+    serve = "int serve(int x) {{ struct s s = {{ x, 1 }}; return other(&s) * {} + shared; }}"
+    before = {**files, "a.c": HEADER.format("") + serve.format(3)}
+    after = {name: text.replace("/*  */", "/* more\n */") for name, text in before.items()}
+    assert project.change(before, after).nothing
+    after["a.c"] = HEADER.format("more\n") + serve.format(5)
+    result = project.change(before, after)
+    assert result.replaced == ["serve"]
+    assert result.refusals == []
+    assert len(result.changes.replaced) == 1
+
+
+def test_variable_of_a_unit_whose_code_is_the_same_changes_its_type(project: Project) -> None:
+    """Nothing of b.o that is loaded differs, but a.c reads what it holds in another way."""
+    serve = "extern {} shared; int serve(int x) {{ return (int)shared * {} + x; }}"
+    result = project.change(
+        {"main.c": MAIN, "a.c": serve.format("int", 3), "b.c": "int shared;"},
+        {"a.c": serve.format("float", 3), "b.c": "float shared;"},
+    )
+    assert result.refusals == [("variable-type-changed", "shared")]
+
+
+def test_struct_that_changed_is_refused_where_code_follows_it(project: Project) -> None:
+    """b.o holds the variable and is the same: its size did not change."""
+    struct = "struct s {{ int {}; }}; extern struct s shared; "
+    serve = "int serve(int x) { return shared.a * 3 + shared.b * x; }"
+    result = project.change(
+        {"main.c": MAIN, "a.c": struct.format("a, b") + serve, "b.c": struct.format("a, b") + "struct s shared;"},
+        {"a.c": struct.format("b, a") + serve, "b.c": struct.format("b, a") + "struct s shared;"},
+    )
+    assert {code for code, _ in result.refusals} == {"type-changed"}

@@ -23,7 +23,7 @@ static const char *const names[] = {"x", "y"};
 __attribute__((noinline)) static int work(int x)
 {
   enum color c = x & 1;
-  return x * 3 + one.a + c + names[x & 1][0];
+  return x * 3 + one.a + c + names[x & 1][0] + (int)sizeof one;
 }
 
 int serve(int x)
@@ -46,10 +46,13 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return project
 
 
-def rebuild(project: Project, old: str, new: str) -> None:
-    """Build again with another text."""
-    assert old in SOURCE
-    project.build({"main.c": MAIN, "a.c": SOURCE.replace(old, new)})
+def rebuild(project: Project, *texts: str) -> None:
+    """Build again with other texts: old, new, old, new."""
+    source = SOURCE
+    for old, new in zip(texts[::2], texts[1::2], strict=True):
+        assert old in source
+        source = source.replace(old, new)
+    project.build({"main.c": MAIN, "a.c": source})
 
 
 def reasons(capsys: pytest.CaptureFixture[str]) -> dict[str, list[tuple[str, str, int]]]:
@@ -120,5 +123,5 @@ def test_changes_of_variables_have_file_and_line(project: Project, capsys: pytes
 def test_changes_of_types_have_file_and_line(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     rebuild(project, "int a; int b;", "int a; long b;")
     assert {(file, line) for _, file, line in reasons(capsys)["type-changed"]} == {("a.c", 1)}
-    rebuild(project, "RED, GREEN }", "RED, GREEN, BLUE }")
+    rebuild(project, "RED, GREEN }", "RED, GREEN, BLUE }", "x * 3", "x * 5")
     assert {(file, line) for _, file, line in reasons(capsys)["enumerator-added"]} == {("a.c", 4)}
