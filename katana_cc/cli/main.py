@@ -8,6 +8,7 @@ is asked for is imported, since LIEF, ptrace and the store must stay out of proc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -33,6 +34,13 @@ COMMANDS: Final = {
 }
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's own, told the width: to ask for it, it imports shutil and four compression libraries at each start."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `katana`; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="katana",
         description="Patch native programs while they run.",
         epilog="commands:\n" + "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     parser.add_argument("--cmake-dir", action="version", version=str(cmake_folder()), help="where Katana.cmake is")
@@ -52,13 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(ExitStatus.USAGE)
     chosen = parser.parse_args(words)
     module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
-    sub = argparse.ArgumentParser(prog=f"katana {chosen.command}", description=COMMANDS[chosen.command])
+    sub = argparse.ArgumentParser(
+        prog=f"katana {chosen.command}", description=COMMANDS[chosen.command], formatter_class=Formatter
+    )
     module.add_arguments(sub)
     prepare: Callable[[Sequence[str]], list[str]] = getattr(module, "prepare", list)
     arguments = sub.parse_args(prepare(chosen.rest))
     return run_reporting_errors(
         f"katana {chosen.command}", lambda: module.run(arguments), getattr(arguments, "json", False)
     )
+
+
+def _columns() -> int:
+    with contextlib.suppress(KeyError, ValueError):
+        return int(os.environ["COLUMNS"])
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 80
 
 
 def cmake_folder() -> Path:

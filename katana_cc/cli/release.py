@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from katana_cc import __version__
-from katana_cc.cli.main import run_reporting_errors
+from katana_cc.cli.main import Formatter, run_reporting_errors
 from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
 from katana_cc.snapshot.store import Store, find_store
@@ -22,7 +22,9 @@ _RETIRED = "%s: no patches are made from it any more"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `katana-release`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="katana-release", description="Name the current snapshots and mark them deployed, or bundle patches."
+        prog="katana-release",
+        description="Name the current snapshots and mark them deployed, or bundle patches.",
+        formatter_class=Formatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="name the current snapshots")
     parser.add_argument(

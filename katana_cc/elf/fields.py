@@ -4,8 +4,6 @@ Source: System V ABI, AMD64 supplement, 4.4 "Relocation" (field sizes) and B.2 "
 ELF Handling For Thread-Local Storage, 4.4 (sequences that are rewritten).  Numbers are relative to r_offset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 

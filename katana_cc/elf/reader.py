@@ -7,11 +7,8 @@ lazily, keeps no state but caches, and works on any bytes-like object (a file, a
 Source: System V gABI, chapters 4 and 5; elf(5).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -81,8 +78,7 @@ class Relocation(NamedTuple):
     addend: int
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One note of a note section or segment."""
 
     name: str

@@ -5,8 +5,6 @@ is staged.  Whatever goes wrong leaves a gap with its reason: the build is never
 link that was not recorded whole.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os
@@ -14,10 +12,9 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
@@ -34,8 +31,7 @@ _GCC_MADE = re.compile(r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z")
 _CLANG_MADE = re.compile(r".+-[0-9a-f]{6}\.o\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class StagedLink:
+class StagedLink(NamedTuple):
     """One staged link: its folder and its `link.json`."""
 
     folder: Path
@@ -363,16 +359,19 @@ def main(arguments: list[str]) -> int:
     unless KATANA_STRICT=1.
     """
     folder, key = arguments
-    # Imported late: a link that cannot be recorded should not pay for the diff.
-    from katana_cc.release.emit import emit_patches
-
     # One short run over many small values: looking for cycles among them would take a tenth of it.
     gc.disable()
     try:
         store = Store(Path(folder))
         snapshot = ingest(store, read_staged(Path(folder), key))
-        for line in emit_patches(store, snapshot):
-            print(line, file=sys.stderr)
+        # The diff takes longer to import than an unchanged link to record.
+        from katana_cc.release.deployed import differing_builds
+
+        if differing_builds(store, snapshot):
+            from katana_cc.release.emit import emit_patches
+
+            for line in emit_patches(store, snapshot):
+                print(line, file=sys.stderr)
     except KatanaError as error:
         print(f"katana: not recorded: {error}".replace("\n ", ";"), file=sys.stderr)
         return 1

@@ -5,8 +5,6 @@ All four are line formats meant for people.  Only contributions with an address 
 it (`placement.py`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple

@@ -10,10 +10,8 @@ never guessed: the diff refuses to patch what lies there.
 Sections that linkers merge or edit (strings, .eh_frame) have no address of their own and are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import same_outside
@@ -24,8 +22,7 @@ from katana_cc.recorder.record import ObjectRecord, SectionRecord
 ReadImage = Callable[[int, int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One object that a map's (file, member) may mean; `elf` is there when it was read just now."""
 
     unit: int
@@ -33,12 +30,14 @@ class Candidate:
     elf: ElfFile | None
 
 
-@dataclass(slots=True)
 class Placed:
     """The result: addresses by (unit, section), and what could not be confirmed."""
 
-    addresses: dict[tuple[int, int], int] = field(default_factory=dict)
-    unplaced: list[tuple[int, int, str]] = field(default_factory=list)
+    __slots__ = ("addresses", "unplaced")
+
+    def __init__(self) -> None:
+        self.addresses: dict[tuple[int, int], int] = {}
+        self.unplaced: list[tuple[int, int, str]] = []
 
 
 def place(

@@ -9,12 +9,9 @@ A record depends on the object's bytes only and is kept in the store by the obje
 (canonical keys, references, types) is read from the object when it is asked for.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, repeat
 from typing import Final, NamedTuple
 
@@ -43,8 +40,7 @@ class SectionRecord(NamedTuple):
 _SECTION_FIELDS: Final = len(SectionRecord._fields)
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRecord:
+class ObjectRecord(NamedTuple):
     """What is kept of an object: `file` is its STT_FILE symbol, `problem` why it was not read whole, if so."""
 
     file: str

@@ -15,10 +15,11 @@ from katana_cc.errors import StoreError
 from katana_cc.patch import codec
 from katana_cc.patch.build import build_patch
 from katana_cc.patch.model import Identity, PatchObject
+from katana_cc.release.deployed import differing_builds
 from katana_cc.release.proving import prove
 from katana_cc.report.summary import one_line
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import PatchRow, Release, Store
+from katana_cc.snapshot.store import PatchRow, Store
 from katana_cc.snapshot.words import plain, remedy_for
 
 
@@ -38,18 +39,6 @@ def release_label(store: Store, snapshot: Snapshot) -> str:
         if same & set(release.snapshots):
             return release.name
     return snapshot.build_id[:12]
-
-
-def deployed_builds(store: Store, output: str) -> list[tuple[Release, Snapshot]]:
-    """The builds of an output that processes may run: each build once, under its newest deployed release."""
-    rows = {r.id: r for r in store.snapshot_rows(output)}
-    found: dict[str, tuple[Release, int]] = {}
-    for release in store.releases():
-        if release.deployed:
-            for identifier in release.snapshots:
-                if identifier in rows:
-                    found[rows[identifier].build_id] = release, identifier
-    return [(release, store.snapshot(identifier)) for release, identifier in found.values()]
 
 
 def make_patch(
@@ -97,10 +86,8 @@ def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[E
 
 def emit_patches(store: Store, snapshot: Snapshot) -> Iterator[str]:
     """Make what a new snapshot calls for; yields a line for each patch object, and for values not carried."""
-    for release, old in deployed_builds(store, snapshot.output):
-        if old.build_id == snapshot.build_id:
-            continue
-        emitted, changes = emit(store, old, snapshot, release.name)
+    for release, identifier in differing_builds(store, snapshot):
+        emitted, changes = emit(store, store.snapshot(identifier), snapshot, release.name)
         if emitted is not None:
             yield one_line(emitted.patch, _shown(emitted.path))
             continue

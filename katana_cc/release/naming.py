@@ -3,13 +3,11 @@
 Apart from bundling, since a release is named while somebody waits, and needs neither the diff nor what reads it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError, UsageError
@@ -20,8 +18,7 @@ from katana_cc.snapshot.store import SnapshotRow, Store
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}\Z")  # part of file names, which may have 255 bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ingested:
+class Ingested(NamedTuple):
     """What `ingest_staged` did: the outputs recorded, and those that could not be, with the reason."""
 
     recorded: tuple[str, ...]

@@ -1,14 +1,14 @@
-"""What is recorded of one output at one link, as frozen values."""
+"""What is recorded of one output at one link, as frozen values.
 
-from __future__ import annotations
+Named tuples here and in all that a link imports, without `from __future__ import annotations`: each process compiles
+dataclasses anew, and annotations of named tuples that are text.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """One relocatable object of a link.
 
     `name` knows it through time: its path under the project's root (with `(member)` for archives), or its STT_FILE
@@ -19,8 +19,7 @@ class Unit:
     blob: str
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One output at one link.
 
     `placements[(unit, section)]` is the link-time address of an input section: unit index, section header index.
@@ -44,7 +43,7 @@ class Snapshot:
     image: str
     unplaced: tuple[tuple[int, int, str], ...] = ()
     notes: tuple[str, ...] = ()
-    id: int = field(default=0, compare=False)
+    id: int = 0
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:

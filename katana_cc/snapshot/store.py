@@ -6,8 +6,6 @@ first and the index row last, in one transaction: a crash or a full disk in betw
 links at once.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -15,9 +13,8 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.snapshot import model
@@ -50,8 +47,7 @@ CREATE TABLE records (blob TEXT PRIMARY KEY, record BLOB NOT NULL);
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """A named set of snapshots."""
 
     name: str
@@ -60,8 +56,7 @@ class Release:
     snapshots: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PatchRow:
+class PatchRow(NamedTuple):
     """One patch object that was made."""
 
     id: str
@@ -76,8 +71,7 @@ class PatchRow:
     time: float
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRow:
+class SnapshotRow(NamedTuple):
     """What the index knows of a snapshot without reading its manifest."""
 
     id: int
@@ -88,8 +82,7 @@ class SnapshotRow:
     time: float
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(NamedTuple):
     """A link that could not be recorded, and why."""
 
     output: str
@@ -272,14 +265,14 @@ class Store:
                 (snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest, snapshot.time),
             )
         assert cursor.lastrowid is not None
-        return replace(snapshot, id=cursor.lastrowid)
+        return snapshot._replace(id=cursor.lastrowid)
 
     def snapshot_rows(self, output: str | None = None) -> list[SnapshotRow]:
         """All snapshots (of one output), newest first."""
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
         columns = "id, output, path, build_id, manifest, time"
         rows = self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY id DESC", *values)
-        return [replace(SnapshotRow(*r), path=self._found_path(r[2])) for r in rows]
+        return [SnapshotRow(*r)._replace(path=self._found_path(r[2])) for r in rows]
 
     def snapshot(self, identifier: int) -> Snapshot:
         """One snapshot, whole."""
@@ -375,7 +368,7 @@ class Store:
     def patches(self) -> list[PatchRow]:
         """All patch objects, newest first."""
         rows = self._rows("SELECT * FROM patches ORDER BY time DESC, id")
-        return [replace(PatchRow(*r), path=self._found_path(r[7])) for r in rows]
+        return [PatchRow(*r)._replace(path=self._found_path(r[7])) for r in rows]
 
     def _kept_path(self, path: str) -> str:
         """A path as the index keeps it: relative to the project, which may be moved or copied with its store."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from katana_cc.cli.main import main
 from katana_cc.cli.release import main as release
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.patch import codec
+from katana_cc.recorder.ingest import staged_links
 from katana_cc.release.bundle import write_bundle
 from katana_cc.release.emit import emit_patches
 from katana_cc.release.naming import name_release, unrecorded
@@ -54,6 +56,23 @@ def test_changed_link_emits_a_patch_that_every_tool_accepts(project: Project) ->
 def test_unchanged_link_prints_nothing(project: Project) -> None:
     assert rebuild(project, 3) == []
     assert project.store.patches() == []
+
+
+@pytest.mark.parametrize("module", ["katana_cc.recorder.ingest", "katana_cc.cli.release"])
+def test_recording_what_does_not_differ_imports_no_diff(project: Project, module: str) -> None:
+    """It is what most links pay; dataclasses alone would take a seventh of it."""
+    words = ["again", "--not-deployed"]
+    if module == "katana_cc.recorder.ingest":
+        words = [str(project.store.folder), staged_links(project.store.folder)[-1].folder.name]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-I", "-m", module, *words],
+        cwd=project.folder, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.split("|")[2].strip() for line in lines}
+    assert not imported & {"dataclasses", "inspect", "shutil"}
+    packages = {name.split(".")[1] for name in imported if name.startswith("katana_cc.")}
+    assert packages <= {"cli", "elf", "errors", "recorder", "release", "snapshot"}
 
 
 def test_patch_is_the_same_to_the_byte(project: Project) -> None:

@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -359,7 +358,7 @@ def _collect(folder: Path) -> None:
 
 def test_damaged_manifest_stops_the_collector_before_it_drops_anything(store: Store) -> None:
     kept = store.add_snapshot(snapshot(store, 1))
-    store.add_snapshot(replace(snapshot(store, 2)))
+    store.add_snapshot(snapshot(store, 2))
     blobs = len(list(store.blobs))
     newest = store.snapshot_rows()[0].manifest
     store.blobs.path(newest).write_bytes(b"damage")
