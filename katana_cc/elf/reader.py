@@ -312,6 +312,19 @@ class ElfFile:
                 return data if stored == size else data + bytes(size - stored)
         raise FormatError(f"no segment holds {size} bytes at {address:#x}", where=self.where)
 
+    def holds(self, address: int, data: bytes) -> bool:
+        """Whether `data` lies at a link-time address: `read`, and a comparison, without a copy of what is there.
+
+        Raises:
+            FormatError: no PT_LOAD segment holds the address range.
+        """
+        size = len(data)
+        for start, _, offset, held in self._loads:
+            if start <= address and address + size <= start + held:
+                at = offset + address - start
+                return self.data[at : at + size] == data
+        return self.read(address, size) == data
+
 
 def _string(table: bytes, offset: int) -> str:
     end = table.find(b"\0", offset)

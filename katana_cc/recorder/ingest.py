@@ -12,7 +12,7 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,12 +126,12 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
         return store.snapshot(newest.id)
 
     contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
-    _check_complete(output, contributions)
+    _check_complete(output, chain.from_iterable(contributions.values()))
     objects = _Objects(store, info)
     placed = Placed()
     # One input after the other: what is read of it dies before the next is read, and its memory is used again.
-    for (file, member), its in _by_input(contributions).items():
-        place(its, objects.candidates(file, member), output.read, placed)
+    for (file, member), its in contributions.items():
+        place(its, objects.candidates(file, member), output, placed)
     objects.remember()
     units, records = objects.units, objects.unit_records
     notes = [f"{units[i].name}: {r.problem}" for i, r in enumerate(records) if r.problem]
@@ -161,25 +161,18 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     )
 
 
-def _by_input(contributions: Iterable[Contribution]) -> dict[tuple[str, str], list[Contribution]]:
-    """(file, member) → what it contributes, in the map's order."""
-    found: dict[tuple[str, str], list[Contribution]] = {}
-    for x in contributions:
-        found.setdefault((x.file, x.member), []).append(x)
-    return found
-
-
 def _check_complete(output: ElfFile, contributions: Iterable[Contribution]) -> None:
     """A map that was cut off (a full disk) would make functions look as if the link had left them out.
 
     Raises:
         FormatError: a function of the output's symbol table lies in no contribution.
     """
-    ranges = sorted((x.address, x.address + x.size) for x in contributions)
+    ranges = sorted([(address, address + size) for _, address, size in contributions])
     starts = [start for start, _ in ranges]
-    ends = list(accumulate((end for _, end in ranges), max))
+    ends = list(accumulate([end for _, end in ranges], max))
+    known = set(starts)  # where most functions begin
     for s in output.symbols:
-        if s.type != c.STT_FUNC or not s.size or s.section == c.SHN_UNDEF or "$" in s.name:
+        if s.type != c.STT_FUNC or s.value in known or not s.size or s.section == c.SHN_UNDEF or "$" in s.name:
             continue  # mold names its PLT entries `puts$plt`
         at = bisect_right(starts, s.value) - 1
         if at < 0 or ends[at] <= s.value:
@@ -194,7 +187,7 @@ class _Objects:
         self.store = store
         self.staged = store.folder / "staged" / "objects"
         self.inputs = {i["path"]: i for i in info["inputs"]}
-        self.root = store.folder.parent if store.folder.name == ".katana" else None
+        self.root = f"{store.folder.parent}/".replace("//", "/") if store.folder.name == ".katana" else ""
         files = [i["file"] for i in info["inputs"] if not i.get("thin_members")]
         files += [t for i in info["inputs"] for t in i.get("thin_members", {}).values()]
         self.known = store.known_objects(files)
@@ -273,11 +266,13 @@ class _Objects:
         return made, elf
 
     def _unit_name(self, absolute: str, member: str, made: ObjectRecord) -> str:
-        path = Path(absolute)
-        inside = self.root is not None and path.is_relative_to(self.root)
-        name = str(path.relative_to(self.root)) if self.root is not None and inside else absolute
-        if not inside and _is_temporary(path.name, made.file):
+        plain_path = "/" + "/".join([part for part in absolute.split("/") if part not in ("", ".")])
+        if self.root and plain_path.startswith(self.root):
+            name = plain_path[len(self.root) :]
+        elif _is_temporary(plain_path.rpartition("/")[2], made.file):
             name = made.file
+        else:
+            name = absolute
         return f"{name}({member})" if member else name
 
     def remember(self) -> None:
@@ -294,7 +289,7 @@ def _is_temporary(name: str, source: str) -> bool:
 
 
 def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tuple[int, int]]:
-    names = {s.name for r in records for s in r.symbols if s.section == c.SHN_COMMON}
+    names = set(chain.from_iterable([r.common_names for r in records]))
     if not names:
         return {}
     return {s.name: (s.value, s.size) for s in output.symbols if s.name in names and s.section != c.SHN_UNDEF}
@@ -302,7 +297,7 @@ def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tupl
 
 def _linker_symbols(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, int]:
     """Symbols that no object defines: `_end`, `__start_…`, `_GLOBAL_OFFSET_TABLE_`."""
-    defined = {s.name for r in records for s in r.symbols}
+    defined = set(chain.from_iterable([r.symbol_names for r in records]))
     return {
         s.name: s.value
         for s in output.symbols

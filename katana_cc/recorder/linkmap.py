@@ -13,80 +13,79 @@ from katana_cc.errors import FormatError
 
 
 class Contribution(NamedTuple):
-    """`size` bytes of section `section` of `file` (its `member`, for archives) lie at link-time address `address`."""
+    """`size` bytes of a section of that name lie at link-time address `address`."""
 
-    file: str
-    member: str
     section: str
     address: int
     size: int
 
 
-# ` .text.main  0x0000000000001060  0xb9 a.o`; a long name stands on a line of its own.
-_GNU = re.compile(rb"^ (\.?[^\s*(][^\s]*|COMMON)\s+0x0*([1-9a-f][0-9a-f]*)\s+0x([0-9a-f]+) (\S[^\n]*)$", re.MULTILINE)
-# `  1840  1840  b9  16         a.o:(.text.startup.main)`
-_LLD = re.compile(rb"^ *([0-9a-f]+) +[0-9a-f]+ +([0-9a-f]+) +\d+ {9}(\S[^\n]*):\(([^\n()]+)\)$", re.MULTILINE)
-# `  0x17f0  185  16         a.o:(.text.startup.main)`
-_MOLD = re.compile(rb"^ *(?:0x)?([0-9a-f]+) +(\d+) +\d+ {9}(\S[^\n]*):\(([^\n()]+)\)$", re.MULTILINE)
+Input = tuple[str, str]  # a file, and its member where it is an archive
 
-_NOT_ALLOCATED: Final = (
-    b".debug_", b".comment", b".note.GNU-stack", b".gnu.build.attributes", b".stab", b".gnu.lto_"
-)  # fmt: skip
+# A pattern that begins with its line's end, where a line is to begin, is looked for at line ends only.
+_SHOWN: Final = r"(?!\.debug_|\.comment|\.note\.GNU-stack|\.gnu\.build\.attributes|\.stab|\.gnu\.lto_)"  # allocated
+# ` .text.main  0x0000000000001060  0xb9 a.o`; a long name stands on a line of its own.
+_GNU = re.compile(rf"\n ({_SHOWN}[^\s*(]\S*)\s+0x0*([1-9a-f][0-9a-f]*)\s+0x0*([1-9a-f][0-9a-f]*) (\S.*)", re.ASCII)
+# `  1840  1840  b9  16         a.o:(.text.startup.main)`
+_LLD = re.compile(
+    rf"\n *0*([1-9a-f][0-9a-f]*) +[0-9a-f]+ +0*([1-9a-f][0-9a-f]*) +\d+ {{9}}(\S.*):\(({_SHOWN}[^\n()]+)\)(?=\n)",
+    re.ASCII,
+)
+# `  0x17f0  185  16         a.o:(.text.startup.main)`
+_MOLD = re.compile(
+    rf"\n *(?:0x)?0*([1-9a-f][0-9a-f]*) +0*([1-9]\d*) +\d+ {{9}}(\S.*):\(({_SHOWN}[^\n()]+)\)(?=\n)", re.ASCII
+)
 
 _LINKERS_OWN: Final = ("<internal>", "linker stubs", "** merge strings", "** merge constants", "** eh_frame")
 
 
-def parse(data: bytes, where: str = "link map") -> list[Contribution]:
-    """All contributions in a link map, in its order; the format is recognised by its heading.
+def parse(data: bytes, where: str = "link map") -> dict[Input, list[Contribution]]:
+    """What each input contributes, inputs and contributions in the map's order; its heading tells the format.
 
     Raises:
         FormatError: none of the four formats.
     """
-    head = data[:200].lstrip()
-    if head.startswith(b"VMA") and b"LMA" in head.split(b"\n", 1)[0]:
-        rows, base = _vma_style(_LLD, data), 16
-    elif head.startswith(b"VMA"):
-        rows, base = _vma_style(_MOLD, data), 10
+    text = data.decode("utf-8", "surrogateescape")
+    head = text[:200].lstrip()
+    if head.startswith("VMA") and "LMA" in head.split("\n", 1)[0]:
+        rows, base = _vma_style(_LLD, text), 16
+    elif head.startswith("VMA"):
+        rows, base = _vma_style(_MOLD, text), 10
     else:
-        start = data.find(b"\nLinker script and memory map")  # GNU ld
+        start = text.find("\nLinker script and memory map")  # GNU ld
         if start < 0:
-            start = data.find(b"\nMemory map")  # gold
-        if start < 0 and not data.startswith(b"Memory map"):
+            start = text.find("\nMemory map")  # gold
+        if start < 0 and not text.startswith("Memory map"):
             raise FormatError("not a link map of GNU ld, gold, lld or mold", where=where)
-        rows, base = _GNU.findall(data, max(start, 0)), 16
-    return _contributions(rows, base)
+        rows, base = _GNU.findall(text, max(start, 0)), 16
+    return _by_input(rows, base)
 
 
-_Row = tuple[bytes, bytes, bytes, bytes]  # section, address, size, path: as the map spells them
+_Row = tuple[str, str, str, str]  # section, address, size, path: as the map spells them
 
 
-def _vma_style(pattern: re.Pattern[bytes], data: bytes) -> list[_Row]:
+def _vma_style(pattern: re.Pattern[str], text: str) -> list[_Row]:
     return [
-        ({b".common": b"COMMON"}.get(name, name).split(b"+0x")[0], address, size, path)
-        for address, size, path, name in pattern.findall(data)
+        ({".common": "COMMON"}.get(name, name).split("+0x")[0], address, size, path)
+        for address, size, path, name in pattern.findall(text + "\n")
     ]
 
 
-def _contributions(rows: Iterable[_Row], size_base: int) -> list[Contribution]:
+def _by_input(rows: Iterable[_Row], size_base: int) -> dict[Input, list[Contribution]]:
     # Thousands of rows name a few hundred files: each path is read once.
-    files: dict[bytes, tuple[str, str]] = {}
-    result = []
+    files: dict[str, list[Contribution]] = {path: [] for path in _LINKERS_OWN}
+    found: dict[Input, list[Contribution]] = {}
+    new = tuple.__new__  # a named tuple's own constructor takes twice as long
     for name, address, size, path in rows:
-        if name.startswith(_NOT_ALLOCATED):
-            continue
-        known = files.get(path)
-        if known is None:
-            known = files[path] = _file_and_member(path)
-        place, length = int(address, 16), int(size, size_base)
-        if place and length and known[0] not in _LINKERS_OWN:
-            section = name.decode("utf-8", "surrogateescape")
-            result.append(tuple.__new__(Contribution, (*known, section, place, length)))
-    return result
+        its = files.get(path)
+        if its is None:
+            its = files[path] = found.setdefault(_file_and_member(path), [])
+        its.append(new(Contribution, (name, int(address, 16), int(size, size_base))))
+    return found
 
 
-def _file_and_member(path: bytes) -> tuple[str, str]:
-    file = path.decode("utf-8", "surrogateescape")
-    if file.endswith(")") and "(" in file:
-        file, _, member = file[:-1].rpartition("(")
+def _file_and_member(path: str) -> Input:
+    if path.endswith(")") and "(" in path:
+        file, _, member = path[:-1].rpartition("(")
         return file, member
-    return file, ""
+    return path, ""

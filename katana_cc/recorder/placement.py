@@ -10,16 +10,17 @@ never guessed: the diff refuses to patch what lies there.
 Sections that linkers merge or edit (strings, .eh_frame) have no address of their own and are left out.
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import same_outside
 from katana_cc.elf.reader import ElfFile
 from katana_cc.recorder.linkmap import Contribution
-from katana_cc.recorder.record import ObjectRecord, SectionRecord
+from katana_cc.recorder.record import ObjectRecord, SectionRecord, SectionRow
 
-ReadImage = Callable[[int, int], bytes]
+_SIZE = 3  # in a SectionRow
+_DIFFERS = "the output's bytes differ from the object's"
 
 
 class Candidate(NamedTuple):
@@ -28,6 +29,16 @@ class Candidate(NamedTuple):
     unit: int
     record: ObjectRecord
     elf: ElfFile | None
+
+
+class Image(Protocol):
+    """The output, by link-time addresses."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """What lies there."""
+
+    def holds(self, address: int, data: bytes) -> bool:
+        """Whether `data` lies there."""
 
 
 class Placed:
@@ -40,17 +51,49 @@ class Placed:
         self.unplaced: list[tuple[int, int, str]] = []
 
 
-def place(
-    contributions: Iterable[Contribution], candidates: Iterable[Candidate], read: ReadImage, result: Placed
-) -> None:
+def place(contributions: Iterable[Contribution], candidates: Sequence[Candidate], image: Image, result: Placed) -> None:
     """Match the contributions of one input with the sections of the objects it may mean.
 
     Args:
         contributions: those of one (file, member) of the link map, in its order.
         candidates: the objects that this may mean.
-        read: reads `size` bytes of the final image at a link-time address.
+        image: the output.
         result: what is found is added here.
     """
+    if len(candidates) == 1 and (rows := candidates[0].record.rows_by_name()) is not None:
+        _place_by_name(contributions, candidates[0], rows, image, result)
+    else:
+        _place_among(contributions, candidates, image, result)
+
+
+def _place_by_name(
+    contributions: Iterable[Contribution],
+    candidate: Candidate,
+    rows: dict[str, SectionRow],
+    image: Image,
+    result: Placed,
+) -> None:
+    """What `_place_among` does where a name means one section or none: nearly always, and thousands of times a link."""
+    unit, _, elf = candidate
+    for name, address, size in contributions:
+        row = rows.get(name)
+        if row is None or row[_SIZE] != size:
+            continue
+        del rows[name]
+        number, kind, flags, _, offset, witness = row
+        if flags & c.SHF_MERGE or name == ".eh_frame":
+            continue
+        if kind != c.SHT_NOBITS and not (
+            image.holds(address + offset, witness) if elf is None else _is_there(elf, number, address, image)
+        ):
+            result.unplaced.append((unit, number, _DIFFERS))
+        else:
+            result.addresses[unit, number] = address
+
+
+def _place_among(
+    contributions: Iterable[Contribution], candidates: Iterable[Candidate], image: Image, result: Placed
+) -> None:
     pool: dict[str, list[tuple[Candidate, SectionRecord]]] = {}
     for candidate in candidates:
         for section in candidate.record.sections:
@@ -62,14 +105,14 @@ def place(
         fits = [w for w in waiting if w[1].size == contribution.size]
         if not fits:
             continue  # merged strings: the map gives what is left of them
-        confirmed = [w for w in fits if _confirmed(*w, contribution.address, read)]
+        confirmed = [w for w in fits if _confirmed(*w, contribution.address, image)]
         chosen = (confirmed or fits)[0]
         waiting.remove(chosen)
         candidate, section = chosen
         if section.flags & c.SHF_MERGE or section.name == ".eh_frame":
             continue
         if not confirmed:
-            result.unplaced.append((candidate.unit, section.number, "the output's bytes differ from the object's"))
+            result.unplaced.append((candidate.unit, section.number, _DIFFERS))
             continue
         result.addresses[candidate.unit, section.number] = contribution.address
         if any(other.record is not candidate.record for other, _ in confirmed):
@@ -78,11 +121,16 @@ def place(
             result.unplaced += [(other.unit, x.number, why) for other, x in confirmed]
 
 
-def _confirmed(candidate: Candidate, section: SectionRecord, address: int, read: ReadImage) -> bool:
+def _confirmed(candidate: Candidate, section: SectionRecord, address: int, image: Image) -> bool:
     if section.type == c.SHT_NOBITS or section.flags & c.SHF_MERGE or section.name == ".eh_frame":
         return True
     if candidate.elf is None:
-        return read(address + section.witness_offset, len(section.witness)) == section.witness
-    data = candidate.elf.contents(candidate.elf.sections[section.number])
-    final = read(address, section.size)
-    return final == data or same_outside(data, final, candidate.elf.relocation_rows(section.number))
+        return image.holds(address + section.witness_offset, section.witness)
+    return _is_there(candidate.elf, section.number, address, image)
+
+
+def _is_there(elf: ElfFile, number: int, address: int, image: Image) -> bool:
+    """Whether all bytes of a section that no relocation touches lie there."""
+    data = elf.contents(elf.sections[number])
+    final = image.read(address, len(data))
+    return final == data or same_outside(data, final, elf.relocation_rows(number))

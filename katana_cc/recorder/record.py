@@ -5,14 +5,17 @@ and how to recognise each section in an output.  The *witness* is the longest
 run (at most 16 bytes) that no relocation touches: the recorder checks it in the final file, to know that the placement
 the link map promised is true, without parsing unchanged objects again.
 
+A record is kept packed, as rows of one layout beside the names they belong to: a link asks hundreds of unchanged
+objects for their sections by name, and hardly one for its symbols.
+
 A record depends on the object's bytes only and is kept in the store by the object's hash.  What a diff alone asks for
 (canonical keys, references, types) is read from the object when it is asked for.
 """
 
-import json
 import re
-from collections.abc import Sequence
-from itertools import accumulate, repeat
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from struct import Struct
 from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
@@ -26,10 +29,10 @@ _NUMBERED = re.compile(r"\.\d+(?=$|\.)")
 
 
 class SectionRecord(NamedTuple):
-    """One allocated section."""
+    """One allocated section: its name, then what a row holds of it."""
 
-    number: int
     name: str
+    number: int
     type: int
     flags: int
     size: int
@@ -37,16 +40,45 @@ class SectionRecord(NamedTuple):
     witness: bytes
 
 
-_SECTION_FIELDS: Final = len(SectionRecord._fields)
+SectionRow = tuple[int, int, int, int, int, bytes]  # a SectionRecord without its name
+
+_HEADER: Final = Struct("<5Q")  # sizes of the parts, in bytes
+_SECTION: Final = Struct(f"<IIQQQ{WITNESS_SIZE + 1}p")
+_SYMBOL: Final = Struct("<BBBIQQ")
 
 
-class ObjectRecord(NamedTuple):
+class ObjectRecord:
     """What is kept of an object: `file` is its STT_FILE symbol, `problem` why it was not read whole, if so."""
 
-    file: str
-    sections: tuple[SectionRecord, ...]
-    symbols: tuple[Symbol, ...]
-    problem: str = ""
+    def __init__(
+        self, file: str, sections: Iterable[SectionRecord], symbols: Iterable[Symbol], problem: str = ""
+    ) -> None:
+        self.file = file
+        self.problem = problem
+        self.sections = tuple(sections)
+        self.symbols = tuple(symbols)
+        self.section_names = [s[0] for s in self.sections]
+        self.section_rows = b"".join([_SECTION.pack(*s[1:]) for s in self.sections])
+        self.symbol_names = [s[0] for s in self.symbols]
+        self.symbol_rows = b"".join([_SYMBOL.pack(*s[1:]) for s in self.symbols])
+        self.common_names = [s.name for s in self.symbols if s.section == c.SHN_COMMON]
+
+    @cached_property
+    def sections(self) -> tuple[SectionRecord, ...]:
+        """All its sections."""
+        pairs = zip(self.section_names, _SECTION.iter_unpack(self.section_rows), strict=True)
+        return tuple([tuple.__new__(SectionRecord, (name, *row)) for name, row in pairs])
+
+    @cached_property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """What it defines."""
+        pairs = zip(self.symbol_names, _SYMBOL.iter_unpack(self.symbol_rows), strict=True)
+        return tuple([tuple.__new__(Symbol, (name, *row)) for name, row in pairs])
+
+    def rows_by_name(self) -> dict[str, SectionRow] | None:
+        """Name → the rest of a section; None when two share a name."""
+        rows = dict(zip(self.section_names, _SECTION.iter_unpack(self.section_rows), strict=True))
+        return rows if len(rows) == len(self.section_names) else None
 
 
 def stem(name: str) -> str:
@@ -82,15 +114,15 @@ def make_record(elf: ElfFile) -> ObjectRecord:
         edited = section.name == ".eh_frame" or section.flags & c.SHF_MERGE
         offset, witness = (0, b"") if edited else _witness(elf.contents(section), rows)
         sections.append(
-            SectionRecord(section.number, section.name, section.type, section.flags, section.size, offset, witness)
+            SectionRecord(section.name, section.number, section.type, section.flags, section.size, offset, witness)
         )
     kept = {s.number for s in sections} | {c.SHN_COMMON}
     if any(s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in elf.sections) and not any(
         s.flags & c.SHF_EXECINSTR for s in sections
     ):
         problem = "it holds link-time-optimisation bytecode and no machine code; build without -flto"
-    defined = tuple([s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name])
-    return ObjectRecord(file, tuple(sections), defined, problem)
+    defined = [s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name]
+    return ObjectRecord(file, sections, defined, problem)
 
 
 def _witness(data: bytes, rows: Sequence[Row]) -> tuple[int, bytes]:
@@ -124,33 +156,43 @@ def literal_at(data: bytes, section: Section, offset: int) -> bytes:
 
 
 def to_bytes(record: ObjectRecord) -> bytes:
-    """A record as JSON, by columns: a list a field is written and read in half the time of a list a section."""
-    *columns, witnesses = zip(*record.sections, strict=True) if record.sections else [()] * _SECTION_FIELDS
-    return json.dumps(
-        {
-            "file": record.file,
-            "problem": record.problem,
-            "sections": columns,
-            "witness_sizes": [len(w) for w in witnesses],
-            "witnesses": b"".join(witnesses).hex(),
-            "symbols": list(zip(*record.symbols, strict=True)),
-        },
-        separators=(",", ":"),
-        check_circular=False,
-    ).encode()
+    """A record as the store keeps it: the sizes of five parts, and the parts.
+
+    They are: names of sections, rows of sections, `file` with `problem` and the names of symbols, rows of symbols,
+    names of common symbols.  A NUL stands between names.
+    """
+    sections, symbols, commons = [
+        "\0".join(names).encode("utf-8", "surrogateescape")
+        for names in (
+            record.section_names, [record.file, record.problem, *record.symbol_names], record.common_names
+        )
+    ]  # fmt: skip
+    parts = (sections, record.section_rows, symbols, record.symbol_rows, commons)
+    return b"".join((_HEADER.pack(*map(len, parts)), *parts))
 
 
 def from_bytes(data: bytes) -> ObjectRecord:
     """The inverse of `to_bytes`.
 
     Raises:
-        ValueError, KeyError, TypeError: not written by `to_bytes`.
+        ValueError, struct.error: not written by `to_bytes`.
     """
-    raw = json.loads(data)
-    held = bytes.fromhex(raw["witnesses"])
-    ends = list(accumulate(raw["witness_sizes"]))
-    witnesses = [held[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    # A named tuple's own constructor takes twice as long.
-    sections = map(tuple.__new__, repeat(SectionRecord), zip(*raw["sections"], witnesses, strict=True))
-    symbols = map(tuple.__new__, repeat(Symbol), zip(*raw["symbols"], strict=True))
-    return ObjectRecord(raw["file"], tuple(sections), tuple(symbols), raw["problem"])
+    parts = []
+    at = _HEADER.size
+    for size in _HEADER.unpack_from(data):
+        parts.append(data[at : at + size])
+        at += size
+    if at != len(data):
+        raise ValueError("a record is cut off")
+    sections, section_rows, symbols, symbol_rows, commons = parts
+    made = ObjectRecord.__new__(ObjectRecord)
+    made.section_names = _names(sections) if section_rows else []
+    made.section_rows = section_rows
+    made.file, made.problem, *made.symbol_names = _names(symbols)
+    made.symbol_rows = symbol_rows
+    made.common_names = _names(commons) if commons else []
+    return made
+
+
+def _names(text: bytes) -> list[str]:
+    return text.decode("utf-8", "surrogateescape").split("\0")

@@ -22,7 +22,7 @@ from katana_cc.snapshot.blobs import BlobStore, compress_row, expand_row
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.words import plain, remedy_for
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 _SCHEMA: Final = """
 CREATE TABLE snapshots (

@@ -205,7 +205,7 @@ class Project:
         shutil.copy(self.folder / ".map", place / "map")
         shutil.copy(self.folder / output, place / "output")
         inputs: list[dict[str, Any]] = []
-        for name in dict.fromkeys(x.file for x in parse(text)):
+        for name in dict.fromkeys(file for file, _ in parse(text)):
             source = self.folder / name
             if not source.is_file():
                 continue  # `<internal>` of lld and mold

@@ -28,7 +28,9 @@ LOAD a.o
  .text.member   0x0000000000001140        0x8 libx.a(m.o)
  COMMON         0x0000000000004040        0x4 a.o
  *fill*         0x0000000000001148        0x8
+ .text          0x0000000000001148        0x0 a.o
  .debug_info    0x0000000000000000       0x99 a.o
+ .debug_info    0x0000000000000099       0x99 libx.a(m.o)
 """
 LLD = b"""             VMA              LMA     Size Align Out     In      Symbol
             1840             1840       b9    16 .text
@@ -47,23 +49,22 @@ GOLD = BFD.replace(b"Linker script and memory map", b"Memory map")
 
 @pytest.mark.parametrize("text", [BFD, GOLD], ids=["bfd", "gold"])
 def test_gnu_maps(text: bytes) -> None:
-    assert parse(text) == [
-        Contribution("a.o", "", ".text.main", 0x1060, 0xB9),
-        Contribution("dir with space/b.o", "", ".text.a_function_with_a_long_name", 0x1120, 0x1A),
-        Contribution("libx.a", "m.o", ".text.member", 0x1140, 8),
-        Contribution("a.o", "", "COMMON", 0x4040, 4),
-    ]
+    assert parse(text) == {
+        ("a.o", ""): [Contribution(".text.main", 0x1060, 0xB9), Contribution("COMMON", 0x4040, 4)],
+        ("dir with space/b.o", ""): [Contribution(".text.a_function_with_a_long_name", 0x1120, 0x1A)],
+        ("libx.a", "m.o"): [Contribution(".text.member", 0x1140, 8)],
+    }
 
 
 def test_lld_map_without_the_linkers_own_parts() -> None:
-    assert parse(LLD) == [
-        Contribution("a.o", "", ".text.main", 0x1840, 0xB9),
-        Contribution("libx.a", "m.o", ".text.member", 0x1900, 8),
-    ]
+    assert parse(LLD) == {
+        ("a.o", ""): [Contribution(".text.main", 0x1840, 0xB9)],
+        ("libx.a", "m.o"): [Contribution(".text.member", 0x1900, 8)],
+    }
 
 
 def test_mold_map_has_decimal_sizes() -> None:
-    assert parse(MOLD) == [Contribution("a.o", "", ".text.main", 0x1840, 185)]
+    assert parse(MOLD) == {("a.o", ""): [Contribution(".text.main", 0x1840, 185)]}
 
 
 @given(st.binary(max_size=300))

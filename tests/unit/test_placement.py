@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from katana_cc.elf import constants as c
 from katana_cc.recorder.linkmap import Contribution
 from katana_cc.recorder.placement import Candidate, Placed, place
@@ -13,17 +16,30 @@ BASE = 0x1000
 def candidate(unit: int, *sections: tuple[str, bytes], kind: int = c.SHT_PROGBITS) -> Candidate:
     """An object read before: each section is known by its first bytes."""
     records = [
-        SectionRecord(i + 1, name, kind, c.SHF_ALLOC, max(len(data), 4), 0, data)
+        SectionRecord(name, i + 1, kind, c.SHF_ALLOC, max(len(data), 4), 0, data)
         for i, (name, data) in enumerate(sections)
     ]
     return Candidate(unit, ObjectRecord("a.c", tuple(records), ()), None)
 
 
+class Output:
+    """An output of one segment, at BASE."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, address: int, size: int) -> bytes:
+        return self.data[address - BASE : address - BASE + size]
+
+    def holds(self, address: int, data: bytes) -> bool:
+        return self.read(address, len(data)) == data
+
+
 def placed(image: bytes, names: list[str], *candidates: Candidate) -> Placed:
     """Contributions of four bytes each, one after the other."""
     result = Placed()
-    its = [Contribution("lib.a", "m.o", name, BASE + 4 * i, 4) for i, name in enumerate(names)]
-    place(its, candidates, lambda at, size: image[at - BASE : at - BASE + size], result)
+    its = [Contribution(name, BASE + 4 * i, 4) for i, name in enumerate(names)]
+    place(its, candidates, Output(image), result)
     return result
 
 
@@ -62,6 +78,30 @@ def test_equal_members_need_not_be_told_apart() -> None:
 
 
 def test_sections_that_linkers_merge_have_no_place() -> None:
-    merged = SectionRecord(1, ".rodata.str1.1", c.SHT_PROGBITS, c.SHF_ALLOC | c.SHF_MERGE, 4, 0, b"")
+    merged = SectionRecord(".rodata.str1.1", 1, c.SHT_PROGBITS, c.SHF_ALLOC | c.SHF_MERGE, 4, 0, b"")
     result = placed(b"xxxx", [".rodata.str1.1"], Candidate(0, ObjectRecord("a.c", (merged,), ()), None))
     assert (result.addresses, result.unplaced) == ({}, [])
+
+
+SECTIONS = st.tuples(
+    st.sampled_from([".text.f", ".text.g", ".eh_frame", ".bss"]), st.sampled_from([b"aaaa", b"bb", b""])
+)
+
+
+@given(
+    st.lists(SECTIONS, max_size=4, unique_by=lambda s: s[0]),
+    st.lists(st.sampled_from([".text.f", ".text.g", ".eh_frame", ".bss", ".plt"]), max_size=6),
+    st.text("ab", max_size=24),
+    st.sampled_from([c.SHT_PROGBITS, c.SHT_NOBITS]),
+)
+def test_an_object_is_placed_alike_by_name_and_among_others(
+    sections: list[tuple[str, bytes]], names: list[str], image: str, kind: int
+) -> None:
+    """The short way for one object whose sections have names of their own must not decide otherwise."""
+    only = candidate(0, *sections, kind=kind)
+    # An object of no sections makes it the long way.
+    none = Candidate(1, ObjectRecord("b.c", (), ()), None)
+    short = placed(image.encode(), names, only)
+    long = placed(image.encode(), names, only, none)
+    assert short.addresses == long.addresses
+    assert short.unplaced == long.unplaced
