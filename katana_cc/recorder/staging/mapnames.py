@@ -10,6 +10,7 @@ from _collections_abc import Iterator  # which `os` has imported; `collections.a
 from katana_cc.recorder.staging.failure import StagingError
 
 # Data statements of a linker script stand in GNU maps where file names do: ld(1) "Output Section Data".
+_SPACE, _STAR = b" *"
 DATA_STATEMENTS = (b"BYTE ", b"SHORT ", b"LONG ", b"QUAD ", b"SQUAD ", b"ASCIZ ", b"load address ")
 
 
@@ -27,7 +28,7 @@ def contributing_files(text: bytes) -> tuple[str, list[bytes]]:
             line[column : line.rfind(b":(")]
             for block in _blocks(text[len(header) + 1 :])
             for line in block.split(b"\n")
-            if line[column - 1 : column] == b" " and line[column : column + 1] not in (b" ", b"")
+            if len(line) > column and line[column - 1] == _SPACE and line[column] != _SPACE
         }
         return kind, sorted(names - {b"<internal>", b""})
     if b"\nMemory map\n" in text:
@@ -43,11 +44,12 @@ def contributing_files(text: bytes) -> tuple[str, list[bytes]]:
         for block in _blocks(text if end < 0 else text[:end])
         for line in block.split(b"\n")
         # Cheapest test first: most lines are symbols, and have nothing in the size column.
-        if line[44:45] > b" "
+        if len(line) > 46
+        and line[44] > _SPACE
+        and line[45] == _SPACE
         and line[16:18] == b"0x"
-        and line[45:46] == b" "
-        and line[:1] == b" "
-        and line[1:2] != b"*"
+        and line[0] == _SPACE
+        and line[1] != _STAR
     }
     names.discard(b"")
     return kind, sorted(name for name in names if not name.startswith(DATA_STATEMENTS) and name != b"linker stubs")

@@ -21,15 +21,17 @@ def text(path: bytes) -> str:
 
 
 def to_json(value: object) -> str:
-    """JSON of dicts, lists, strings, numbers, booleans and None; bytes are paths, which `os.fsencode` gives back."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{to_json(key)}: {to_json(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join([to_json(item) for item in value]) + "]"
+    """JSON of dicts, lists, strings, integers, booleans and None; bytes are paths, which `os.fsencode` gives back."""
+    if isinstance(value, str):  # the most frequent first: there are thousands of values a link
+        return _quote(value)
+    if isinstance(value, bytes):
+        return _quote(text(value))
     if isinstance(value, bool):
         return "true" if value else "false"
-    if value is None:
-        return "null"
     if isinstance(value, int):
         return str(value)
-    return _quote(text(value) if isinstance(value, bytes) else str(value))
+    if isinstance(value, dict):
+        return "{" + ", ".join([f"{to_json(key)}: {to_json(item)}" for key, item in value.items()]) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join([to_json(item) for item in value]) + "]"
+    return "null" if value is None else str(value)
