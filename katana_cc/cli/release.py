@@ -83,7 +83,9 @@ def _name(store: Store, arguments: argparse.Namespace, ingested: Ingested) -> Ex
         return ExitStatus.DONE
     missing = unrecorded(store)
     lost = dict(ingested.failed) | missing
-    snapshots = name_release(store, arguments.name, deployed=not arguments.not_deployed, missing=missing)
+    snapshots = name_release(
+        store, arguments.name, deployed=not arguments.not_deployed, missing=missing, read=ingested.recorded
+    )
     if arguments.json:
         outputs = [{"output": s.output, "build_id": s.build_id, "snapshot": s.id} for s in snapshots]
         gaps = [{"output": o, "reason": r} for o, r in lost.items()]

@@ -298,6 +298,18 @@ class ElfFile:
         loads = (p for p in self.segments if p.type == c.PT_LOAD)
         return tuple((p.vaddr, p.vaddr + p.memory_size, p.offset, p.file_size) for p in loads)
 
+    @cached_property
+    def _held(self) -> list[tuple[int, int, int]]:
+        """(first address, end, file offset less address) of what the file holds of each PT_LOAD segment, largest first.
+
+        Raises:
+            FormatError: a segment lies outside the file.
+        """
+        if any(offset + held > len(self.data) for _, _, offset, held in self._loads):
+            raise FormatError("a segment lies outside the file (truncated?)", where=self.where)
+        found = [(start, start + held, offset - start) for start, _, offset, held in self._loads]
+        return sorted(found, key=lambda part: part[0] - part[1])
+
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at a link-time address, zero-filled past the file's part of a segment (.bss).
 
@@ -318,12 +330,11 @@ class ElfFile:
         Raises:
             FormatError: no PT_LOAD segment holds the address range.
         """
-        size = len(data)
-        for start, _, offset, held in self._loads:
-            if start <= address and address + size <= start + held:
-                at = offset + address - start
-                return self.data[at : at + size] == data
-        return self.read(address, size) == data
+        end = address + len(data)
+        for start, stop, bias in self._held:
+            if start <= address and end <= stop:
+                return self.data[address + bias : end + bias] == data
+        return self.read(address, len(data)) == data
 
 
 def _string(table: bytes, offset: int) -> str:

@@ -10,11 +10,11 @@ import json
 import os
 import re
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
@@ -27,8 +27,8 @@ from katana_cc.snapshot.model import Snapshot, Unit
 from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
 
-_GCC_MADE = re.compile(r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z")
-_CLANG_MADE = re.compile(r".+-[0-9a-f]{6}\.o\Z")
+_GCC_MADE: Final = r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z"
+_CLANG_MADE: Final = r".+-[0-9a-f]{6}\.o\Z"
 
 
 class StagedLink(NamedTuple):
@@ -126,7 +126,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
         return store.snapshot(newest.id)
 
     contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
-    _check_complete(output, chain.from_iterable(contributions.values()))
+    _check_complete(output, [*chain.from_iterable(contributions.values())])
     objects = _Objects(store, info)
     placed = Placed()
     # One input after the other: what is read of it dies before the next is read, and its memory is used again.
@@ -161,23 +161,29 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     )
 
 
-def _check_complete(output: ElfFile, contributions: Iterable[Contribution]) -> None:
+def _check_complete(output: ElfFile, contributions: Sequence[Contribution]) -> None:
     """A map that was cut off (a full disk) would make functions look as if the link had left them out.
 
     Raises:
         FormatError: a function of the output's symbol table lies in no contribution.
     """
-    ranges = sorted([(address, address + size) for _, address, size in contributions])
-    starts = [start for start, _ in ranges]
-    ends = list(accumulate([end for _, end in ranges], max))
-    known = set(starts)  # where most functions begin
-    for s in output.symbols:
-        if s.type != c.STT_FUNC or s.value in known or not s.size or s.section == c.SHN_UNDEF or "$" in s.name:
-            continue  # mold names its PLT entries `puts$plt`
-        at = bisect_right(starts, s.value) - 1
-        if at < 0 or ends[at] <= s.value:
-            what = f"the link map is incomplete: it does not say where {s.name} comes from"
-            raise FormatError(what, where=output.where, remedy="Link again; is the disk full?")
+    begins = {x.address for x in contributions}  # where most functions do
+    functions = {
+        value: name
+        for name, _, kind, _, section, value, size in output.symbols
+        if kind == c.STT_FUNC and value not in begins and size and section != c.SHN_UNDEF
+        and "$" not in name  # mold names its PLT entries `puts$plt`
+    }  # fmt: skip
+    if not functions:
+        return
+    left = sorted(functions)
+    for _, address, size in contributions:
+        first = bisect_left(left, address)
+        if first < len(left) and left[first] < address + size:
+            del left[first : bisect_left(left, address + size)]
+    if left:
+        what = f"the link map is incomplete: it does not say where {functions[left[0]]} comes from"
+        raise FormatError(what, where=output.where, remedy="Link again; is the disk full?")
 
 
 class _Objects:
@@ -285,7 +291,7 @@ def _is_temporary(name: str, source: str) -> bool:
     of clang, which are new each time."""
     if not source:
         return False
-    return bool(_GCC_MADE.match(name)) or bool(_CLANG_MADE.match(name) and name[:-9] == Path(source).stem)
+    return bool(re.match(_GCC_MADE, name)) or bool(re.match(_CLANG_MADE, name) and name[:-9] == Path(source).stem)
 
 
 def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tuple[int, int]]:
@@ -298,14 +304,11 @@ def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tupl
 def _linker_symbols(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, int]:
     """Symbols that no object defines: `_end`, `__start_…`, `_GLOBAL_OFFSET_TABLE_`."""
     defined = set(chain.from_iterable([r.symbol_names for r in records]))
+    kinds = (c.STT_NOTYPE, c.STT_OBJECT)
     return {
-        s.name: s.value
-        for s in output.symbols
-        if s.section != c.SHN_UNDEF
-        and s.name
-        and s.type in (c.STT_NOTYPE, c.STT_OBJECT)
-        and s.name not in defined
-        and "@" not in s.name
+        name: value
+        for name, _, kind, _, section, value, _ in output.symbols
+        if kind in kinds and section != c.SHN_UNDEF and name and name not in defined and "@" not in name
     }
 
 
@@ -313,11 +316,11 @@ def _folded(
     output: ElfFile, records: Sequence[ObjectRecord], addresses: dict[tuple[int, int], int]
 ) -> dict[int, tuple[str, ...]]:
     """Addresses that several functions of different sections share (identical-code folding)."""
-    at: dict[int, set[str]] = {}
-    for s in output.symbols:
-        if s.type == c.STT_FUNC and s.section != c.SHN_UNDEF:
-            at.setdefault(s.value, set()).add(s.name)
-    crowded = {address: names for address, names in at.items() if len(names) > 1}
+    first: dict[int, str] = {}
+    crowded: dict[int, set[str]] = {}
+    for name, _, kind, _, section, value, _ in output.symbols:
+        if kind == c.STT_FUNC and section != c.SHN_UNDEF and first.setdefault(value, name) != name:
+            crowded.setdefault(value, {first[value]}).add(name)
     if not crowded:
         return {}
     places = sorted((address, unit, section) for (unit, section), address in addresses.items())

@@ -75,20 +75,25 @@ def _place_by_name(
 ) -> None:
     """What `_place_among` does where a name means one section or none: nearly always, and thousands of times a link."""
     unit, _, elf = candidate
+    addresses, holds = result.addresses, image.holds
     for name, address, size in contributions:
         row = rows.get(name)
         if row is None or row[_SIZE] != size:
             continue
         del rows[name]
         number, kind, flags, _, offset, witness = row
-        if flags & c.SHF_MERGE or name == ".eh_frame":
+        if elf is None and witness:  # none where the linker edits, and where the file holds nothing
+            there = holds(address + offset, witness)
+        elif flags & c.SHF_MERGE or name == ".eh_frame":
             continue
-        if kind != c.SHT_NOBITS and not (
-            image.holds(address + offset, witness) if elf is None else _is_there(elf, number, address, image)
-        ):
-            result.unplaced.append((unit, number, _DIFFERS))
+        elif kind == c.SHT_NOBITS:
+            there = True
         else:
-            result.addresses[unit, number] = address
+            there = holds(address, b"") if elf is None else _is_there(elf, number, address, image)
+        if there:
+            addresses[unit, number] = address
+        else:
+            result.unplaced.append((unit, number, _DIFFERS))
 
 
 def _place_among(

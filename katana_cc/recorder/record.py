@@ -14,7 +14,7 @@ A record depends on the object's bytes only and is kept in the store by the obje
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -24,8 +24,6 @@ from katana_cc.elf.reader import ElfFile, Row, Section, Symbol
 from katana_cc.errors import FormatError
 
 WITNESS_SIZE: Final = 16
-
-_NUMBERED = re.compile(r"\.\d+(?=$|\.)")
 
 
 class SectionRecord(NamedTuple):
@@ -81,12 +79,17 @@ class ObjectRecord:
         return rows if len(rows) == len(self.section_names) else None
 
 
+@cache
+def _numbered() -> re.Pattern[str]:
+    return re.compile(r"\.\d+(?=$|\.)")
+
+
 def stem(name: str) -> str:
     """A symbol's name without the numbers compilers add to tell locals apart.
 
     `counter.0` → `counter`; `parse.constprop.0` → `parse.constprop`; `parse.isra.0.cold` → `parse.isra.cold`.
     """
-    return _NUMBERED.sub("", name) if "." in name else name
+    return _numbered().sub("", name) if "." in name else name
 
 
 def make_record(elf: ElfFile) -> ObjectRecord:

@@ -5,7 +5,7 @@ Apart from bundling, since a release is named while somebody waits, and needs ne
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}\Z")  # part of file names
 
 
 class Ingested(NamedTuple):
-    """What `ingest_staged` did: the outputs recorded, and those that could not be, with the reason."""
+    """What `ingest_staged` did: what was recorded, and the outputs that could not be, with the reason."""
 
-    recorded: tuple[str, ...]
+    recorded: tuple[Snapshot, ...]
     failed: tuple[tuple[str, str], ...]
 
 
@@ -30,22 +30,27 @@ def ingest_staged(store: Store) -> Ingested:
     recorded, failed = [], []
     for staged in staged_links(store.folder):
         try:
-            recorded.append(ingest(store, staged).output)
+            recorded.append(ingest(store, staged))
         except KatanaError as error:
             failed.append((staged.output, error.what))
     return Ingested(tuple(recorded), tuple(failed))
 
 
-def current_snapshots(store: Store, missing: Mapping[str, str] | None = None) -> list[Snapshot]:
+def current_snapshots(
+    store: Store, missing: Mapping[str, str] | None = None, read: Iterable[Snapshot] = ()
+) -> list[Snapshot]:
     """The newest snapshot of every output, as far as it is what the output's file holds now.
 
     Args:
         store: where.
         missing: what `unrecorded` said, when that is known already (it reads every output).
+        read: snapshots that need not be read again.
     """
     if missing is None:
         missing = unrecorded(store)
-    return [store.snapshot(row.id) for output, row in _newest(store).items() if output not in missing]
+    known = {s.id: s for s in read}
+    rows = [row for output, row in _newest(store).items() if output not in missing]
+    return [known[row.id] if row.id in known else store.snapshot(row.id) for row in rows]
 
 
 def unrecorded(store: Store) -> dict[str, str]:
@@ -79,10 +84,15 @@ def _build_id_on_disk(path: Path) -> str | None:
 
 
 def name_release(
-    store: Store, name: str, *, deployed: bool, missing: Mapping[str, str] | None = None
+    store: Store,
+    name: str,
+    *,
+    deployed: bool,
+    missing: Mapping[str, str] | None = None,
+    read: Iterable[Snapshot] = (),
 ) -> list[Snapshot]:
-    """Name the current snapshots; with `deployed`, every later link of them emits a patch object; `missing` as for
-    `current_snapshots`.
+    """Name the current snapshots; with `deployed`, every later link of them emits a patch object; `missing` and `read`
+    as for `current_snapshots`.
 
     Raises:
         UsageError: a name that could not be a file name.
@@ -92,7 +102,7 @@ def name_release(
         raise UsageError(
             f"{name[:120]!r} cannot be a release name", remedy="Use up to 100 letters, digits and . _ + ~ - like v1.2."
         )
-    snapshots = current_snapshots(store, missing)
+    snapshots = current_snapshots(store, missing, read)
     if not snapshots:
         raise StoreError(
             "no build is recorded", where=str(store.folder), remedy="Build with `CC=katana-cc make` first."

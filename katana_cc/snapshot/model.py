@@ -5,6 +5,7 @@ dataclasses anew, and annotations of named tuples that are text.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 
@@ -48,9 +49,7 @@ class Snapshot(NamedTuple):
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot as JSON values; placements flattened to [unit, section, address, …]."""
-    flat: list[int] = []
-    for (unit, section), address in snapshot.placements.items():
-        flat += (unit, section, address)
+    places = [(unit, section, address) for (unit, section), address in snapshot.placements.items()]
     return {
         "format": 1,
         "output": snapshot.output,
@@ -61,7 +60,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "linker": snapshot.linker,
         "arguments": list(snapshot.arguments),
         "units": [[u.name, u.blob] for u in snapshot.units],
-        "placements": flat,
+        "placements": list(chain.from_iterable(places)),
         "commons": {k: list(v) for k, v in snapshot.commons.items()},
         "linker_symbols": dict(snapshot.linker_symbols),
         "folded": {str(k): list(v) for k, v in snapshot.folded.items()},

@@ -17,7 +17,7 @@ U64 = st.integers(0, 2**64 - 1)
 BYTE = st.integers(0, 255)
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.just("\udc80"), max_size=8)
 SECTIONS = st.builds(SectionRecord, NAMES, U32, U32, U64, U64, U64, st.binary(max_size=16))
-SYMBOLS = st.builds(Symbol, NAMES, BYTE, BYTE, BYTE, U32 | st.just(c.SHN_COMMON), U64, U64)
+SYMBOLS = st.builds(Symbol, NAMES.filter(bool), BYTE, BYTE, BYTE, U32 | st.just(c.SHN_COMMON), U64, U64)
 RECORDS = st.builds(ObjectRecord, NAMES, st.lists(SECTIONS, max_size=4), st.lists(SYMBOLS, max_size=4), NAMES)
 
 
