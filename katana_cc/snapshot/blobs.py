@@ -1,7 +1,8 @@
 """Blobs: immutable bytes, zstd-compressed, named by the SHA-256 of what they hold.
 
 A blob is written to a temporary file and renamed, so it is there whole or not at all; writing one twice is harmless,
-which is what makes the store safe under `make -j` without locks.  The only importer of `zstandard`.
+which is what makes the store safe under `make -j` without locks.  They lie in sixteen folders, by their first digit: to
+make 256 would take a first link as long as to write its blobs.  The only importer of `zstandard`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class BlobStore:
 
     def path(self, digest: str) -> Path:
         """Where the blob is kept, whether it exists or not."""
-        return self.folder / digest[:2] / digest[2:]
+        return self.folder / digest[:1] / digest[1:]
 
     def put(self, data: bytes) -> str:
         """Keep `data`; returns its digest.
@@ -72,7 +73,7 @@ class BlobStore:
         digest = digest_of(data)
         if digest in self:
             return digest
-        folder = f"{self._root}/{digest[:2]}"
+        folder = f"{self._root}/{digest[:1]}"
         temporary = f"{folder}/.new-{os.urandom(8).hex()}"
         try:
             try:
@@ -83,7 +84,7 @@ class BlobStore:
             try:
                 with file:
                     file.write(self._compressor.compress(data))
-                os.replace(temporary, f"{folder}/{digest[2:]}")
+                os.replace(temporary, f"{folder}/{digest[1:]}")
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
@@ -124,15 +125,15 @@ class BlobStore:
     def __contains__(self, digest: str) -> bool:
         try:
             # An empty one is what a power failure left.
-            return os.stat(f"{self._root}/{digest[:2]}/{digest[2:]}").st_size > 0
+            return os.stat(f"{self._root}/{digest[:1]}/{digest[1:]}").st_size > 0
         except FileNotFoundError:
             return False
 
     def unfinished(self) -> Iterator[Path]:
         """What writers that were killed left behind."""
-        yield from self.folder.glob("??/.new-*")
+        yield from self.folder.glob("?/.new-*")
 
     def __iter__(self) -> Iterator[str]:
-        for path in sorted(self.folder.glob("??/*")):
+        for path in sorted(self.folder.glob("?/*")):
             if not path.name.startswith("."):
                 yield path.parent.name + path.name
