@@ -24,6 +24,7 @@ from katana_cc.elf.reader import ElfFile, Row, Section, Symbol
 from katana_cc.errors import FormatError
 
 WITNESS_SIZE: Final = 16
+_KNOWN_TYPES: Final = frozenset(EXTENTS)
 
 
 class SectionRecord(NamedTuple):
@@ -110,7 +111,7 @@ def make_record(elf: ElfFile) -> ObjectRecord:
         if not section.flags & c.SHF_ALLOC or not section.size:
             continue
         rows = elf.relocation_rows(section.number)
-        if unknown := {info & 0xFFFFFFFF for _, info, _ in rows} - EXTENTS.keys():
+        if rows and (unknown := {info & 0xFFFFFFFF for _, info, _ in rows} - _KNOWN_TYPES):
             problem = f"relocation type {min(unknown)} in {section.name} is not known"
             continue
         # .eh_frame and merged sections are edited by the linker: they have no place of their own to be confirmed.
@@ -120,11 +121,12 @@ def make_record(elf: ElfFile) -> ObjectRecord:
             SectionRecord(section.name, section.number, section.type, section.flags, section.size, offset, witness)
         )
     kept = {s.number for s in sections} | {c.SHN_COMMON}
-    if any(s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in elf.sections) and not any(
-        s.flags & c.SHF_EXECINSTR for s in sections
+    if not any(s.flags & c.SHF_EXECINSTR for s in sections) and any(
+        s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in elf.sections
     ):
         problem = "it holds link-time-optimisation bytecode and no machine code; build without -flto"
-    defined = [s for s in symbols if s.section in kept and s.type != c.STT_SECTION and s.name]
+    section_symbol = c.STT_SECTION
+    defined = [s for s in symbols if s.section in kept and s.type != section_symbol and s.name]
     return ObjectRecord(file, sections, defined, problem)
 
 
