@@ -8,7 +8,6 @@ is asked for is imported, since LIEF, ptrace and the store must stay out of proc
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
@@ -72,10 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _columns() -> int:
-    with contextlib.suppress(KeyError, ValueError):
-        return int(os.environ["COLUMNS"])
+    """As `shutil.get_terminal_size` finds them."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
     try:
-        return os.get_terminal_size().columns
+        return os.get_terminal_size().columns or 80
     except OSError:
         return 80
 
