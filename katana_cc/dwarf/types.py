@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.dies import DebugInfo, Entry
+from katana_cc.dwarf.forms import NO_FORM, Form, forms
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import AGGREGATES, Naming, naming
 from katana_cc.dwarf.texts import Texts, texts
@@ -32,7 +33,7 @@ class Member:
 
     `bit_size` is that of a bit-field, else None; `size` is that of the declared type in bytes (0: open array).  `type`
     is canonical (`katana_cc.dwarf.texts`).  `aggregate` is the key in `layouts` of the aggregate it holds by value,
-    itself or as array elements, else "".
+    itself or as array elements, else "".  `form` says what kind of value it is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Member:
     type: str
     aggregate: str
     line: int
+    form: Form = NO_FORM
 
     @property
     def offset(self) -> int:
@@ -145,7 +147,7 @@ def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -
         size=types.size(die),
         members=()
         if kind is TypeKind.ENUM
-        else tuple(_member(names, types, m, label) for m, label in names.members(die)),
+        else tuple(_member(info, names, m, label) for m, label in names.members(die)),
         enumerators=tuple(enumerators),
         bases=tuple(bases),
         file=line_tables(info).file(holder.unit, holder.integer(d.DW_AT_decl_file)),
@@ -153,8 +155,10 @@ def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -
     )
 
 
-def _member(names: Naming, types: Texts, member: Die, label: str) -> Member:
-    text, size, aggregate = types.facts(names.target(member))
+def _member(info: DebugInfo, names: Naming, member: Die, label: str) -> Member:
+    types = texts(info)
+    target = names.target(member)
+    text, size, aggregate = types.facts(target)
     return Member(
         name=label,
         bit_offset=types.bit_offset(member),
@@ -163,6 +167,7 @@ def _member(names: Naming, types: Texts, member: Die, label: str) -> Member:
         type=text,
         aggregate=aggregate,
         line=member.integer(d.DW_AT_decl_line) or 0,
+        form=forms(info).form(target),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.abbrev import uleb
 from katana_cc.dwarf.dies import DebugInfo, Entry
+from katana_cc.dwarf.forms import NO_FORM, Form, forms
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place
@@ -39,7 +40,7 @@ class Variable:
 
     `name` is as declared, `scope` what it is in: a namespace, a class, a function (`serve()`), "" for the file.
     `type` is canonical (`katana_cc.dwarf.texts`), `size` in bytes; `aggregate` is the key in `layouts` of what it
-    holds by value.
+    holds by value, `form` says what kind of value it is.
     `place` is None for one that is only declared here, or that the compiler took apart or away (`why` says so);
     `pieces` are then the parts that are left of it, by their offset in the whole.
     """
@@ -59,6 +60,7 @@ class Variable:
     line: int
     why: str
     pieces: tuple[tuple[int, Place], ...] = ()
+    form: Form = NO_FORM
 
     @property
     def qualified(self) -> str:
@@ -150,6 +152,7 @@ def _variable(info: DebugInfo, entry: Entry, local: bool) -> tuple[Variable, tup
         line=line,
         why=why,
         pieces=_pieces(info, die) if why == TAKEN_APART else (),
+        form=forms(info).form(target),
     )
     return variable, chain
 

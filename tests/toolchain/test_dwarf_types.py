@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from katana_cc.dwarf.changes import ChangeKind, compare_layouts
+from katana_cc.dwarf.forms import Encoding, Form
 from katana_cc.dwarf.types import TypeKind, TypeLayout, layouts
+from katana_cc.dwarf.variables import variables
 from tests.support.dwarf import build, compile_object, gdb_types, read
 
 C_BUILDS = [(c, v) for c in ("gcc", "clang") for v in ("-gdwarf-4", "-gdwarf-5")]
@@ -271,3 +273,75 @@ def test_texts_that_double_at_each_level_stay_short_and_exact(tmp_path: Path) ->
     one, same, other = (layouts(build(tmp_path, source(t), "gcc", "-g"))["s"] for t in ("int", "int", "long"))
     assert len(one.members[0].type) < 10_000
     assert one.members[0].type == same.members[0].type != other.members[0].type
+
+
+FORMS = r"""
+#include <stddef.h>
+typedef short row_t[4];
+enum plain { ONE, TWO }; enum minus { M = -1, N }; enum __attribute__((packed)) small { S };
+struct all {
+    const unsigned char u; char c; _Bool b; double d; float f; long double x; float _Complex z;
+    row_t grid[3]; int (*to_array)[4]; void (*call)(int); void *any; struct all *next[2]; char *volatile names[2][3];
+    enum plain p; enum minus m; enum small s; __int128 wide; wchar_t w;
+    struct { int i; } in[5]; int bit : 3; unsigned ubit : 2;
+    int __attribute__((vector_size(16))) v;
+    long tail[];
+} *a;
+"""
+S, U, B, P = Encoding.SIGNED, Encoding.UNSIGNED, Encoding.BOOL, Encoding.POINTER
+
+
+@pytest.mark.parametrize("command", C_BUILDS, ids=" ".join)
+def test_forms_say_what_kind_of_value_a_member_is(tmp_path: Path, command: tuple[str, ...]) -> None:
+    found = {m.name: m.form for m in layouts(build(tmp_path, FORMS, *command))["all"].members}
+    assert found == {
+        "u": Form(U, 1),
+        "c": Form(S, 1),
+        "b": Form(B, 1),
+        "d": Form(Encoding.FLOAT, 8),
+        "f": Form(Encoding.FLOAT, 4),
+        "x": Form(Encoding.OTHER, 16),
+        "z": Form(Encoding.OTHER, 8),
+        "grid": Form(S, 2, (3, 4)),
+        "to_array": Form(P, 8, (), "int[4]"),
+        "call": Form(P, 8, (), "void(int)"),
+        "any": Form(P, 8, (), "void"),
+        "next": Form(P, 8, (2,), "struct all"),
+        "names": Form(P, 8, (2, 3), "char"),
+        "p": Form(U, 4),
+        "m": Form(S, 4),
+        "s": Form(U, 1),
+        "wide": Form(S, 16),
+        "w": Form(S, 4),
+        "in": Form(Encoding.AGGREGATE, 4, (5,)),
+        "bit": Form(S, 4),
+        "ubit": Form(U, 4),
+        "v": Form(Encoding.OTHER, 16),
+        "tail": Form(S, 8, (None,)),
+    }
+
+
+@pytest.mark.parametrize("command", C_BUILDS, ids=" ".join)
+def test_forms_of_variables(tmp_path: Path, command: tuple[str, ...]) -> None:
+    source = "unsigned short table[7]; static struct s { int a; } *head; struct s *use(void) { return head++; }"
+    found = {v.name: v.form for v in variables(build(tmp_path, source, *command))}
+    assert found == {"table": Form(U, 2, (7,)), "head": Form(P, 8, (), "struct s")}
+
+
+@pytest.mark.parametrize("command", CPP_BUILDS, ids=" ".join)
+def test_cpp_forms(tmp_path: Path, command: tuple[str, ...]) -> None:
+    source = """
+    enum class Small : signed char { A }; enum Big : unsigned long { B };
+    struct All { Small s; Big b; int &r; char16_t c16; char32_t c32; int All::*m; void (All::*f)(); };
+    int use(All *a) { return a->r; }
+    """
+    found = {m.name: m.form for m in layouts(build(tmp_path, source, *command, name="unit.cc"))["All"].members}
+    assert found == {
+        "s": Form(S, 1),
+        "b": Form(U, 8),
+        "r": Form(P, 8, (), "int"),
+        "c16": Form(U, 2),
+        "c32": Form(U, 4),
+        "m": Form(Encoding.OTHER, 8),
+        "f": Form(Encoding.OTHER, 16),
+    }
