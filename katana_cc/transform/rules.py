@@ -18,7 +18,7 @@ from katana_cc.transform.model import (
 )
 
 DEPTH_LIMIT = 32  # of repeats in repeats
-SIZE_LIMIT = 1 << 40  # bytes of an object, far beyond what one is and far below where arithmetic could be forged
+SIZE_LIMIT = (1 << 32) - 1  # bytes of an object: what DW_CFA_advance_loc4 passes in one step
 BITS_LIMIT = 64  # of a number that is converted: what one DWARF stack entry holds
 
 
