@@ -20,7 +20,7 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.fields import FIELD_SIZES
 from katana_cc.errors import FormatError
 from katana_cc.patch.codec import encode
-from katana_cc.patch.layout import LINKER_TYPES, NOTE_SECTION, PREFIX
+from katana_cc.patch.layout import LINKER_TYPES, is_ours
 from katana_cc.patch.lief_reader import SecondView, second_view
 from katana_cc.patch.model import REGISTRATION, PatchObject, PatchSection, Verdict
 
@@ -42,7 +42,7 @@ def check_file(path: str | Path, data: bytes, po: PatchObject) -> list[str]:
 
 def problems(po: PatchObject) -> list[str]:
     """What keeps `po` from being applied as it claims."""
-    parts = (_of_identity, _of_sections, _of_symbols, _of_functions, _of_edits, _of_frames)
+    parts = (_of_identity, _of_sections, _of_symbols, _of_functions, _of_edits, _of_frames, _of_transforms)
     return [text for part in parts for text in part(po)]
 
 
@@ -92,8 +92,6 @@ def _of_functions(po: PatchObject) -> Iterator[str]:
 
 
 def _of_edits(po: PatchObject) -> Iterator[str]:
-    ranges = list(_code_ranges(po))
-    initial: list[tuple[int, int, str]] = []
     for e in po.data_edits:
         old, new = po.sections[e.expected], po.sections[e.replacement]
         if old.size != new.size or not old.size:
@@ -101,11 +99,10 @@ def _of_edits(po: PatchObject) -> Iterator[str]:
         for s in (old, new):
             if s.flags & c.SHF_ALLOC or s.type == c.SHT_NOBITS:
                 yield f"data edit of {e.name}: section {s.name} would be mapped, or has no contents"
-        (initial if e.is_initialiser else ranges).append((e.address, e.address + old.size, e.name))
     known = set(_overlaps(_code_ranges(po)))
-    yield from (text for text in _overlaps(ranges) if text not in known)
+    yield from (text for text in _overlaps([*_code_ranges(po), *_edit_ranges(po)]) if text not in known)
     # One that is asked for takes the place of single pointers in it.
-    yield from _overlaps(initial)
+    yield from _overlaps(_edit_ranges(po, initialisers=True))
 
 
 def _of_frames(po: PatchObject) -> Iterator[str]:
@@ -136,6 +133,31 @@ def _of_records(po: PatchObject, section: PatchSection) -> Iterator[str]:
                 read_lsda(po.sections[table.section].data, table.value)
 
 
+def _of_transforms(po: PatchObject) -> Iterator[str]:
+    variables = [
+        (d.address, d.address + d.transformation.old_size, d.transformation.name)
+        for d in po.transforms
+        if d.address is not None
+    ]
+    for others in ([*_code_ranges(po), *_edit_ranges(po)], [*_edit_ranges(po, initialisers=True)]):
+        known = set(_overlaps(others))
+        yield from (text for text in _overlaps([*others, *variables]) if text not in known)
+    types = Counter(d.transformation.name for d in po.transforms if d.address is None)
+    yield from (f"{name} is transformed in {n} ways" for name, n in types.items() if n > 1)
+    for d in po.transforms:
+        t = d.transformation
+        if not t.old_size or not t.new_size:
+            yield f"the transformation of {t.name} is of an object without a size"
+        if d.symbol is None:
+            continue
+        new = po.symbols[d.symbol]
+        wanted = c.SHF_ALLOC | c.SHF_WRITE
+        if new.section is None or po.sections[new.section].flags & wanted != wanted:
+            yield f"the new {t.name} is not in writable memory of the patch"
+        elif new.size != t.new_size:
+            yield f"the new {t.name} has {new.size} bytes, its transformation {t.new_size}"
+
+
 def _is_code(s: PatchSection) -> bool:
     wanted = c.SHF_ALLOC | c.SHF_EXECINSTR
     return s.flags & wanted == wanted
@@ -146,6 +168,13 @@ def _code_ranges(po: PatchObject) -> Iterator[tuple[int, int, str]]:
         yield r.address, r.address + r.size, r.name
         for address, size, _ in r.parts:
             yield address, address + size, f"{r.name} (part)"
+
+
+def _edit_ranges(po: PatchObject, *, initialisers: bool = False) -> Iterator[tuple[int, int, str]]:
+    for e in po.data_edits:
+        if e.is_initialiser is not initialisers:
+            continue
+        yield e.address, e.address + po.sections[e.expected].size, e.name
 
 
 def _overlaps(ranges: Iterable[tuple[int, int, str]]) -> Iterator[str]:
@@ -176,7 +205,7 @@ def _differ(kind: str, ours: list[tuple[object, ...]], theirs: list[tuple[object
 
 
 def _is_carried(name: str, kind: int) -> bool:
-    return kind not in LINKER_TYPES and name != NOTE_SECTION and not name.startswith(PREFIX)
+    return kind not in LINKER_TYPES and not is_ours(name)
 
 
 def _expected_sections(po: PatchObject) -> list[tuple[object, ...]]:

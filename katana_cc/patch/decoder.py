@@ -31,12 +31,14 @@ from katana_cc.patch.layout import (
     REMEDY,
     REPLACEMENT_AT,
     TABLES,
+    is_ours,
     validate,
     verified_digest,
 )
 from katana_cc.patch.model import (
     Basis,
     DataEdit,
+    DataTransform,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -47,6 +49,8 @@ from katana_cc.patch.model import (
     Replacement,
     Verdict,
 )
+from katana_cc.patch.transforms import read
+from katana_cc.transform.tables import SECTION as FRAMES
 
 
 def decode(data: bytes, where: str) -> PatchObject:
@@ -75,7 +79,7 @@ class _Reader:
         note = self._only(NOTE_SECTION)
         if note.offset != NOTE_AT or note.type != c.SHT_NOTE:
             raise FormatError(f"{NOTE_SECTION} is not where it belongs")
-        carried = [s for s in self.elf.sections if s.type not in LINKER_TYPES and not _is_ours(s)]
+        carried = [s for s in self.elf.sections if s.type not in LINKER_TYPES and not is_ours(s.name)]
         if unknown := [s.name for s in self.elf.sections if s.name.startswith(PREFIX) and s.name not in TABLES]:
             raise FormatError(f"unknown section {unknown[0]}")
         index = {s.number: i for i, s in enumerate(carried)}
@@ -92,6 +96,7 @@ class _Reader:
             self._replacements(po_symbol),
             self._edits(index),
             self._reliances(),
+            self._transforms(po_symbol),
         )
         try:
             validate(po)
@@ -212,6 +217,22 @@ class _Reader:
             for caller, callee, basis, through in RELIANCE.iter_unpack(self._table("reliances")[1])
         )
 
+    def _transforms(self, po_symbol: dict[int, int]) -> tuple[DataTransform, ...]:
+        strings = self._table("strings")[1]
+        section, raw = self._table("transforms")
+        pointers = self._pointers(section)
+        if unknown := pointers.values() - po_symbol.keys():
+            raise FormatError(f"{section.name}: symbol {min(unknown)}, which is not carried")
+        tables = [s for s in self.elf.sections if s.name == FRAMES]
+        frames = self.elf.contents(self._only(FRAMES)) if tables else None
+        return read(
+            raw,
+            self._table("fields")[1],
+            frames,
+            lambda offset: self._name(strings, offset),
+            {at: po_symbol[number] for at, number in pointers.items()},
+        )
+
     def _reasons(self) -> tuple[Reason, ...]:
         _, raw = self._table("reasons")
         try:
@@ -226,10 +247,6 @@ class _Reader:
             if type(r.line) is not int or any(type(t) is not str for t in texts):
                 raise FormatError(f"{PREFIX}reasons: a field of the wrong type")
         return reasons
-
-
-def _is_ours(s: Section) -> bool:
-    return s.name == NOTE_SECTION or s.name.startswith(PREFIX)
 
 
 def _zero(value: int) -> None:

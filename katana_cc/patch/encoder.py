@@ -10,6 +10,7 @@ from urllib.parse import quote
 from katana_cc.elf import constants as c
 from katana_cc.elf.writer import NewRelocation, NewSection, NewSymbol, StringTable, symbol_numbers, write_relocatable
 from katana_cc.errors import FormatError, InvalidPatchError
+from katana_cc.patch import transforms
 from katana_cc.patch.layout import (
     ABSOLUTE_64,
     DIGEST_AT,
@@ -54,6 +55,7 @@ def encode(po: PatchObject) -> bytes:
             _parts(po),
             _edits(po, strings, section_symbols),
             _reliances(po, strings),
+            *transforms.written(po, lambda text: _name(strings, text)),
             _table("symbols", order, 4, 4),
             # From here on no name is added.
             _table("strings", bytes(strings.data), 0, 1),

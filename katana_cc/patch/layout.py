@@ -9,24 +9,33 @@ from typing import Final
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError
 from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Verdict
+from katana_cc.transform.rules import broken
+from katana_cc.transform.tables import SECTION
 
 NOTE_SECTION: Final = ".note.katana"
 NT_VERSION: Final = 1  # all is in the name, the descriptor is empty: the only foreign note that eu-elflint lets pass
 PREFIX: Final = ".katana."
-TABLES: Final = tuple(PREFIX + n for n in ("functions", "parts", "edits", "reliances", "symbols", "strings", "reasons"))
+TABLES: Final = tuple(
+    PREFIX + n
+    for n in (
+        "functions", "parts", "edits", "reliances", "transforms", "fields", "symbols", "strings", "reasons",
+    )
+)  # fmt: skip
 
 NOTE_HEAD: Final = struct.Struct("<III")  # n_namesz, n_descsz, n_type
 NOTE_AT: Final = 64  # straight after the ELF header
 NOTE_MARK: Final = b"Katana patch "
 MARK_AT: Final = NOTE_AT + NOTE_HEAD.size
-DIGEST_AT: Final = MARK_AT + len(b"Katana patch 3 ")
+DIGEST_AT: Final = MARK_AT + len(b"Katana patch 4 ")
 DIGEST_SIZE: Final = 32  # hex digits
 UNQUOTED: Final = "/:@+,=~"  # beside letters, digits, "_.-"
 FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated), name, 0, SHA-256
 PART: Final = struct.Struct("<QQII32s")  # address, size, function, 0, SHA-256
 EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both relocated), name, 1: an initial value
 RELIANCE: Final = struct.Struct("<IIII")  # caller, callee, basis, name of the function in between
-NEW_AT, EXPECTED_AT, REPLACEMENT_AT = 16, 8, 16
+TRANSFORM: Final = struct.Struct("<QQQIIII")  # address, new (relocated), old size, name, kind, number of fields, 0
+FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer points to
+NEW_AT, EXPECTED_AT, REPLACEMENT_AT, TRANSFORM_NEW_AT = 16, 8, 16, 8
 MACHINES: Final = {c.EM_X86_64: "x86-64"}
 ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
 LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_REL, c.SHT_GROUP, c.SHT_SYMTAB_SHNDX)
@@ -72,12 +81,12 @@ def validate(po: PatchObject) -> None:
     count, symbols = len(po.sections), len(po.symbols)
     if po.verdict is Verdict.REFUSED:
         need(
-            not (count or symbols or po.replacements or po.data_edits or po.reliances),
+            not (count or symbols or po.replacements or po.data_edits or po.reliances or po.transforms),
             "a refused change that carries something",
         )
     for s in po.sections:
         need(s.type not in LINKER_TYPES, f"carried section {s.name} of type {s.type}")
-        need(s.name != NOTE_SECTION and not s.name.startswith(PREFIX), f"carried section named {s.name}")
+        need(not is_ours(s.name), f"carried section named {s.name}")
         need(_is_alignment(s.alignment), f"section {s.name}: alignment {s.alignment}")
         need(s.type == c.SHT_NOBITS or s.size == len(s.data), f"section {s.name}: size {s.size}, {len(s.data)} bytes")
         need(s.type != c.SHT_NOBITS or not (s.data or s.relocations), f"section {s.name}: SHT_NOBITS with contents")
@@ -98,6 +107,18 @@ def validate(po: PatchObject) -> None:
     functions = range(len(po.replacements))
     for x in po.reliances:
         need(x.caller in functions and x.callee in functions, "reliance of a function that is not replaced")
+    for d in po.transforms:
+        t = d.transformation
+        wrong = broken(t)
+        need(not wrong, f"transformation of {t.name}: {wrong[0] if wrong else ''}")
+        need((d.address is None) == (d.symbol is None), f"transformation of {t.name}: neither a variable nor a type")
+        need(d.address is None or d.address > 0, f"transformation of {t.name}: no address")
+        need(d.symbol is None or 0 <= d.symbol < symbols, f"transformation of {t.name}: no symbol {d.symbol}")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a section of this name is no carried one, but says something to a reader of patch objects."""
+    return name in (NOTE_SECTION, SECTION) or name.startswith(PREFIX)
 
 
 def _is_alignment(number: int) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-FORMAT_VERSION = 3
+from katana_cc.transform.model import Transformation
+
+FORMAT_VERSION = 4
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -122,6 +124,19 @@ class Reliance:
 
 
 @dataclass(frozen=True, slots=True)
+class DataTransform:
+    """Live data that gets a new layout: a variable, or all heap objects of a type.
+
+    Of a variable `address` is where the old object is, and `symbol` indexes the new one in `PatchObject.symbols`: its
+    relocated contents are the initial bytes.  Of a type both are None.  Names and sizes are in `transformation`.
+    """
+
+    transformation: Transformation
+    address: int | None = None
+    symbol: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
     """One thing a person should know of the change: an enumerated code, what it is about, where, in words.
 
@@ -160,3 +175,4 @@ class PatchObject:
     replacements: tuple[Replacement, ...] = ()
     data_edits: tuple[DataEdit, ...] = ()
     reliances: tuple[Reliance, ...] = ()
+    transforms: tuple[DataTransform, ...] = ()

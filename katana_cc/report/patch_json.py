@@ -15,6 +15,7 @@ from katana_cc.patch.needs import Need, needs_of
 from katana_cc.report import names
 from katana_cc.report.handlers import HandlerRow, handler_rows
 from katana_cc.report.summary import NewThing, Reference, headline, summarise
+from katana_cc.report.transforms import transforms_json
 
 
 def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "needs": [_need(n) for n in needs_of(po)],
         "reliances": [_reliance(po, x) for x in po.reliances],
         "handlers": [_handlers(row) for row in handler_rows(po)],
-        "transformations": [],
+        "transformations": transforms_json(po),
         "reasons": [reason_json(r) for reasons in summary.reasons.values() for r in reasons],
         "sections": [_section(po, n) for n in range(len(po.sections))],
         "symbols": [_symbol(po, n) for n in range(len(po.symbols))],

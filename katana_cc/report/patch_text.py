@@ -20,6 +20,7 @@ from katana_cc.report.summary import (
     location,
     summarise,
 )
+from katana_cc.report.transforms import transform_rows
 
 
 def render(po: PatchObject, data: bytes, *, verbose: bool = True) -> str:
@@ -28,7 +29,7 @@ def render(po: PatchObject, data: bytes, *, verbose: bool = True) -> str:
     lines = [*identity_lines(po, data, summary), *change_lines(summary), *reason_lines(summary)]
     lines += handler_lines(po)
     lines += reliance_lines(po)
-    lines += ["", "Transformations", "  none"]
+    lines += transform_lines(po)
     if verbose:
         lines += [*_sections(po), *_symbols(po), *_relocations(po)]
     return "\n".join(clean(line).rstrip() for line in lines) + "\n"
@@ -91,6 +92,17 @@ def reliance_lines(po: PatchObject) -> list[str]:
         text = relies(po.replacements[x.callee].name, x.basis, x.through)
         rows.append((po.replacements[x.caller].name, text))
     return _block("May not be active when it is replaced", rows)
+
+
+def transform_lines(po: PatchObject) -> list[str]:
+    """How live data is carried over, field by field."""
+    if not po.transforms:
+        return ["", "Transformations", "  none"]
+    lines = ["", "Transformations"]
+    for title, rows in transform_rows(po):
+        table = _block("", [(new, f"← {old}", how) for new, old, how in rows], "    ")
+        lines += [f"  {title}", *table[2:]]
+    return lines
 
 
 def handler_lines(po: PatchObject) -> list[str]:

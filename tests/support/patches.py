@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+from katana_cc.dwarf.forms import Encoding
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.patch.model import (
     Basis,
     DataEdit,
+    DataTransform,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -20,6 +22,7 @@ from katana_cc.patch.model import (
     Replacement,
     Verdict,
 )
+from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Transformation
 
 AX = c.SHF_ALLOC | c.SHF_EXECINSTR
 WA = c.SHF_ALLOC | c.SHF_WRITE
@@ -64,6 +67,19 @@ def sample() -> PatchObject:
         Reason("function-new", "info", "helper", "src/parse.c", 3, "only the new build has it"),
         Reason("function-always-active", "needs", "parse", "src/parse.c", 12, "it is on the stack all the time"),
     )
+    fresh = Transformation("fresh", 4, 8, (Integer(0, 64, Encoding.SIGNED, 0, 32, Encoding.SIGNED),))
+    conn = Transformation(
+        "struct conn",
+        40,
+        72,
+        (
+            Integer(0, 5, Encoding.UNSIGNED, 3, 5, Encoding.UNSIGNED, "flags", "flags"),
+            Initial(64, 64, "deadline"),
+            Pointer(16, 8, "struct conn", "next", "next"),
+            Repeat(3, 24, 16, 16, 8, (Copy(0, 0, 4, "x", "x"), Float(8, 8, 4, 4, "y", "y")), "at[]", "at[]"),
+            Dropped(32, 16, "port"),
+        ),
+    )
     part = (0x401300, 8, hashlib.sha256(b"cold").digest())
     return PatchObject(
         IDENTITY,
@@ -74,6 +90,7 @@ def sample() -> PatchObject:
         (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,)),),
         (DataEdit("banner", 0x402000, 5, 6), DataEdit("limit", 0x404010, 5, 6, True)),
         (Reliance(0, 0, Basis.BODY_SEEN, "walk"),),
+        (DataTransform(fresh, 0x404080, 1), DataTransform(conn)),
     )
 
 
@@ -127,6 +144,12 @@ def from_object(elf: ElfFile) -> PatchObject:
         if y.section is not None and y.type == c.STT_FUNC
     )
     base = replace(
-        sample(), sections=sections, symbols=tuple(symbols), replacements=replacements, data_edits=(), reliances=()
+        sample(),
+        sections=sections,
+        symbols=tuple(symbols),
+        replacements=replacements,
+        data_edits=(),
+        reliances=(),
+        transforms=(),
     )
     return replace(base, verdict=Verdict.SAFE, reasons=base.reasons[:2])

@@ -15,6 +15,7 @@ from katana_cc.patch import checks, codec
 from katana_cc.patch.lief_reader import second_view
 from katana_cc.patch.model import PatchObject, PatchRelocation, Verdict
 from katana_cc.snapshot.store import Store
+from katana_cc.transform.model import Transformation
 from tests.support.patches import IDENTITY, refused, sample
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,14 @@ def _symbol(number: int, **fields: object) -> Change:
 
 def _function(**fields: object) -> Change:
     return lambda po: replace(po, replacements=(replace(po.replacements[0], **fields),))  # type: ignore[arg-type]
+
+
+def _transform(number: int, **fields: object) -> Change:
+    def change(po: PatchObject) -> PatchObject:
+        changed = replace(po.transforms[number], **fields)  # type: ignore[arg-type]
+        return replace(po, transforms=(*po.transforms[:number], changed, *po.transforms[number + 1 :]))
+
+    return change
 
 
 def _twice(po: PatchObject) -> PatchObject:
@@ -72,6 +81,19 @@ BAD: dict[str, tuple[Change, str]] = {
     "part overlaps": (_function(parts=((0x401210, 4, bytes(32)),)), "parse (part) at 0x401210 overlaps parse"),
     "edit of another size": (_section(5, data=b"one", size=3), "3 bytes expected, 4 to write"),
     "edit that is mapped": (_section(5, flags=2), ".katold.banner would be mapped"),
+    "new object of another size": (_symbol(1, size=4), "the new fresh has 4 bytes, its transformation 8"),
+    "new object that is not mapped": (_section(2, flags=0), "the new fresh is not in writable memory"),
+    "new object elsewhere": (_transform(0, symbol=9), "the new fresh is not in writable memory"),
+    "old object over code": (_transform(0, address=0x401220), "fresh at 0x401220 overlaps parse"),
+    "old object over an edit": (_transform(0, address=0x401FFE), "banner at 0x402000 overlaps fresh"),
+    "a type in two ways": (
+        lambda po: replace(po, transforms=(*po.transforms, po.transforms[1])),
+        "struct conn is transformed in 2 ways",
+    ),
+    "an object without a size": (
+        _transform(1, transformation=Transformation("struct none", 0, 0, ())),
+        "struct none is of an object without a size",
+    ),
     "edit over code": (_function(address=0x402002), "parse at 0x402002 overlaps banner"),
 }
 

@@ -14,8 +14,10 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import InvalidPatchError
 from katana_cc.patch import codec
+from katana_cc.patch.layout import is_ours
 from katana_cc.patch.model import (
     DataEdit,
+    DataTransform,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -26,11 +28,12 @@ from katana_cc.patch.model import (
     Verdict,
 )
 from tests.support.patches import IDENTITY, refused, sample
+from tests.support.transforms import transformations
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
-NAMES = TEXT.filter(lambda t: t != codec.NOTE_SECTION and not t.startswith(codec.PREFIX))
+NAMES = TEXT.filter(lambda t: not is_ours(t))
 DIGESTS = st.binary(min_size=32, max_size=32)
 SECTION_TYPES = st.sampled_from([c.SHT_PROGBITS, c.SHT_NOTE, c.SHT_INIT_ARRAY, c.SHT_X86_64_UNWIND])
 FLAGS = st.sampled_from([0, 2, 3, 6, 0x12, 0x32, 0x403])
@@ -81,7 +84,13 @@ def patch_objects(draw: st.DrawFn) -> PatchObject:
     if sections:
         places = st.integers(0, section_count - 1)
         edits = tuple(draw(st.lists(st.builds(DataEdit, TEXT, U64, places, places, st.booleans()), max_size=3)))
-    return PatchObject(identity, verdict, reasons, sections, symbols, replacements, edits)
+    addresses, numbers = st.integers(1, 2**64 - 1), st.integers(0, max(0, symbol_count - 1))
+    types = st.builds(DataTransform, transformations())
+    variables = st.builds(DataTransform, transformations(), addresses, numbers)
+    transforms = tuple(draw(st.lists(variables | types if symbols else types, max_size=2)))
+    return PatchObject(
+        identity, verdict, reasons, sections, symbols, replacements, edits, reliances=(), transforms=transforms
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -92,7 +101,9 @@ def test_whatever_is_encoded_decodes_to_the_same(po: PatchObject) -> None:
 
 def test_the_sample_uses_every_field() -> None:
     po = sample()
-    assert all((po.reasons, po.sections, po.symbols, po.replacements, po.data_edits, po.replacements[0].parts))
+    assert all(
+        (po.reasons, po.sections, po.symbols, po.replacements, po.data_edits, po.replacements[0].parts, po.transforms)
+    )
 
 
 def test_encoding_is_deterministic() -> None:
@@ -126,8 +137,8 @@ def test_the_identity_is_the_digest_without_the_names_of_releases() -> None:
 
 def test_our_own_sections_are_never_mapped() -> None:
     elf = ElfFile(codec.encode(sample()))
-    own = [s for s in elf.sections if s.name == codec.NOTE_SECTION or s.name.startswith(codec.PREFIX)]
-    assert len(own) == 8
+    own = [s for s in elf.sections if is_ours(s.name)]
+    assert len(own) == 11
     assert not any(s.flags & c.SHF_ALLOC for s in own)
 
 

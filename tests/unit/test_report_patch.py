@@ -81,6 +81,34 @@ def test_text_lists_relocations_with_the_names_of_their_symbols() -> None:
     assert "0x20 R_X86_64_PC32 .text.parse + 0x0" in lines  # a section symbol is called by its section
 
 
+def test_text_shows_each_transformed_field() -> None:
+    lines = [" ".join(line.split()) for line in render(sample(), encode(sample())).splitlines()]
+    start = lines.index("Transformations")
+    assert lines[start + 1 : start + 11] == [
+        "variable fresh: 4 bytes at 0x404080 → 8 bytes",
+        "value at 0 ← value at 0 signed, 32 bits → signed, 64 bits",
+        "struct conn: 40 bytes wherever it is → 72 bytes",
+        "flags at 0 ← flags at 0 bit 3 unsigned, 5 bits",
+        "deadline at 8 ← its initial value 8 bytes",
+        "next at 16 ← next at 8 pointer to struct conn",
+        "at[] at 24 ← at[] at 16 3 elements, 8 → 16 bytes each",
+        "x at 0 ← x at 0 4 bytes",
+        "y at 8 ← y at 4 float → double",
+        "nothing ← port at 4 2 bytes",
+    ]
+
+
+def test_json_holds_every_step_of_a_transformation() -> None:
+    variable, kind = to_json(sample(), encode(sample()))["transformations"]
+    assert (variable["kind"], variable["address"], variable["symbol"]) == ("variable", "0x404080", 1)
+    assert (kind["kind"], kind["address"], kind["old_size"], kind["new_size"]) == ("type", None, 40, 72)
+    assert [s["kind"] for s in kind["steps"]] == ["integer", "initial", "pointer", "repeat", "dropped"]
+    assert kind["steps"][2] == {
+        "kind": "pointer", "field": "next", "from": "next", "new_offset": 16, "old_offset": 8, "pointee": "struct conn",
+    }  # fmt: skip
+    assert [s["field"] for s in kind["steps"][3]["steps"]] == ["x", "y"]
+
+
 def test_text_can_be_short() -> None:
     assert "Relocations of" not in render(sample(), encode(sample()), verbose=False)
 
