@@ -16,6 +16,7 @@ from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import UsageError
 from katana_cc.transform.bits import float_bytes, read_bits, read_float, write_bits
 from katana_cc.transform.model import Dropped, Float, Integer, Repeat, Step, Transformation, joined
+from katana_cc.transform.places import element_path
 
 
 class LossKind(StrEnum):
@@ -68,7 +69,7 @@ def _losses(steps: tuple[Step, ...], live: bytes, usual: bytes, at: int, prefix:
                     yield Loss(LossKind.DROPPED, field, f"`{field}` holds a value, and there is no such field")
             case Repeat() if any(_may_lose(s) for s in step.steps):
                 for i in range(step.count):
-                    path = joined(prefix, step.source.removesuffix("[]") + f"[{i}]")
+                    path = element_path(prefix, step.source, i)
                     yield from _losses(step.steps, live, usual, at + step.old + i * step.old_stride, path)
             case _:
                 pass

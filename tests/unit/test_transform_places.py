@@ -1,0 +1,50 @@
+"""Where pointers lie, and what people call a byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from katana_cc.dwarf.forms import Encoding
+from katana_cc.transform.model import Copy, Dropped, Initial, Integer, Pointer, Repeat, Transformation
+from katana_cc.transform.places import PointerPlace, field_at, pointers
+
+U = Encoding.UNSIGNED
+ROW = Repeat(2, 8, 8, 8, 8, (Pointer(0, 0, "char", "", ""),), "names[]", "names[]")
+T = Transformation(
+    "struct s", 72, 88,
+    (
+        Integer(0, 3, U, 0, 3, U, "low", "low"),
+        Integer(3, 5, U, 3, 5, U, "high", "high"),
+        Initial(64, 64, "fresh"),
+        Repeat(2, 16, 32, 16, 24, (Copy(0, 0, 4, "n", "m"), ROW), "rows[]", "lines[]"),
+        Pointer(80, 64, "struct s", "next", "next"),
+        Dropped(64, 64, "gone"),
+    ),
+)  # fmt: skip
+
+
+def test_every_pointer_is_found_with_its_path() -> None:
+    assert list(pointers(T)) == [
+        PointerPlace(24, 24, "char", "rows[0].names[0]"),
+        PointerPlace(32, 32, "char", "rows[0].names[1]"),
+        PointerPlace(48, 56, "char", "rows[1].names[0]"),
+        PointerPlace(56, 64, "char", "rows[1].names[1]"),
+        PointerPlace(64, 80, "struct s", "next"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("offset", "old", "new"),
+    [
+        (0, "low", "low"),
+        (4, "", ""),
+        (9, "gone", "fresh"),
+        (17, "lines[0].m", "rows[0].n"),
+        (21, "lines[0]", "rows[0]"),
+        (40, "lines[1].m", "rows[0]"),
+        (57, "lines[1].names[1]", "rows[1].names[0]"),
+        (66, "next", "rows[1].names[1]"),
+    ],
+)
+def test_a_byte_is_called_after_its_field(offset: int, old: str, new: str) -> None:
+    assert (field_at(T, offset), field_at(T, offset, new=True)) == (old, new)
