@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import UsageError
-from katana_cc.transform.execute import apply
+from katana_cc.transform.execute import apply, apply_all
 from katana_cc.transform.inverse import invert
 from katana_cc.transform.losses import LossKind, losses
 from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Step, Transformation
@@ -109,6 +109,32 @@ def test_a_long_array_is_one_step_and_soon_done() -> None:
     t = Transformation("v", count * 16, count * 24, (Repeat(count, 0, 24, 0, 16, body),))
     old = struct.pack("<iiq", 1, 2, 3) * count
     assert apply(t, old, bytes(t.new_size)) == struct.pack("<iiqq", 1, 0, 3, 0) * count
+
+
+@relaxed
+@given(transformations(), st.integers(0, 30), st.data())
+def test_many_objects_at_once_become_what_each_would(t: Transformation, count: int, data: st.DataObject) -> None:
+    old = data.draw(st.binary(min_size=t.old_size * count, max_size=t.old_size * count))
+    initial = data.draw(st.binary(min_size=t.new_size * count, max_size=t.new_size * count))
+    one_by_one = b"".join(
+        apply(t, old[i * t.old_size : (i + 1) * t.old_size], initial[i * t.new_size : (i + 1) * t.new_size])
+        for i in range(count)
+    )
+    assert apply_all(t, count, old, initial) == one_by_one
+
+
+@pytest.mark.parametrize(("old", "new"), [("<i", "<q"), ("<I", "<q"), ("<q", "<h"), ("<b", "<I")])
+def test_arrays_of_numbers_are_converted_in_columns(old: str, new: str) -> None:
+    sizes = struct.calcsize(old), struct.calcsize(new)
+    kinds = (S if f[1].islower() else U for f in (old, new))
+    old_kind, new_kind = kinds
+    step = Integer(0, sizes[1] * 8, new_kind, 0, sizes[0] * 8, old_kind)
+    count = 10_001
+    t = Transformation("v", count * sizes[0], count * sizes[1], (Repeat(count, 0, sizes[1], 0, sizes[0], (step,)),))
+    first = -3 if old_kind is S else 250
+    live = struct.pack(old, first) + struct.pack(old, 100) * (count - 1)
+    wrapped = first % (1 << 8 * sizes[1]) if new_kind is U else first
+    assert apply(t, live, bytes(t.new_size)) == struct.pack(new, wrapped) + struct.pack(new, 100) * (count - 1)
 
 
 def test_bytes_of_another_size_are_refused() -> None:
