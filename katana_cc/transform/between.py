@@ -20,7 +20,7 @@ from katana_cc.dwarf.forms import Encoding, Form
 from katana_cc.dwarf.types import Base, TypeKind, TypeLayout
 from katana_cc.dwarf.variables import Variable
 from katana_cc.transform.alike import Alike, base_key
-from katana_cc.transform.fields import VTABLE, Renames, match
+from katana_cc.transform.fields import ANONYMOUS, VTABLE, Renames, match
 from katana_cc.transform.model import Copy, Dropped, Initial, Repeat, Step, Transformation, joined
 from katana_cc.transform.problems import Problem, ProblemKind
 from katana_cc.transform.rules import broken, ordered
@@ -43,7 +43,8 @@ def between_types(old_key: str, old: Layouts, new_key: str, new: Layouts, rename
         return (Problem(ProblemKind.NO_LAYOUT, key, "", f"the {side} build does not define {key}", "", 0),)
     walk = _Walk(old, new, renames or {}, alike=Alike(old, new).alike(old_key, new_key))
     steps = list(walk.value(_whole(before, old_key), _whole(after, new_key)))
-    return _outcome(f"{after.kind} {new_key}", before.size, after.size, steps, walk.problems)
+    problems = walk.problems or list(walk.moved())
+    return _outcome(f"{after.kind} {new_key}", before.size, after.size, steps, problems)
 
 
 def between_variables(
@@ -53,7 +54,7 @@ def between_variables(
     same = old.aggregate == new.aggregate == "" or Alike(old_layouts, new_layouts).alike(old.aggregate, new.aggregate)
     walk = _Walk(old_layouts, new_layouts, renames or {}, alike=same and old.type == new.type)
     steps = list(walk.value(_of_variable(old), _of_variable(new)))
-    return _outcome(new.qualified, old.size, new.size, steps, walk.problems)
+    return _outcome(new.qualified, old.size, new.size, steps, walk.problems or list(walk.moved()))
 
 
 def _outcome(name: str, old_size: int, new_size: int, steps: list[Step], problems: list[Problem]) -> Outcome:
@@ -86,6 +87,8 @@ class _Walk:
         self._alike = Alike(old, new)
         self._whole_alike = alike
         self._inside: list[tuple[str, str]] = []
+        self._gone: dict[str, Value] = {}
+        self._came: dict[str, Value] = {}
         self.problems: list[Problem] = []
 
     def value(self, old: Value, new: Value, *, whole: bool = True) -> Iterator[Step]:
@@ -222,13 +225,39 @@ class _Walk:
                 return
             if value.form.bounds and not value.form.count:
                 self._open(value)
+        for value in fields.gone:
+            if (before.name, _last(value.path)) not in self._renames:
+                self._note(self._gone, value, self._old)
         for value in fields.came:
+            self._note(self._came, value, self._new)
             self._needs_value(value)
             if value.width:
                 yield Initial(value.bit, value.width, value.path)
         for value in fields.gone:
             if value.width:
                 yield Dropped(value.bit, value.width, value.path)
+
+    def _note(self, names: dict[str, Value], value: Value, layouts: Layouts) -> None:
+        """Remember the name of a field that only one side has, and all names inside of it."""
+        waiting, seen = [(_last(value.path), value.aggregate)], set()
+        while waiting:
+            name, key = waiting.pop()
+            names.setdefault(name, value)
+            layout = layouts.get(key)
+            if layout is not None and key not in seen:
+                seen.add(key)
+                waiting += [(m.name, m.aggregate) for m in layout.members]
+
+    def moved(self) -> Iterator[Problem]:
+        """A name that went in one struct and came in another: its value would be lost without a word."""
+        for name, was in self._gone.items():
+            now = self._came.get(name)
+            if now is not None and not name.startswith(ANONYMOUS):
+                text = (
+                    f"field `{name}` of {was.owner} is gone, and in `{now.path}` of {now.owner} is one of this name: "
+                    f"whether it is the same only a person knows"
+                )
+                yield problem(ProblemKind.POSSIBLE_RENAME, now, text)
 
     def _needs_value(self, value: Value) -> None:
         """A new reference, or a new object of a class with virtual functions, is nothing while it is all zeros."""
@@ -264,6 +293,11 @@ def _overlapped(value: Value, fields: list[Value]) -> bool:
         return False
     end = value.bit + value.width
     return any(v is not value and v.bit < end and value.bit < v.bit + v.width for v in fields)
+
+
+def _last(path: str) -> str:
+    """The name of the field that a path leads to."""
+    return path.rpartition(".")[2]
 
 
 def _elements(path: str, first: int, end: int) -> str:

@@ -4,8 +4,8 @@ Members of an anonymous struct are fields of what holds it, as in C.  An anonymo
 members is in use, its type does not say.  It is the same one as before when it shares a member's name.
 
 A name that went and one that came where it was may be a rename, and what the value means to the new program then only
-a person knows.  "Where it was" is the same place and width, or the same type behind the same field, since a field that
-came before them moves both.
+a person knows.  "Where it was" is the same place, or behind the same field, since a field that came before them moves
+both; and the one must be something that could become the other.
 """
 
 from __future__ import annotations
@@ -111,24 +111,30 @@ def _possible_renames(
     answers: Mapping[str, str],
 ) -> Iterator[Problem]:
     taken = set(successors.values())
-    left = {_seat(before[n], starts[0]): n for n in before if n not in successors and n not in answers}
-    behind = {(_previous(before, n, successors), before[n].type): n for n in left.values()}
     places = {successor: name for name, successor in successors.items()}
-    for name, value in after.items():
-        if name in taken:
+    came = [name for name in after if name not in taken]
+    for name, was in before.items():
+        if name in successors or name in answers:
             continue
-        key = _previous(after, name, places), value.type
-        was = left.get(_seat(value, starts[1])) or behind.get((places.get(key[0], ""), key[1]))
-        if was is not None:
+        behind = _previous(before, name, successors)
+        for other in came:
+            value = after[other]
+            same_place = was.bit - starts[0] == value.bit - starts[1]
+            if not _kin(was, value) or not (same_place or places.get(_previous(after, other, places), "") == behind):
+                continue
             text = (
-                f"field `{before[was].path}` ({before[was].in_words}) of {value.owner} is gone, and `{value.path}` "
+                f"field `{was.path}` ({was.in_words}) of {value.owner} is gone, and `{value.path}` "
                 f"({value.in_words}) is where it was: whether it was renamed only a person knows"
             )
             yield problem(ProblemKind.POSSIBLE_RENAME, value, text)
+            came.remove(other)
+            break
 
 
-def _seat(value: Value, start: int) -> tuple[int, int]:
-    return value.bit - start, value.width
+def _kin(old: Value, new: Value) -> bool:
+    """Whether a value of the one type could go on as one of the other."""
+    same = old.form.encoding is new.form.encoding or (old.form.is_integer and new.form.is_integer)
+    return same and len(old.form.bounds) == len(new.form.bounds)
 
 
 def _previous(fields: Iterable[str], name: str, known: Mapping[str, str]) -> str:

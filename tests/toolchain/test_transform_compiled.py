@@ -48,6 +48,12 @@ P = ProblemKind
 REFUSED = [
     ("struct s { int a; };", "struct s { int b; };", P.POSSIBLE_RENAME, "b"),
     ("struct s { int a; long z; };", "struct s { int n[4]; int b; long z; };", P.POSSIBLE_RENAME, "b"),
+    ("struct s { int a; };", "struct s { long b; };", P.POSSIBLE_RENAME, "b"),
+    ("struct s { char a[4]; long z; };", "struct s { char b[8]; long z; };", P.POSSIBLE_RENAME, "b"),
+    ("struct s { int x, y; };", "struct s { struct { int x, y; } at; };", P.POSSIBLE_RENAME, "at"),
+    ("struct s { struct { int x, y; } at; };", "struct s { long z; int x; };", P.POSSIBLE_RENAME, "x"),
+    ("struct in { int n; long l; }; struct s { struct in in; };",
+     "struct in { long l; }; struct s { struct in in; int n; };", P.POSSIBLE_RENAME, "n"),
     ("struct s { char *a; };", "struct s { long a; };", P.TYPE_CHANGED, "a"),
     ("struct s { float a; };", "struct s { int a; };", P.TYPE_CHANGED, "a"),
     ("struct s { int a; };", "struct s { int a[2]; };", P.TYPE_CHANGED, "a"),
@@ -83,7 +89,7 @@ def test_what_a_person_must_decide_is_asked(
 ) -> None:
     found = between(tmp_path, old, new, compiler)
     assert not isinstance(found, Transformation), found
-    assert [(p.kind, p.field, p.file) for p in found] == [(kind, field, "unit.c")]
+    assert {(p.kind, p.field, p.file) for p in found} == {(kind, field, "unit.c")}
     assert all(p.line == 1 and p.text for p in found)
 
 
