@@ -2,7 +2,8 @@
 
 Qualified names: namespaces and classes with `::`; types and variables local to a function below `function()`.  An
 anonymous aggregate is called after the typedef that names it, else after the member that holds it (`request.u`), so
-that a change inside it is reported once, where it is; else after a typedef of a pointer to it, `(*handle)`.
+that a change inside it is reported once, where it is; else after a typedef of a pointer to it, `(*handle)`; else after
+the first variable of it, `(counters)`.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class Naming:
         return found
 
     def _given_name(self, die: Die) -> str:
-        """The name of an anonymous aggregate: from a typedef, else from the member that holds it."""
+        """The name of an anonymous aggregate: from a typedef or a variable, else from the member that holds it."""
         typedefs, holders = self._givers
         if (typedef := typedefs.get(die.offset)) is not None:
             entry, name = typedef
@@ -203,7 +204,7 @@ class Naming:
     @cached_property
     def _givers(self) -> tuple[dict[int, tuple[Entry, str]], dict[int, tuple[Die, str]]]:
         """What names anonymous aggregates: the first typedef of each, the first member that holds or points at it, the
-        first typedef of a pointer to it."""
+        first typedef of a pointer to it, the first variable."""
         info = self._info
         typedefs: dict[int, tuple[Entry, str]] = {}
         indirect: dict[int, tuple[Entry, str]] = {}
@@ -234,6 +235,13 @@ class Naming:
                     if inner is not None and inner.offset in anonymous:
                         holders.setdefault(inner.offset, (die, label))
         named = {offset: giver for offset, giver in indirect.items() if offset not in holders}
+        nameless = anonymous - typedefs.keys() - holders.keys() - named.keys()
+        for entry in info.outline if nameless else ():
+            if entry.tag == d.DW_TAG_variable:
+                die = info.die(entry.offset, entry.unit)
+                inner = self.peeled(self.target(die), arrays=True, pointers=True)
+                if inner is not None and inner.offset in nameless and (name := die.text(d.DW_AT_name)):
+                    named.setdefault(inner.offset, (entry, f"({name})"))
         return named | typedefs, holders
 
     def members(self, die: Die) -> list[tuple[Die, str]]:

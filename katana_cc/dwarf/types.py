@@ -96,8 +96,8 @@ def layouts(info: DebugInfo) -> Mapping[str, TypeLayout]:
     """Every aggregate defined in an object, by its name (see `katana_cc.dwarf.naming`), without the keyword.
 
     Two definitions of one name in one object (in different blocks of a function, say) get `#2`, `#3` appended, in
-    source order, unless they are alike.  Anonymous aggregates that neither a typedef nor a member names have no entry:
-    they are spelled out in the types of the variables that use them.
+    source order, unless they are alike.  Anonymous aggregates that no typedef, member or variable names have no entry:
+    they are spelled out in the types that use them.
 
     Raises:
         FormatError: damaged debug information.

@@ -259,3 +259,13 @@ def test_classes_that_only_a_person_can_carry_over(
     found = between(tmp_path, old, new, *command)
     assert not isinstance(found, Transformation), found
     assert {p.kind for p in found} == {kind}
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_a_variable_of_a_nameless_struct(tmp_path: Path, compiler: str) -> None:
+    old = "static struct { int hits; struct { short s; } in; } v[2]; int use(void) { return v[1].hits++; }"
+    new = "static struct { long hits; struct { int s; } in; } v[2]; long use(void) { return v[1].hits++; }"
+    made = of_variable(tmp_path, old, new, compiler)
+    assert isinstance(made, Transformation)
+    found = apply(made, struct.pack("<ihxxihxx", -1, 2, 3, -4), bytes(32))
+    assert found == struct.pack("<qixxxxqixxxx", -1, 2, 3, -4)
