@@ -80,3 +80,16 @@ class Alike:
 def base_key(name: str) -> str:
     """The key in layouts of a base class."""
     return name.removeprefix(BASE_PREFIX)
+
+
+def is_empty(key: str, layouts: Layouts, depth: int = 0) -> bool:
+    """Whether an aggregate has no field at all: an empty class, whose byte may be another field's."""
+    layout = layouts.get(key)
+    if layout is None or layout.kind is not TypeKind.STRUCT or depth > _DEPTH_LIMIT:
+        return False
+    inner = [base_key(b.name) for b in layout.bases]
+    for member in layout.members:
+        if member.form.bounds or member.form.encoding is not Encoding.AGGREGATE:
+            return False
+        inner.append(member.aggregate)
+    return all(is_empty(k, layouts, depth + 1) for k in inner)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from katana_cc.dwarf.forms import Encoding, Form
 from katana_cc.dwarf.types import Base, TypeKind, TypeLayout
 from katana_cc.dwarf.variables import Variable
-from katana_cc.transform.alike import Alike, base_key
+from katana_cc.transform.alike import Alike, base_key, is_empty
 from katana_cc.transform.fields import ANONYMOUS, VTABLE, Renames, match
 from katana_cc.transform.model import Copy, Dropped, Initial, Repeat, Step, Transformation, joined
 from katana_cc.transform.problems import Problem, ProblemKind
@@ -158,13 +158,15 @@ class _Walk:
             self.problems.append(problem(ProblemKind.NOT_SUPPORTED, new, text))
         elif before.kind is TypeKind.UNION:
             yield from self._union(old, new, before, after)
+        elif is_empty(old.aggregate, self._old) and is_empty(new.aggregate, self._new):
+            return
         elif whole and self._copies(old.aggregate, new.aggregate):
             if new.size:
                 yield Copy(new.bit // 8, old.bit // 8, new.size, new.path, old.path)
         else:
             self._inside.append((old.aggregate, new.aggregate))
             yield from self._bases(old, new, before, after)
-            yield from self._fields(old, new, before, after)
+            yield from self._fields(old, new, before, after, whole)
             self._inside.pop()
 
     def _copies(self, old_key: str, new_key: str) -> bool:
@@ -209,7 +211,7 @@ class _Walk:
                 sides = _base(old, was, self._old), _base(new, now, self._new)
                 yield from self.value(*sides, whole=False)
 
-    def _fields(self, old: Value, new: Value, before: TypeLayout, after: TypeLayout) -> Iterator[Step]:
+    def _fields(self, old: Value, new: Value, before: TypeLayout, after: TypeLayout, whole: bool) -> Iterator[Step]:
         sides = (before, self._old, old.path, old.bit), (after, self._new, new.path, new.bit)
         fields = match(*sides, self._renames)
         self.problems += fields.problems
@@ -217,7 +219,8 @@ class _Walk:
             return
         olds, news = [*(a for a, _ in fields.pairs), *fields.gone], [*(b for _, b in fields.pairs), *fields.came]
         for was, now in fields.pairs:
-            yield from self.value(was, now, whole=not _overlapped(was, olds) and not _overlapped(now, news))
+            own = whole and not _overlapped(was, olds) and not _overlapped(now, news)
+            yield from self.value(was, now, whole=own)
         for value in (*fields.gone, *fields.came):
             if VTABLE in value.path:
                 text = f"{value.owner} has virtual functions on one side only"

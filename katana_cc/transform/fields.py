@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from katana_cc.dwarf.types import TypeKind, TypeLayout
+from katana_cc.transform.alike import is_empty
 from katana_cc.transform.problems import Problem, ProblemKind
 from katana_cc.transform.values import Layouts, Value, member_value, problem
 
@@ -59,6 +60,8 @@ def _fields(
 ) -> Iterator[tuple[str, Value]]:
     """(name, value) of each field, those of anonymous structs among them; `inside`: what we are in already."""
     for member in layout.members:
+        if is_empty(member.aggregate, layouts):
+            continue
         value = member_value(member, layout, prefix, base)
         if not member.name.startswith(ANONYMOUS):
             yield member.name, value

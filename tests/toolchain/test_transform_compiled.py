@@ -239,6 +239,18 @@ def test_bases_are_moved_field_by_field(tmp_path: Path, command: tuple[str, ...]
     assert (c.field, c.old, c.new, c.new_bits) == ("c", 24 * 8, 36 * 8, 32)
 
 
+@pytest.mark.parametrize("command", CPP, ids=" ".join)
+def test_an_empty_class_is_no_field_and_shares_its_byte(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """As in std::unique_ptr: pointer and stateless deleter begin in one byte."""
+    parts = "struct E {}; struct F {}; struct H { [[no_unique_address]] E e; }; struct P { int *p; };"
+    old = f"{parts} struct s : H, P {{ [[no_unique_address]] E gone; short n; }};"
+    new = f"{parts} struct s : H, P {{ [[no_unique_address]] F came; int n; }};"
+    pointer, number = steps(tmp_path, old, new, *command, "-std=c++20")
+    assert pointer == Pointer(0, 0, "int", "(P).p", "(P).p")
+    assert isinstance(number, Integer)
+    assert (number.field, number.new, number.old) == ("n", 64, 64)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "kind"),
     [
