@@ -128,7 +128,7 @@ class _Walk:
         yield from self._rest(old, new, count)
 
     def _open(self, value: Value) -> None:
-        text = f"`{value.path}` of {value.owner} is an open array: how many elements there are, its type does not say"
+        text = f"`{value.label}` of {value.owner} is an open array: how many elements there are, its type does not say"
         self.problems.append(problem(ProblemKind.FLEXIBLE_ARRAY, value, text))
 
     def _rest(self, old: Value, new: Value, count: int) -> Iterator[Step]:
@@ -147,7 +147,7 @@ class _Walk:
     def _aggregate(self, old: Value, new: Value, whole: bool) -> Iterator[Step]:
         before, after = self._old.get(old.aggregate), self._new.get(new.aggregate)
         if before is None or after is None:
-            text = f"`{new.path}` of {new.owner}: {new.type} has no name by which its fields could be compared"
+            text = f"`{new.label}` of {new.owner}: {new.type} has no name by which its fields could be compared"
             self.problems.append(problem(ProblemKind.NO_LAYOUT, new, text))
         elif before.kind is not after.kind:
             self.problems.append(changed(old, new))
@@ -189,7 +189,7 @@ class _Walk:
                 )
                 line = successor.line if successor is not None else after.line
                 self.problems.append(
-                    Problem(ProblemKind.UNION_CHANGED, f"union {after.name}", new.path, text, after.file, line)
+                    Problem(ProblemKind.UNION_CHANGED, f"union {after.name}", new.label, text, after.file, line)
                 )
                 return
         if after.size < before.size:
@@ -265,7 +265,7 @@ class _Walk:
     def _needs_value(self, value: Value) -> None:
         """A new reference, or a new object of a class with virtual functions, is nothing while it is all zeros."""
         if value.type.endswith("&") or self._is_polymorphic(value.aggregate):
-            text = f"`{value.path}` of {value.owner} is new, and zeros are no value of {value.type}"
+            text = f"`{value.label}` of {value.owner} is new, and zeros are no value of {value.type}"
             self.problems.append(problem(ProblemKind.NO_VALUE, value, text))
 
     def _is_polymorphic(self, key: str, depth: int = 0) -> bool:

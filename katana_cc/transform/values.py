@@ -38,6 +38,12 @@ class Value:
     owner: str
     file: str
     line: int
+    array: str = ""  # of an element: the path of its array, for sentences
+
+    @property
+    def label(self) -> str:
+        """What to call it in a sentence."""
+        return self.path or self.array
 
     @property
     def width(self) -> int:
@@ -56,7 +62,7 @@ class Value:
         inner = replace(self.form, bounds=self.form.bounds[1:])
         # "struct s[3][4]" -> "struct s[4]"; what is around the bounds ("int (*[3])[4]") stays as it is.
         text = self.type.replace(f"[{self.form.bounds[0]}]", "", 1)
-        return replace(self, path="", bit=0, size=self.size // count, type=text, form=inner)
+        return replace(self, path="", bit=0, size=self.size // count, type=text, form=inner, array=f"{self.label}[]")
 
 
 def member_value(member: Member, layout: TypeLayout, prefix: str, base: int) -> Value:
@@ -77,7 +83,7 @@ def member_value(member: Member, layout: TypeLayout, prefix: str, base: int) -> 
 
 def problem(kind: ProblemKind, at: Value, text: str) -> Problem:
     """A problem with a field."""
-    return Problem(kind, at.owner, at.path, text, at.file, at.line)
+    return Problem(kind, at.owner, at.label, text, at.file, at.line)
 
 
 def scalar(old: Value, new: Value, before: Layouts, after: Layouts) -> Step | Problem:
@@ -101,7 +107,7 @@ def changed(old: Value, new: Value) -> Problem:
 
 
 def _field(value: Value) -> str:
-    return f"field `{value.path}` of {value.owner}" if value.path else value.owner
+    return f"field `{value.label}` of {value.owner}" if value.label else value.owner
 
 
 def _copy(old: Value, new: Value) -> Copy:

@@ -56,6 +56,7 @@ REFUSED = [
      "struct in { long l; }; struct s { struct in in; int n; };", P.POSSIBLE_RENAME, "n"),
     ("struct s { char *a; };", "struct s { long a; };", P.TYPE_CHANGED, "a"),
     ("struct s { float a; };", "struct s { int a; };", P.TYPE_CHANGED, "a"),
+    ("struct s { float a[2][3]; };", "struct s { int a[2][3]; };", P.TYPE_CHANGED, "a[][]"),
     ("struct s { int a; };", "struct s { int a[2]; };", P.TYPE_CHANGED, "a"),
     ("struct s { int a; };", "struct s { struct { int x; } a; };", P.TYPE_CHANGED, "a"),
     ("struct s { struct { int x; } a; };", "struct s { union { int x; } a; };", P.TYPE_CHANGED, "a"),
