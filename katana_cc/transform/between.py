@@ -222,14 +222,14 @@ class _Walk:
             own = whole and not _overlapped(was, olds) and not _overlapped(now, news)
             yield from self.value(was, now, whole=own)
         for value in (*fields.gone, *fields.came):
-            if VTABLE in value.path:
+            if value.name.startswith(VTABLE):
                 text = f"{value.owner} has virtual functions on one side only"
                 self.problems.append(problem(ProblemKind.VTABLE_CHANGED, value, text))
                 return
             if value.form.bounds and not value.form.count:
                 self._open(value)
         for value in fields.gone:
-            if (before.name, _last(value.path)) not in self._renames:
+            if (before.name, value.name) not in self._renames:
                 self._note(self._gone, value, self._old)
         for value in fields.came:
             self._note(self._came, value, self._new)
@@ -242,7 +242,7 @@ class _Walk:
 
     def _note(self, names: dict[str, Value], value: Value, layouts: Layouts) -> None:
         """Remember the name of a field that only one side has, and all names inside of it."""
-        waiting, seen = [(_last(value.path), value.aggregate)], set()
+        waiting, seen = [(value.name, value.aggregate)], set()
         while waiting:
             name, key = waiting.pop()
             names.setdefault(name, value)
@@ -296,11 +296,6 @@ def _overlapped(value: Value, fields: list[Value]) -> bool:
         return False
     end = value.bit + value.width
     return any(v is not value and v.bit < end and value.bit < v.bit + v.width for v in fields)
-
-
-def _last(path: str) -> str:
-    """The name of the field that a path leads to."""
-    return path.rpartition(".")[2]
 
 
 def _elements(path: str, first: int, end: int) -> str:

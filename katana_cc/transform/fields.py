@@ -21,7 +21,7 @@ from katana_cc.transform.values import Layouts, Value, member_value, problem
 # What a person said: (old type's key, old field) -> new field; "" when it is no rename.
 Renames = Mapping[tuple[str, str], str]
 ANONYMOUS = "(anonymous "
-VTABLE = "_vptr"  # gcc: `_vptr.Class`, clang: `_vptr$Class`
+VTABLE = "_vptr.", "_vptr$"  # how the pointer to it is called: `_vptr.Class` by gcc, `_vptr$Class` by clang
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _fields(
 def union_names(value: Value, layouts: Layouts) -> set[str]:
     """The names that an anonymous union brings into scope; none for any other field."""
     layout = layouts.get(value.aggregate)
-    if layout is None or layout.kind is not TypeKind.UNION or not value.path.rpartition(".")[2].startswith(ANONYMOUS):
+    if layout is None or layout.kind is not TypeKind.UNION or not value.name.startswith(ANONYMOUS):
         return set()
     return {name for name, _ in _fields(layout, layouts, "", 0)}
 

@@ -38,6 +38,7 @@ class Value:
     owner: str
     file: str
     line: int
+    name: str = ""  # of the field itself, the last part of its path
     array: str = ""  # of an element: the path of its array, for sentences
 
     @property
@@ -78,6 +79,7 @@ def member_value(member: Member, layout: TypeLayout, prefix: str, base: int) -> 
         owner=f"{layout.kind} {layout.name}",
         file=layout.file,
         line=member.line or layout.line,
+        name=member.name,
     )
 
 

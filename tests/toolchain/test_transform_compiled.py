@@ -216,6 +216,11 @@ def test_variables_of_every_kind(tmp_path: Path, compiler: str) -> None:
     assert apply(made, b"A" * 8 + b"B" * 8, bytes(64)) == bytes(8) + b"A" * 8 + bytes(8) + b"B" * 8 + bytes(32)
 
 
+def test_a_field_that_is_called_like_a_vtable_is_none(tmp_path: Path) -> None:
+    found = steps(tmp_path, "struct s { int my_vptr; long z; };", "struct s { long z; };")
+    assert found == (Copy(0, 8, 8, "z", "z"), Dropped(0, 32, "my_vptr"))
+
+
 def test_an_unchanged_open_array_is_no_question(tmp_path: Path) -> None:
     text = "struct s { struct s *next; char data[]; };"
     assert steps(tmp_path, text, text) == (Pointer(0, 0, "struct s", "next", "next"),)
