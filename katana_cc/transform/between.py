@@ -160,7 +160,8 @@ class _Walk:
             yield from self._union(old, new, before, after)
         elif is_empty(old.aggregate, self._old) and is_empty(new.aggregate, self._new):
             return
-        elif whole and self._copies(old.aggregate, new.aggregate):
+        elif whole and new.label and self._copies(old.aggregate, new.aggregate):
+            # (Not the whole object itself: whoever asks of an unchanged type wants its fields.)
             if new.size:
                 yield Copy(new.bit // 8, old.bit // 8, new.size, new.path, old.path)
         else:
