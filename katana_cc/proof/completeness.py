@@ -112,31 +112,18 @@ class _Proof:
             return
         self._done.add(place)
         found = list(self._differences(place, theirs))
-        if found and not self.irrelevance.explains(place, theirs, found) and not self._is_dead(theirs):
+        if found and not self.irrelevance.explains(place, theirs, found) and not self._is_dead(place, theirs):
             for difference in found:
                 yield self._finding(place, difference)
 
-    def _is_dead(self, theirs: Target) -> bool:
-        """Whether nothing can reach an old function: no reference leads to it, and no other module knows its name."""
-        if not isinstance(theirs, Place) or self.old.kind(theirs) is not Kind.FUNCTION:
+    def _is_dead(self, place: Place, theirs: Target) -> bool:
+        """Whether nobody notices: nothing can reach the old function, or nothing in the new build the constant."""
+        if not isinstance(theirs, Place):
             return False
-        program = self.old.program
-        names = set(self.old.names(theirs))
-        if not names.isdisjoint(program.tables.by_name) or program.address(theirs) == program.image.entry:
-            return False
-        if not names.isdisjoint(program.options.entry):
-            return False
-        for unit in range(len(program.snapshot.units)):
-            elf = program.object(unit)
-            if unit != theirs.unit and names.isdisjoint(s.name for s in elf.symbols):
-                continue
-            for number, kind in self.old.view(Place(unit, 0)).kinds.items():
-                place = Place(unit, number)
-                if kind in _UNUSED or place == theirs or program.address(place) is None:
-                    continue
-                if any(f.target == theirs for f in self.old.fields(place)):
-                    return False
-        return True
+        if self.old.kind(theirs) is Kind.FUNCTION:
+            return _is_unreachable(self.old, theirs)
+        both = self.old.kind(theirs), self.new.kind(place)
+        return both == (Kind.CONST, Kind.CONST) and _is_unreachable(self.new, place)
 
     def _differences(self, place: Place, theirs: Target) -> Iterator[Difference]:
         if isinstance(theirs, Named):  # a COMMON variable: zero at first
@@ -246,3 +233,24 @@ class _Proof:
         return Finding(
             self.new.label(place), f"{where} differs from what the patched process has: {difference.text}", place
         )
+
+
+def _is_unreachable(image: Image, target: Place) -> bool:
+    """Whether no reference leads to what a place holds, and no other module knows its name."""
+    program = image.program
+    names = set(image.names(target))
+    if not names.isdisjoint(program.tables.by_name) or program.address(target) == program.image.entry:
+        return False
+    if not names.isdisjoint(program.options.entry):
+        return False
+    for unit in range(len(program.snapshot.units)):
+        elf = program.object(unit)
+        if unit != target.unit and names.isdisjoint(s.name for s in elf.symbols):
+            continue
+        for number, kind in image.view(Place(unit, 0)).kinds.items():
+            place = Place(unit, number)
+            if kind in _UNUSED or place == target or program.address(place) is None:
+                continue
+            if any(f.target == target for f in image.fields(place)):
+                return False
+    return True

@@ -105,17 +105,15 @@ class _Walker:
         return bool({stem(n) for n in self.new.names(place)} & {stem(n) for n in self.old.names(old)})
 
     def _named(self, name: str) -> list[Place]:
-        """The functions of the new build that have a name: the one it means globally, or all local ones."""
+        """The functions of the new build that have a name: the one it means globally, and all local ones."""
         target, _, _ = self.new.defined(name)
-        if isinstance(target, Place):
-            return [target]
         if self._functions is None:
             self._functions = {}
             for unit in range(len(self.new.program.snapshot.units)):
                 for s in self.new.program.record(unit).symbols:
                     if s.binding == c.STB_LOCAL and s.type in (c.STT_FUNC, c.STT_GNU_IFUNC):
                         self._functions.setdefault(s.name, []).append(Place(unit, s.section))
-        return self._functions.get(name, [])
+        return [*([target] if isinstance(target, Place) else []), *self._functions.get(name, [])]
 
     def _edit(self, edit: DataEdit) -> Iterator[Finding]:
         found = self.old.at(edit.address)

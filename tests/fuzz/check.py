@@ -12,6 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from katana_cc.diff.reasons import Code
 from katana_cc.errors import KatanaError, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.process.apply import apply_patch
@@ -93,6 +94,8 @@ def _refused(case: Case, result: Result) -> Outcome:
         if r.severity in ("refused", "needs") and not (r.subject and r.text):
             raise Counterexample(f"a refusal that names nothing: {r}")
     codes = tuple(sorted({code for code, _ in [*result.refusals, *result.needs]}))
+    if Code.UNACCOUNTED.value in codes:
+        raise Counterexample(f"Katana calls it a bug of its own: {_reasons(result)}")
     is_plain = case.variant.optimise == "-O2" and not case.variant.compile_flags
     if is_plain and set(case.edits) <= edits.MUST and not set(codes) <= EXCUSED:
         raise Counterexample(f"{case.edits} must not be refused: {_reasons(result)}")

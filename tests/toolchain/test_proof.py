@@ -349,3 +349,29 @@ def test_handler_of_another_type(tmp_path: Path, compiler: str, monkeypatch: pyt
     assert (result.refusals, result.replaced) == ([], ["serve"])
     monkeypatch.setattr(Comparison, "same_handlers", lambda *_: True)
     assert ("unaccounted", "serve") in project.diff(old, new).refusals
+
+
+# What must not be found.
+
+
+def test_static_function_of_a_name_that_turned_global_elsewhere(project: Project) -> None:
+    """A bug: of the name `work` only the global one was looked at, and b.c's called unaccounted for."""
+    work = NOINLINE + "{}int work(int x) {{ return x * {} + 1; }} int {}(int x) {{ return work(x) * 7; }}"
+    result = project.change(
+        {"main.c": MAIN, "a.c": work.format("static ", 3, "serve"), "b.c": work.format("static ", 5, "other")},
+        {"a.c": work.format("", 3, "serve"), "b.c": work.format("static ", 9, "other")},
+    )
+    assert result.refusals == []
+    assert "work" in result.replaced or "other" in result.replaced
+
+
+def test_constant_that_grew_and_that_nothing_reads(plain: Project) -> None:
+    """A bug: a table without readers is not carried, and was called unaccounted for."""
+    source = "const {} table[] = {{1, 2, 3, 4, 5, 6, 7, 8}}; {} int serve(int x) {{ return x * {}; }}"
+    reader = "int read(int x) { return table[x & 7]; }"
+    result = plain.change(
+        {"main.c": "int read(int); " + MAIN.replace("serve(c)", "serve(c) + read(c)"),
+         "a.c": source.format("short", reader, 3)},
+        {"main.c": MAIN, "a.c": source.format("long", "", 5)},
+    )  # fmt: skip
+    assert result.refusals == []
