@@ -25,6 +25,7 @@ from katana_cc.proof.frames import frames_differ
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Carried, Field, Finding, Named, blanked
+from katana_cc.proof.tables import Tables
 from katana_cc.recorder.record import stem
 
 BYTES_DIFFER: Final = "its bytes differ"
@@ -62,6 +63,11 @@ class _Walker:
         for edit in self.patch.data_edits:
             yield from self._edit(edit)
         yield from self._drain()
+        tables = Tables(self.judge)
+        yield from tables.differences()
+        while self.judge.pairs:
+            yield from self._drain()
+            yield from tables.differences()
         self.judge.walking = None
         # From here on it is known what is carried.
         for place, after, before in self._put_off:

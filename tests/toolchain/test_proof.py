@@ -7,6 +7,7 @@ lost.  The same edit without the blindness must come through without a finding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import pytest
 from katana_cc.diff import engine, recreate
 from katana_cc.diff.compare import Comparison, Outcome
 from katana_cc.diff.correlate import Correlation, correlate
+from katana_cc.diff.frames import Handlers
 from katana_cc.diff.program import Place
+from katana_cc.dwarf.lsda import read_lsda
+from katana_cc.patch.handlers import HandlerTables
 from tests.support.project import Project, Result, Variant
 
 VARIANTS = [
@@ -349,6 +353,58 @@ def test_handler_of_another_type(tmp_path: Path, compiler: str, monkeypatch: pyt
     assert (result.refusals, result.replaced) == ([], ["serve"])
     monkeypatch.setattr(Comparison, "same_handlers", lambda *_: True)
     assert ("unaccounted", "serve") in project.diff(old, new).refusals
+
+
+TWO_CATCHES = """struct a {}; struct b {}; int raise(int); struct c { int n; ~c(); };
+extern "C" int serve(int x) {
+  try { c guard{x}; return raise(x) * @; } catch (a &) { return 7; } catch (b &) { return 8; } catch (...) { return 9; }
+}
+"""
+
+
+@pytest.mark.parametrize("what", ["types exchanged", "pad of a call", "a type more", "nothing"])
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("mode", ["pie", "nopie"])
+def test_exception_table_that_says_something_else(
+    tmp_path: Path, compiler: str, mode: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patch object is made wrongly: what it carries as the table of a function is not the new build's."""
+    project = Project(tmp_path, Variant(compiler, "-O2", mode))
+    raising = "struct a {}; struct b {}; int raise(int x) { if (x) throw a(); throw b(); } struct c { int n; ~c(); };"
+    files = {
+        "main.cc": 'extern "C" ' + MAIN,
+        "b.cc": raising + "int last; c::~c() { last = n; }",
+        "a.cc": TWO_CATCHES.replace("@", "3"),
+    }
+    old = project.build(files)
+    new = project.build({**files, "a.cc": TWO_CATCHES.replace("@", "5")})
+    real = HandlerTables.table
+
+    def table(self: HandlerTables, place: Place, handlers: Handlers) -> int | None:
+        symbol = real(self, place, handlers)
+        assert symbol is not None
+        number = self.carrier.symbols[symbol].section
+        assert number is not None
+        section = self.carrier.sections[number]
+        assert section is not None
+        data, rows = bytearray(section.data), list(section.relocations)
+        if what == "types exchanged" and len(rows) > 1:
+            rows = [replace(rows[0], symbol=rows[1].symbol), replace(rows[1], symbol=rows[0].symbol), *rows[2:]]
+        elif what == "pad of a call":
+            pad = next((site.pad for site in read_lsda(section.data, 0).call_sites if site.pad), None)
+            if pad is None:
+                return symbol  # that of a part
+            data[data.index(pad.to_bytes(1, "little"), 4)] += 1
+        elif what == "a type more":
+            rows = rows[1:]
+        self.carrier.sections[number] = replace(section, data=bytes(data), relocations=tuple(rows))
+        return symbol
+
+    monkeypatch.setattr(HandlerTables, "table", table)
+    refusals = project.diff(old, new).refusals
+    assert {(code, subject.removesuffix(".cold")) for code, subject in refusals} == (
+        set() if what == "nothing" else {("unaccounted", "serve")}
+    )
 
 
 # What must not be found.
