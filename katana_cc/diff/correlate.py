@@ -1,8 +1,8 @@
 """Which section of the old program is the same thing as which section of the new one.
 
 Theory of operation.  With -ffunction-sections and -fdata-sections a section holds one function or one datum, so
-sections are what is correlated.  Two objects of the same unit name are matched first; those that differ in debug
-information only are the same.  In the others:
+sections are what is correlated.  Two objects of the same unit name are matched first; those that differ in
+where things are declared only are the same.  In the others:
 
 1. A global or weak name is its own identity.
 2. A local's name without the compiler's numbers (`counter.0` → `counter`) is its identity when only one on either side
@@ -33,13 +33,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from katana_cc.diff.alike import loaded_alike
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.scope import Scope
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.recorder.record import stem
 
+Alike = Callable[[int, int], bool]  # whether an old and a new unit are the same but for where things are declared
 Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, for variables that debug information knows
 
 _RENAMED = 0.5  # two units that share half of the names they define are one file under a new name
@@ -50,8 +50,7 @@ _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
 class Correlation:
     """`old_of[new]` is the same thing in the old program; `ambiguous` new variables could be one of several.
 
-    `same_units` pairs units of which nothing that is loaded differs (new → old); in `alike_units` of these debug
-    information does.
+    `same_units` pairs units that are the same but for where things are declared (new → old).
     """
 
     old_of: dict[Place, Place] = field(default_factory=dict)
@@ -60,7 +59,6 @@ class Correlation:
     removed_units: list[int] = field(default_factory=list)
     changed_units: list[tuple[int, int]] = field(default_factory=list)
     same_units: dict[int, int] = field(default_factory=dict)
-    alike_units: list[int] = field(default_factory=list)
 
     def old_place(self, new: Place) -> Place | None:
         """The same place in the old program; units whose object is identical need no entries of their own."""
@@ -85,8 +83,8 @@ class Correlation:
         self.old_of.pop(new, None)
 
 
-def match_units(old: Program, new: Program) -> Correlation:
-    """Pair the objects of two links by name; identical ones are not looked at any further."""
+def match_units(old: Program, new: Program, alike: Alike) -> Correlation:
+    """Pair the objects of two links by name; those that are the same are not looked at any further."""
     result = Correlation()
     by_name = {u.name: i for i, u in enumerate(old.snapshot.units)}
     open_units: list[int] = []
@@ -110,11 +108,8 @@ def match_units(old: Program, new: Program) -> Correlation:
     left = [o for o in by_name.values() if o not in matched]
     pairs += _most_alike(old, new, left, open_units, lambda _o, _n: True, _RENAMED)
     for o, n in sorted(pairs, key=lambda p: p[1]):
-        if old.snapshot.units[o].blob == new.snapshot.units[n].blob:
+        if old.snapshot.units[o].blob == new.snapshot.units[n].blob or alike(o, n):
             result.same_units[n] = o
-        elif loaded_alike(old.object(o), new.object(n)):
-            result.same_units[n] = o
-            result.alike_units.append(n)
         else:
             result.changed_units.append((o, n))
     result.new_units = open_units
@@ -162,9 +157,11 @@ def _defined(program: Program, unit: int) -> frozenset[str]:
     return frozenset(stem(s.name) for s in program.record(unit).symbols if s.type in (c.STT_FUNC, c.STT_OBJECT))
 
 
-def correlate(old: Program, new: Program, view: Callable[[Program, int], ObjectView], scopes: Scopes) -> Correlation:
+def correlate(
+    old: Program, new: Program, view: Callable[[Program, int], ObjectView], scopes: Scopes, alike: Alike
+) -> Correlation:
     """The correlation of two programs; `view` gives the (cached) view of a unit."""
-    result = match_units(old, new)
+    result = match_units(old, new, alike)
     for old_unit, new_unit in result.changed_units:
         _match_sections(result, old, new, old_unit, new_unit, view, scopes)
     units = [*result.new_units, *(n for _, n in result.changed_units)]

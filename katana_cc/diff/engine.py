@@ -7,10 +7,11 @@ cannot is a reason of severity "refused".  Nothing that differs is dropped witho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from katana_cc.diff.alike import loaded_alike
 from katana_cc.diff.compare import Comparison, Outcome
 from katana_cc.diff.correlate import Correlation, correlate
 from katana_cc.diff.data import compare_constant, compare_variable
@@ -93,7 +94,13 @@ class Diff:
     @cached_property
     def correlation(self) -> Correlation:
         """Which place is which."""
-        return correlate(self.old, self.new, self.view, self.debug.scopes)
+        return correlate(self.old, self.new, self.view, self.debug.scopes, self._is_alike)
+
+    def _is_alike(self, old_unit: int, new_unit: int) -> bool:
+        """Whether two units are the same but for where things are declared."""
+        if not loaded_alike(self.old.object(old_unit), self.new.object(new_unit)):
+            return False
+        return self.debug.only_lines_moved(self.old, old_unit, self.new, new_unit)
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -117,38 +124,13 @@ class Diff:
         for place, old_place in self.changes.replaced.items():
             check_replaceable(self, place, old_place)
         note_reliances(self)
-        self._compare_types()
+        for old_unit, new_unit in self.correlation.changed_units:
+            self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit)
+        for unit in [n for _, n in self.correlation.changed_units] + self.correlation.new_units:
+            more = self.correlation, self.changes.recreated
+            self.changes.reasons += self.debug.compare_variables(self.old, self.new, unit, *more)
         self.changes.reasons = _unique(self.changes.reasons)
         return self.changes
-
-    def _compare_types(self) -> None:
-        """Compare layouts in all units of which debug information differs, if any code does.
-
-        A compiler may describe a type only where a variable of it is defined (clang: not for `extern` ones), so the
-        unit whose code follows a change need not be the one that tells of it.
-        """
-        correlation, changed = self.correlation, self.correlation.changed_units
-        units = [n for _, n in changed] + correlation.new_units
-        if not units and not correlation.removed_units:
-            return
-        alike = [
-            (o, n)
-            for o, n in ((correlation.same_units[n], n) for n in correlation.alike_units)
-            if not self.debug.only_lines_moved(self.old, o, self.new, n)
-        ]
-        for old_unit, new_unit in [*changed, *alike]:
-            self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit)
-        for unit in [*units, *self._sharing(units, [n for _, n in alike])]:
-            more = correlation, self.changes.recreated
-            self.changes.reasons += self.debug.compare_variables(self.old, self.new, unit, *more)
-
-    def _sharing(self, users: Iterable[int], units: Iterable[int]) -> Iterator[int]:
-        """Those of `units` that hold variables which `users` name."""
-        used = {name for user in users for name in self.view(self.new, user).undefined}
-        for unit in units:
-            symbols = self.new.record(unit).symbols
-            if any(s.type == c.STT_OBJECT and s.binding != c.STB_LOCAL and s.name in used for s in symbols):
-                yield unit
 
     # Reasons
 
