@@ -118,11 +118,11 @@ def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
 
 
 def _only_labels(view: ObjectView, section: int) -> bool:
-    """Whether a datum holds addresses inside one function, and nothing else that is relocated."""
+    """Whether a datum holds addresses inside one function and its parts, and nothing else that is relocated."""
     references = view.references(section)
-    targets = {r.section for r in references}
-    inside = all(r.base + r.addend for r in references)
-    return inside and len(targets) == 1 and view.kinds.get(targets.pop()) is Kind.FUNCTION
+    owners = {view.parent.get(r.section, r.section) for r in references}
+    inside = all(r.base + r.addend or r.section in view.parent for r in references)
+    return inside and len(owners) == 1 and view.kinds.get(owners.pop()) is Kind.FUNCTION
 
 
 def _keep_value(diff: Diff, place: Place, old_place: Place) -> None:

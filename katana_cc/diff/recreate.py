@@ -26,10 +26,16 @@ def _recreate_label_tables(diff: Diff) -> None:
     """
     for place in list(diff.changes.replaced):
         view = diff.view(diff.new, place.unit)
-        for number in view.referrers.get(place.section, ()):
+        parts = view.parts.get(place.section, [])
+        for number in dict.fromkeys(n for part in (place.section, *parts) for n in view.referrers.get(part, ())):
             if view.kinds[number] not in (Kind.CONST, Kind.DATA, Kind.THREAD):
                 continue
-            if not any(r.section == place.section and r.base + r.addend for r in view.references(number)):
+            # The start of the function itself is no label; that of its .cold part may be one.
+            labels = (
+                r.section in parts or (r.section == place.section and r.base + r.addend)
+                for r in view.references(number)
+            )
+            if not any(labels):
                 continue
             table = Place(place.unit, number)
             users = {view.parent.get(n, n) for n in view.referrers.get(number, ())}

@@ -38,6 +38,7 @@ class Output:
         self.tables = DynamicTables(self.elf)
         self.names: dict[int, set[str]] = {}
         self.at: dict[str, list[int]] = {}
+        self.sizes: dict[tuple[str, int], int] = {}
         self.threads: dict[int, set[str]] = {}
         for s in self.elf.symbols:
             if s.section == c.SHN_UNDEF or not s.name:
@@ -47,6 +48,7 @@ class Output:
             elif s.type in (c.STT_FUNC, c.STT_OBJECT, c.STT_NOTYPE, c.STT_GNU_IFUNC):
                 self.names.setdefault(s.value, set()).add(stem(s.name.split("@")[0]))
                 self.at.setdefault(s.name, []).append(s.value)
+                self.sizes[s.name, s.value] = s.size
         text = subprocess.run(["objdump", "-d", path], check=True, capture_output=True, text=True).stdout
         self.stubs = {int(a, 16): self._meant(n.split("@")[0]) for a, n in _STUB.findall(text)}
         self.thread_size = next(
@@ -88,7 +90,9 @@ def inequivalences(po: PatchObject, old_path: Path, new_path: Path) -> list[str]
             best: list[str] = min(attempts, key=_count)
             found += best
     for edit in po.data_edits:
-        places = checker.new.at.get(edit.name, [])
+        # One that nothing reads may not have been linked; then another of its name has another size, or there is none.
+        size = po.sections[edit.replacement].size
+        places = [a for a in checker.new.at.get(edit.name, []) if checker.new.sizes.get((edit.name, a), size) == size]
         attempts = [list(checker.compare(po.sections[edit.replacement], address)) for address in places]
         best = min(attempts, key=_count, default=[])
         found += best
