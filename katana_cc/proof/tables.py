@@ -11,17 +11,16 @@ Source: LSB core, "Exception Frames" (10.6.1); `katana_cc.dwarf.lsda` for what a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple
 
 from katana_cc.diff.program import Place
-from katana_cc.dwarf.frames import Fde, records
 from katana_cc.dwarf.lsda import INDIRECT, CallSite, read_lsda
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
+from katana_cc.proof import fdes
+from katana_cc.proof.fdes import FdeAt, P
 from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Carried, Field, Finding
-
-P = TypeVar("P", Place, Carried)
 
 
 class _Table(NamedTuple):
@@ -47,12 +46,13 @@ class _Frames(Generic[P]):
             self._fields[owner] = {f.offset: f for f in self._rows(owner)}
         return self._fields[owner].get(at)
 
-    def table(self, owner: P, data: bytes, fde: Fde) -> _Table:
-        """What an FDE in section `owner` says.
+    def table(self, entry: FdeAt[P]) -> _Table:
+        """What an FDE says.
 
         Raises:
             FormatError: its LSDA cannot be read.
         """
+        _start, owner, data, fde = entry
         routine = None
         if at := fde.cie.personality_offset:
             routine = self._followed(owner, at, data[at - 1])
@@ -85,8 +85,8 @@ class Tables:
         self._done: set[Carried] = set()
         self._ours = _Frames(Carried, judge.carried.data, judge.carried.fields)
         self._theirs = _Frames(Place, judge.new.data, judge.new.fields)
-        self._carried: dict[Carried, dict[int, tuple[Carried, bytes, Fde]]] | None = None
-        self._built: dict[int, dict[int, dict[int, tuple[Place, bytes, Fde]]]] = {}
+        self._carried = fdes.of_patch(judge.carried)
+        self._built: dict[int, dict[int, list[FdeAt[Place]]]] = {}
 
     def differences(self) -> Iterator[Finding]:
         """Functions bound since the last call whose tables are not the new build's."""
@@ -101,54 +101,19 @@ class Tables:
                 yield Finding(label, text, place)
 
     def _same(self, carried: Carried, place: Place) -> bool:
-        ours, theirs = self._of_patch().get(carried, {}), self._of_unit(place.unit).get(place.section, {})
+        if place.unit not in self._built:
+            self._built[place.unit] = fdes.of_unit(self._judge.new, place.unit)
+        ours = {f.start: f for f in self._carried.get(carried, ())}
+        theirs = {f.start: f for f in self._built[place.unit].get(place.section, ())}
         # Frames that are missing are the affair of `proof/frames.py`.
         return all(self._agree(ours[at], theirs[at]) for at in ours.keys() & theirs.keys())
 
-    def _agree(self, ours: tuple[Carried, bytes, Fde], theirs: tuple[Place, bytes, Fde]) -> bool:
+    def _agree(self, ours: FdeAt[Carried], theirs: FdeAt[Place]) -> bool:
         try:
-            before, after = self._ours.table(*ours), self._theirs.table(*theirs)
+            before, after = self._ours.table(ours), self._theirs.table(theirs)
         except FormatError:
             return False
         if after.calls != before.calls or len(after.types) != len(before.types):
             return False
         pairs = [(after.routine, before.routine), *zip(after.types, before.types, strict=True)]
         return all((b is None) if a is None else (b is not None and self._judge.agree(a, b)) for a, b in pairs)
-
-    def _of_patch(self) -> dict[Carried, dict[int, tuple[Carried, bytes, Fde]]]:
-        """Section of a carried function → offset in it → where its FDE is."""
-        if self._carried is None:
-            self._carried = {}
-            for number, section in enumerate(self._judge.carried.patch.sections):
-                if section.name == ".eh_frame" and section.flags & c.SHF_ALLOC:
-                    owner = Carried(number)
-                    for fde in _fdes(section.data):
-                        start = self._ours.field(owner, fde.pc_offset)
-                        if start is not None and isinstance(start.target, Carried):
-                            row = self._carried.setdefault(start.target, {})
-                            row[start.distance] = owner, section.data, fde
-        return self._carried
-
-    def _of_unit(self, unit: int) -> dict[int, dict[int, tuple[Place, bytes, Fde]]]:
-        """Section of a function of the new build's object → offset in it → where its FDE is."""
-        if unit not in self._built:
-            rows: dict[int, dict[int, tuple[Place, bytes, Fde]]] = {}
-            view = self._judge.new.view(Place(unit, 0))
-            for section in view.elf.sections:
-                if section.name == ".eh_frame" and section.size:
-                    data, owner = view.data(section.number), Place(unit, section.number)
-                    starts = {r.offset: r for r in view.elf.relocations(section.number)}
-                    for fde in _fdes(data):
-                        if (r := starts.get(fde.pc_offset)) is not None:
-                            symbol = view.elf.symbols[r.symbol]
-                            rows.setdefault(symbol.section, {})[symbol.value + r.addend] = owner, data, fde
-            self._built[unit] = rows
-        return self._built[unit]
-
-
-def _fdes(data: bytes) -> list[Fde]:
-    """All FDEs; what is damaged counts as not there, on both sides."""
-    try:
-        return [record for record in records(data) if isinstance(record, Fde)]
-    except FormatError:
-        return []
