@@ -1,9 +1,10 @@
 """Differences that mean nothing to a running process: line numbers that moved, and the time of the build.
 
-`__LINE__` is an immediate.  When lines are inserted above a function, each such immediate grows by what its own
-instruction's line grew, and nothing else changes.  So of every differing field both values must lie at the line of
-their instruction, or a few lines after it (a macro call over several lines has the line of its end), and differ by
-exactly as much as these lines do.
+`__LINE__` is the immediate of a `mov` or a `push`: an argument.  When lines are inserted above a function, each such
+immediate grows by what its own instruction's line grew, and nothing else changes.  So of every differing field both
+values must lie at the line of their instruction, or a few lines after it (a macro call over several lines has the line
+of its end), and differ by exactly as much as these lines do.  An instruction may be of several lines: then of each
+it is told how far it moved, and a number that merely lies between two of them is none.
 
 `__DATE__`, `__TIME__` and `__TIMESTAMP__` are literals of fixed forms.  What looks like one is taken for one only when
 it says about the time of the new link.
@@ -17,8 +18,10 @@ from __future__ import annotations
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+from katana_cc.elf.instructions import constants_moved
 
 Lines = Sequence[tuple[int, int]]  # (offset, line), by offset
 
@@ -42,39 +45,32 @@ def only_lines_differ(old: bytes, new: bytes, old_lines: Lines, new_lines: Lines
     """
     if len(old) != len(new) or not old_lines or not new_lines:
         return False
-    at = 0
-    while at < len(old):
-        if old[at] == new[at]:
-            at += 1
-            continue
-        end = _line_field(old, new, at, (old_lines, new_lines))
-        if end is None:
+    fields = list(constants_moved(old))
+    if fields != list(constants_moved(new)):
+        return False
+    checked = 0
+    for start, end in fields:
+        if old[checked:start] != new[checked:start]:
             return False
-        at = end
-    return True
+        checked = end
+        pair = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
+        if pair[0] != pair[1] and not _is_line(pair, _moved(old_lines, new_lines, start)):
+            return False
+    return old[checked:] == new[checked:]
 
 
-def _line_field(old: bytes, new: bytes, at: int, lines: tuple[Lines, Lines]) -> int | None:
-    """The end of an immediate that starts at or up to three bytes before `at` and holds a moved line; None if none."""
-    moved = [(a, b) for a in _in_force(lines[0], at) for b in _in_force(lines[1], at) if a != b]
-    for start in range(at, max(-1, at - 4), -1):
-        end = start + 4
-        if end <= len(old):
-            pair = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
-            if _is_line(pair, moved):
-                return end
-    # push imm8, cmp $imm8: a line below 128 in one byte.
-    if max(old[at], new[at]) < 128 and _is_line((old[at], new[at]), moved):
-        return at + 1
-    return None
-
-
-def _is_line(pair: tuple[int, int], moved: list[tuple[int, int]]) -> bool:
+def _is_line(pair: tuple[int, int], moved: Iterable[tuple[int, int]]) -> bool:
     return any(0 <= pair[0] - a <= _MACRO_LINES and pair[1] - b == pair[0] - a for a, b in moved)
 
 
+def _moved(old_lines: Lines, new_lines: Lines, at: int) -> list[tuple[int, int]]:
+    """(line before, line after) of the instruction that holds the byte at `at`, where it moved."""
+    before, after = _in_force(old_lines, at), _in_force(new_lines, at)
+    return [(a, b) for a, b in zip(before, after, strict=True) if a != b] if len(before) == len(after) else []
+
+
 def _in_force(lines: Lines, at: int) -> list[int]:
-    """The lines of the instruction that holds the byte at `at`: all rows of the last offset not after it.
+    """The lines of the instruction that holds the byte at `at`: all rows of the last offset not after it, in order.
 
     Where these say nothing (line 0: clang gives constants none), those of the next offset that does: constants are made
     for the call that follows.

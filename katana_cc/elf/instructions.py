@@ -30,6 +30,7 @@ _MAP1_BYTE: Final = (
     | {*range(0xE0, 0xE8), 0xEB}
 )
 _MAP1_WORD: Final = frozenset(op for op in range(0x40) if op & 7 == 5) | {0x68, 0x69, 0x81, 0xA9, 0xC7}
+_CONSTANT_MOVES: Final = frozenset({0x68, 0x6A, *range(0xB0, 0xC0), 0xC6, 0xC7})  # push, mov
 _MAP2_PLAIN: Final = frozenset(
     {0x05, 0x06, 0x07, 0x08, 0x09, 0x0B, 0x0E, *range(0x30, 0x38), 0x77, *range(0x80, 0x90), 0xA0, 0xA1, 0xA2, 0xA8,
      0xA9, 0xAA, *range(0xC8, 0xD0)}
@@ -65,6 +66,13 @@ def instructions(code: bytes) -> Iterator[Instruction]:
             return
         yield found
         at = found.end
+
+
+def constants_moved(code: bytes) -> Iterator[tuple[int, int]]:
+    """[start, end) of each constant that is put into a register or memory as it stands, or pushed: as arguments are."""
+    for found in instructions(code):
+        if found.map == 1 and not found.vector and found.immediate_at >= 0 and found.opcode in _CONSTANT_MOVES:
+            yield found.immediate_at, found.end
 
 
 def _decode(code: bytes, start: int) -> Instruction:

@@ -1,8 +1,9 @@
 """Differences that mean nothing to a running process, verified.
 
-- *Line numbers.*  Only bytes of code differ, no field does; each run of differing bytes is part of an immediate that
-  holds, before and after, a line of the same statement: a row of the old line table and the row at the same offset of
-  the new one, from which both immediates are equally far, by no more than a long macro call.
+- *Line numbers.*  Only bytes of code differ, no field does; each run of differing bytes is part of the immediate of a
+  `mov` or `push` that holds, before and after, a line of the same statement: a row of the old line table and the same
+  one of the rows at that offset of the new one, from which both immediates are equally far, by no more than a long
+  macro call.
 - *Initial values.*  A writable variable keeps its live value, and the patch object says so (`initialiser-kept`): its
   bytes may differ, and which literals it points at; where it points at anything else it may not.
 - *The time of the build.*  What looks like a date or a time and says when the new link was (`judge.py`, and here for
@@ -18,6 +19,7 @@ from katana_cc.diff.harmless import same_but_built_later
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import Code
 from katana_cc.diff.view import Kind
+from katana_cc.elf.instructions import constants_moved
 from katana_cc.patch.model import PatchObject
 from katana_cc.proof.image import Image
 from katana_cc.proof.model import Content, Named, Target, blanked
@@ -26,7 +28,6 @@ from katana_cc.proof.walk import BYTES_DIFFER, Difference
 Lines = Callable[[Program, Place], Sequence[tuple[int, int]]]  # (offset, line) of a code section
 
 _MACRO_LINES: Final = 12  # the longest macro call of which __LINE__ may be the end
-_WIDTHS: Final = (4, 2, 1)  # bytes of an immediate
 
 
 class Irrelevance:
@@ -79,29 +80,24 @@ def only_own_lines(
     """
     if len(old) != len(new):
         return False
-    after: dict[int, set[int]] = {}
-    for offset, line in new_rows:
-        after.setdefault(offset, set()).add(line)
-    moved = {(a, b) for offset, a in old_rows if a for b in after.get(offset, ()) if b and a != b}
-    at = 0
-    while at < len(old):
-        if old[at] == new[at]:
-            at += 1
-            continue
-        end = next((e for e in _ends(old, new, at, moved)), None)
-        if end is None:
-            return False
-        at = end
-    return True
+    before, after = _by_offset(old_rows), _by_offset(new_rows)
+    moved = {
+        pair
+        for offset, lines in before.items()
+        if len(lines) == len(after.get(offset, ()))
+        for pair in zip(lines, after[offset], strict=True)
+        if all(pair) and pair[0] != pair[1]
+    }
+    blank, others = bytearray(old), bytearray(new)
+    for start, end in constants_moved(old):
+        was, now = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
+        if was != now and any(0 <= was - a <= _MACRO_LINES and was - a == now - b for a, b in moved):
+            blank[start:end] = others[start:end] = bytes(end - start)
+    return blank == others
 
 
-def _ends(old: bytes, new: bytes, at: int, moved: set[tuple[int, int]]) -> Iterable[int]:
-    """The ends of immediates that hold the byte at `at` and a line that moved."""
-    for width in _WIDTHS:
-        for start in range(at, max(-1, at - width), -1):
-            end = start + width
-            if end > len(old):
-                continue
-            was, now = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
-            if any(0 <= was - a <= _MACRO_LINES and was - a == now - b for a, b in moved):
-                yield end
+def _by_offset(rows: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for offset, line in sorted(rows):
+        found.setdefault(offset, []).append(line)
+    return found

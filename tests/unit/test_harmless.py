@@ -61,6 +61,22 @@ def test_without_line_tables_all_is_a_change() -> None:
     assert not only_lines_differ(CODE, with_line(101), [], [])
 
 
+def test_number_between_two_lines_of_its_instruction() -> None:
+    """No line moved: several statements are one instruction, and a byte of its constant is near one of their lines."""
+    rows = [(0, 19), (0, 22), (0, 23), (6, 24)]
+    code = bytes.fromhex("bf 22040000 c3"), bytes.fromhex("bf 23040000 c3")  # mov $1058,%edi; ret
+    assert not only_lines_differ(*code, rows, rows)
+    assert not only_lines_differ(b"\xbf\x16" + code[0][2:], b"\xbf\x17" + code[1][2:], rows, rows)
+
+
+def test_low_byte_of_a_number_is_no_line() -> None:
+    rows, later = [(0, 30)], [(0, 31)]
+    assert not only_lines_differ(bytes.fromhex("bf 22040000 c3"), bytes.fromhex("bf 23040000 c3"), rows, later)
+    assert not only_lines_differ(
+        bytes.fromhex("83 c7 22 c3"), bytes.fromhex("83 c7 23 c3"), rows, later
+    )  # add $34,%edi
+
+
 NOW = time.mktime((2026, 11, 23, 12, 0, 0, 0, 0, -1))
 
 

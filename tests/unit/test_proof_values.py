@@ -52,6 +52,20 @@ def test_code_of_another_size_is_no_line() -> None:
     assert not only_own_lines(code(12), code(15) + b"\x90", ROWS_OLD, ROWS_NEW)
 
 
+def test_number_between_two_lines_of_its_instruction() -> None:
+    """No line moved: several statements are one instruction, and a byte of its constant is near one of their lines."""
+    rows = [(0, 19), (0, 22), (0, 23), (6, 24)]
+    code = bytes.fromhex("bf 22040000 c3"), bytes.fromhex("bf 23040000 c3")  # mov $1058,%edi; ret
+    assert not only_own_lines(*code, rows, rows)
+    assert not only_own_lines(b"\xbf\x16" + code[0][2:], b"\xbf\x17" + code[1][2:], rows, rows)
+
+
+def test_low_byte_of_a_number_is_no_line() -> None:
+    rows, later = [(0, 30)], [(0, 31)]
+    assert not only_own_lines(bytes.fromhex("bf 22040000 c3"), bytes.fromhex("bf 23040000 c3"), rows, later)
+    assert not only_own_lines(bytes.fromhex("83 c7 22 c3"), bytes.fromhex("83 c7 23 c3"), rows, later)  # add $34,%edi
+
+
 def test_targets_of_different_kinds_are_never_equal() -> None:
     """A carried section 1 is not the number 1, and no place."""
     targets: set[Target] = {Carried(1), Absolute(1), Named("1"), Content(b"1"), Place(1, 1)}
