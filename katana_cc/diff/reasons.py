@@ -71,6 +71,7 @@ class Code(StrEnum):
     ACTIVE_RELIES = "active-code-relies-on-old"
     REMOVED_RELIES = "removed-code-relies-on-old"
     UNACCOUNTED = "unaccounted"
+    STORAGE_RESTYLED = "data-storage-restyled"
 
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.

@@ -148,7 +148,7 @@ def _refuse_restyled(diff: Diff, old: _Side, new: _Side) -> None:
             styles = _style(ways), _style(after.kept.get(name))
             if styles[1] and styles[0] != styles[1]:
                 text = f"the compiler keeps it {styles[1]}, and kept it {styles[0]}; its live value would be misread"
-                _note(diff, Code.VARIABLE_TYPE_CHANGED, REFUSED, name, after.declaration(name), text)
+                _note(diff, Code.STORAGE_RESTYLED, REFUSED, name, after.declaration(name), text)
 
 
 def _note(diff: Diff, code: Code, severity: str, name: str, at: Unstored, text: str) -> None:

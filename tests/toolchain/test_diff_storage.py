@@ -150,4 +150,4 @@ def test_byte_of_which_only_whether_it_was_written_is_kept(clang: Project) -> No
     """With one value left that is ever written, clang keeps a truth value: 5 or 0, whatever lives there."""
     source = "static unsigned char n; void set(int x) {{ {} }} int serve(int x) {{ return n * 3 + x; }}"
     result = change(clang, source.format("n = x > 3 ? 5 : (unsigned char)x;"), source.format("if (x > 3) n = 5;"))
-    assert {code for code, _ in result.refusals} == {"variable-type-changed"}
+    assert {code for code, _ in result.refusals} == {"data-storage-restyled"}
