@@ -8,27 +8,23 @@ link that was not recorded whole.
 import gc
 import json
 import os
-import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError
-from katana_cc.recorder import archive, linkmap, record
+from katana_cc.recorder import linkmap
+from katana_cc.recorder.inputs import Inputs
 from katana_cc.recorder.linkmap import Contribution
-from katana_cc.recorder.placement import Candidate, Placed, place
 from katana_cc.recorder.record import ObjectRecord
-from katana_cc.snapshot.model import Snapshot, Unit
+from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
-
-_GCC_MADE: Final = r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z"
-_CLANG_MADE: Final = r".+-[0-9a-f]{6}\.o\Z"
 
 
 class StagedLink(NamedTuple):
@@ -126,14 +122,13 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
         return store.snapshot(newest.id)
 
     contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
-    _check_complete(output, [*chain.from_iterable(contributions.values())])
-    objects = _Objects(store, info)
-    placed = Placed()
-    # One input after the other: what is read of it dies before the next is read, and its memory is used again.
-    for (file, member), its in contributions.items():
-        place(its, objects.candidates(file, member), output, placed)
-    objects.remember()
-    units, records = objects.units, objects.unit_records
+    with Inputs(store, info, contributions, output) as inputs:
+        # What is new is read meanwhile, where there are processors for it.
+        _check_complete(output, [*chain.from_iterable(contributions.values())])
+        image = store.blobs.put(_loadable_part(output))
+        placed = inputs.place()
+    inputs.remember()
+    units, records = inputs.units, inputs.records
     notes = [f"{units[i].name}: {r.problem}" for i, r in enumerate(records) if r.problem]
     used = {unit for unit, _ in placed.addresses} | {unit for unit, _, _ in placed.unplaced}
     if not used:
@@ -154,7 +149,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
             commons=_commons(output, records),
             linker_symbols=_linker_symbols(output, records),
             folded=_folded(output, records, placed.addresses),
-            image=store.blobs.put(_loadable_part(output)),
+            image=image,
             unplaced=tuple(placed.unplaced),
             notes=(*info.get("notes", ()), *notes),
         )
@@ -184,114 +179,6 @@ def _check_complete(output: ElfFile, contributions: Sequence[Contribution]) -> N
     if left:
         what = f"the link map is incomplete: it does not say where {functions[left[0]]} comes from"
         raise FormatError(what, where=output.where, remedy="Link again; is the disk full?")
-
-
-class _Objects:
-    """The inputs of one link: reads those not seen before, and answers which objects a map's name may mean."""
-
-    def __init__(self, store: Store, info: dict[str, Any]) -> None:
-        self.store = store
-        self.staged = store.folder / "staged" / "objects"
-        self.inputs = {i["path"]: i for i in info["inputs"]}
-        self.root = f"{store.folder.parent}/".replace("//", "/") if store.folder.name == ".katana" else ""
-        files = [i["file"] for i in info["inputs"] if not i.get("thin_members")]
-        files += [t for i in info["inputs"] for t in i.get("thin_members", {}).values()]
-        self.known = store.known_objects(files)
-        self.records = store.known_records([blob for pairs in self.known.values() for _, blob in pairs])
-        self.new_objects: dict[str, list[tuple[str, str]]] = {}
-        self.new_records: dict[str, bytes] = {}
-        self.parsed: dict[str, ObjectRecord] = {}
-        self.fresh: dict[str, bytes] = {}  # put into the store just now, and not read yet
-        self.units: list[Unit] = []
-        self.unit_records: list[ObjectRecord] = []
-        self._taken: dict[str, int] = {}
-
-    def candidates(self, file: str, member: str) -> list[Candidate]:
-        """The objects that a (file, member) of the map may mean; each is a unit from here on.
-
-        Raises:
-            FormatError: the map names an input that was not staged.
-        """
-        entry = self.inputs.get(file)
-        if entry is None:
-            raise FormatError(
-                "the link map names an input that could not be kept",
-                where=file,
-                remedy="Is it removed while the link runs (link-time optimisation)? Build without -flto.",
-            )
-        group = []
-        for blob in self._blobs(entry, member):
-            object_record, elf = self._read(blob, file)
-            name = self._unit_name(entry["absolute"], member, object_record)
-            self._taken[name] = self._taken.get(name, 0) + 1
-            if self._taken[name] > 1:
-                name += f"#{self._taken[name]}"
-            group.append(Candidate(len(self.units), object_record, elf))
-            self.units.append(Unit(name, blob))
-            self.unit_records.append(object_record)
-        return group
-
-    def _blobs(self, entry: dict[str, Any], member: str) -> list[str]:
-        thin = entry.get("thin_members") or {}
-        if member and member in thin:
-            return [blob for _, blob in self._members(thin[member], entry["absolute"])]
-        pairs = self._members(entry["file"], entry["absolute"])
-        found = [blob for name, blob in pairs if name == member] if member else [blob for _, blob in pairs[:1]]
-        if not found:
-            what = f"it holds no member {member}, which the link map names" if member else "it is empty"
-            raise FormatError(what, where=entry["absolute"], remedy="Link again.")
-        return found
-
-    def _members(self, ident: str, where: str) -> list[tuple[str, str]]:
-        pairs = self.known.get(ident)
-        if pairs is None:
-            data = (self.staged / ident).read_bytes()
-            found = archive.members(data, where) if archive.is_archive(data) else [("", data)]
-            pairs = []
-            for name, contents in found:
-                if contents is not None:
-                    blob = self.store.blobs.put(contents)
-                    pairs.append((name, blob))
-                    self.fresh[blob] = contents
-            self.known[ident] = self.new_objects[ident] = pairs
-        return pairs
-
-    def _read(self, blob: str, where: str) -> tuple[ObjectRecord, ElfFile | None]:
-        """The record of an object, and the object itself when it is read for the first time."""
-        if blob in self.parsed:
-            return self.parsed[blob], None
-        elf = None
-        data = self.records.get(blob) or self.store.known_records([blob]).get(blob)
-        if data is not None:
-            made = record.from_bytes(data)
-        else:
-            elf = ElfFile(self.fresh.pop(blob, b"") or self.store.blobs.get(blob), where)
-            made = record.make_record(elf)
-            self.new_records[blob] = record.to_bytes(made)
-        self.parsed[blob] = made
-        return made, elf
-
-    def _unit_name(self, absolute: str, member: str, made: ObjectRecord) -> str:
-        plain_path = "/" + "/".join([part for part in absolute.split("/") if part not in ("", ".")])
-        if self.root and plain_path.startswith(self.root):
-            name = plain_path[len(self.root) :]
-        elif _is_temporary(plain_path.rpartition("/")[2], made.file):
-            name = made.file
-        else:
-            name = absolute
-        return f"{name}({member})" if member else name
-
-    def remember(self) -> None:
-        """Keep what was read, so that the next link of the same files reads nothing again."""
-        self.store.remember_objects(self.new_objects, self.new_records)
-
-
-def _is_temporary(name: str, source: str) -> bool:
-    """Whether an object of `cc a.c b.c -o prog` has the name its compiler made up: `ccJx0aQ2.o` of gcc, `a-3f9c21.o`
-    of clang, which are new each time."""
-    if not source:
-        return False
-    return bool(re.match(_GCC_MADE, name)) or bool(re.match(_CLANG_MADE, name) and name[:-9] == Path(source).stem)
 
 
 def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tuple[int, int]]:

@@ -71,8 +71,16 @@ class BlobStore:
             StoreError: the folder cannot be written or the disk is full; nothing is left behind.
         """
         digest = digest_of(data)
-        if digest in self:
-            return digest
+        if digest not in self:
+            self.write(digest, data)
+        return digest
+
+    def write(self, digest: str, data: bytes) -> None:
+        """Keep `data`, whose digest is known, whether it is there or not.
+
+        Raises:
+            StoreError: as `put`.
+        """
         folder = f"{self._root}/{digest[:1]}"
         temporary = f"{folder}/.new-{os.urandom(8).hex()}"
         try:
@@ -95,7 +103,6 @@ class BlobStore:
                 where=str(self.folder),
                 remedy="Free space, or set KATANA_DIR.",
             ) from error
-        return digest
 
     def get(self, digest: str) -> bytes:
         """The bytes of a blob.

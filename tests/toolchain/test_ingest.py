@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import KatanaError
+from katana_cc.errors import FormatError, KatanaError
+from katana_cc.recorder import inputs
 from katana_cc.recorder.ingest import StagedLink, ingest, read_staged, staged_links
 from katana_cc.release.naming import current_snapshots, ingest_staged
+from katana_cc.snapshot.model import to_json
 from katana_cc.snapshot.store import Store
 from tests.support.project import Project, Variant
 
@@ -185,3 +188,93 @@ def test_output_without_build_id_is_a_gap(tmp_path: Path) -> None:
     shutil.rmtree(link.folder)
     (project.folder / ".map").write_bytes((tmp_path / ".map").read_bytes())
     assert "build-id" in assert_gap(project.store, project.stage("prog", words))
+
+
+MANY = 30
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> StagedLink:
+    """A link of many objects that is staged: some in an archive, with a member that nobody takes and two of one name,
+    and some that are the same to the byte."""
+    folder = tmp_path_factory.mktemp("many")
+    project = Project(folder)
+    files = {f"f{n}.c": f"static int s{n}; int f{n}(int x) {{ return x * {n} + s{n}++; }}" for n in range(MANY)}
+    files["main.c"] = "".join(f"int f{n}(int); " for n in range(MANY))
+    files["main.c"] += f"int main(int c, char **v) {{ return {' + '.join(f'f{n}(c)' for n in range(MANY))}; }}"
+    files["none.c"] = "int nobody_calls_it(void) { return 1; }"
+    files["same/f1.c"] = files["same/f2.c"] = "static __attribute__((used)) int same(int x) { return x - 1; }"
+    objects = project.compile(files)
+    shutil.copy(folder / "same/f1.o", folder / "same/f2.o")
+    members = [objects[name] for name in ("f1.c", "f2.c", "none.c", "same/f1.c", "same/f2.c")]
+    subprocess.run(["ar", "qc", "libmany.a", *members], cwd=folder, check=True)
+    words = ["gcc", *[o for o in objects.values() if o not in members], "same/f1.o", "libmany.a"]
+    subprocess.run([*words, "-Wl,--build-id=sha1,-Map=.map", "-o", "prog"], cwd=folder, check=True)
+    link = project.stage("prog", words)
+    project.store.close()
+    (folder / ".katana").rename(folder / "staged")
+    return link
+
+
+def fresh(link: StagedLink) -> Store:
+    """A store that holds nothing but the staged link."""
+    folder = Path(link.info["output"]).parent
+    shutil.rmtree(folder / ".katana", ignore_errors=True)
+    shutil.copytree(folder / "staged", folder / ".katana")
+    return Store(folder / ".katana")
+
+
+def all_of(store: Store) -> object:
+    """All that a store holds."""
+    tables = ("snapshots", "objects", "records")
+    return sorted(store.blobs), [store._rows(f"SELECT * FROM {table} ORDER BY rowid") for table in tables]
+
+
+def die(self: inputs.Inputs, key: tuple[str, str], whole: bool) -> object:
+    """In place of `_read`: a worker ends at its first object."""
+    if os.getpid() != HERE:
+        os._exit(1)
+    return READ(self, key, whole)
+
+
+HERE, READ = os.getpid(), inputs.Inputs._read
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("way", ["two", "five", "dying", "no fork", "after a failure"])
+def test_store_is_the_same_however_many_processes_read(
+    many: StagedLink, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(inputs, "helpers_for", lambda _: 0)
+    store = fresh(many)
+    alone = to_json(ingest(store, many))
+    expected = all_of(store)
+    store = fresh(many)
+    monkeypatch.setattr(inputs, "helpers_for", lambda _: {"two": 1, "five": 4}.get(way, 2))
+    if way == "dying":
+        monkeypatch.setattr(inputs.Inputs, "_read", die)
+    elif way == "no fork":
+        monkeypatch.setattr(os, "fork", lambda: os.close(-1))
+    elif way == "after a failure":
+        # All blobs are there then, and no record.
+        with monkeypatch.context() as failing:
+            failing.setattr(inputs.Inputs, "remember", lambda _: store._rows("no SQL"))
+            with pytest.raises(KatanaError):
+                ingest(store, many)
+    assert to_json(ingest(store, many)) == alone
+    assert all_of(store) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("helpers", [0, 1, 3])
+def test_first_damaged_object_is_named_however_many_processes_read(
+    many: StagedLink, monkeypatch: pytest.MonkeyPatch, helpers: int
+) -> None:
+    store = fresh(many)
+    for item in many.info["inputs"]:
+        if item["path"] in ("f5.o", "f20.o"):
+            (store.folder / "staged/objects" / item["file"]).write_bytes(b"no object")
+    monkeypatch.setattr(inputs, "helpers_for", lambda _: helpers)
+    with pytest.raises(FormatError) as caught:
+        ingest(store, many)
+    assert caught.value.where == "f5.o"
