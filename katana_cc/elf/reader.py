@@ -66,6 +66,12 @@ class Symbol(NamedTuple):
     size: int
 
 
+Header = tuple[int, int, int, int, int, int, int, int, int, int]
+"""sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign, sh_entsize."""
+
+SymbolRow = tuple[int, int, int, int, int, int]
+"""st_name, st_info, st_other, st_shndx (SHN_XINDEX followed), st_value, st_size."""
+
 Row = tuple[int, int, int]  # r_offset, r_info (symbol << 32 | type), r_addend
 
 
@@ -140,22 +146,34 @@ class ElfFile:
         return bytes(self.data[offset : offset + size])
 
     @cached_property
-    def sections(self) -> tuple[Section, ...]:
-        """All sections, index 0 included."""
+    def headers(self) -> list[Header]:
+        """All section headers as they stand in the file, index 0 included."""
         if not self._shoff:
-            return ()
+            return []
         if self._shentsize != _SHDR.size:
             raise FormatError(f"section headers of {self._shentsize} bytes", where=self.where)
-        first = _SHDR.unpack(self._slice(self._shoff, _SHDR.size, "section header table"))
-        count = self._shnum or first[5]
-        names_index = first[6] if self._shstrndx == c.SHN_XINDEX else self._shstrndx
-        table = self._slice(self._shoff, count * _SHDR.size, "section header table")
-        raw = list(_SHDR.iter_unpack(table))
-        if names_index >= len(raw):
+        count = self._shnum
+        if not count:
+            count = _SHDR.unpack(self._slice(self._shoff, _SHDR.size, "section header table"))[5]
+        return list(_SHDR.iter_unpack(self._slice(self._shoff, count * _SHDR.size, "section header table")))
+
+    @cached_property
+    def section_name(self) -> Callable[[int], str]:
+        """A look-up of section names by sh_name."""
+        headers = self.headers
+        index = headers[0][6] if self._shstrndx == c.SHN_XINDEX else self._shstrndx
+        if index >= len(headers):
             raise FormatError("section name table index out of range", where=self.where)
-        name = _strings(self._slice(raw[names_index][4], raw[names_index][5], "section name table"))
+        return _strings(self._slice(headers[index][4], headers[index][5], "section name table"))
+
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """All sections, index 0 included."""
+        if not self.headers:
+            return ()
+        name = self.section_name
         # A named tuple's own constructor takes twice as long, and there are 200 sections an object.
-        return tuple([tuple.__new__(Section, (i, name(h[0]), *h[1:])) for i, h in enumerate(raw)])
+        return tuple([tuple.__new__(Section, (i, name(h[0]), *h[1:])) for i, h in enumerate(self.headers)])
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -175,6 +193,13 @@ class ElfFile:
             return b""
         return self._slice(section.offset, section.size, f"section {section.name}")
 
+    def bytes_of(self, number: int) -> bytes:
+        """`contents` of the section with a section header index."""
+        _, kind, _, _, offset, size, _, _, _, _ = self.headers[number]
+        if kind in (c.SHT_NOBITS, c.SHT_NULL):
+            return b""
+        return self._slice(offset, size, f"section {number}")
+
     def section(self, name: str) -> Section | None:
         """The first section of that name."""
         return next((s for s in self.sections if s.name == name), None)
@@ -190,25 +215,7 @@ class ElfFile:
         return self._symbols_of(c.SHT_DYNSYM)
 
     def _symbols_of(self, kind: int) -> tuple[Symbol, ...]:
-        table = next((s for s in self.sections if s.type == kind), None)
-        if table is None:
-            return ()
-        if table.link >= len(self.sections):
-            raise FormatError("symbol table without its string table", where=self.where)
-        string = _strings(self.contents(self.sections[table.link]))
-        raw = self.contents(table)
-        if len(raw) % _SYM.size:
-            raise FormatError("symbol table is cut off", where=self.where)
-        extended: tuple[int, ...] = ()
-        for s in self.sections:
-            if s.type == c.SHT_SYMTAB_SHNDX and s.link == table.number:
-                extended = tuple(v for (v,) in struct.iter_unpack("<I", self.contents(s)))
-        rows: Iterable[tuple[int, int, int, int, int, int]] = _SYM.iter_unpack(raw)
-        if extended:
-            rows = [
-                (name, info, other, extended[i] if shndx == c.SHN_XINDEX and i < len(extended) else shndx, value, size)
-                for i, (name, info, other, shndx, value, size) in enumerate(rows)
-            ]
+        rows, string = self.symbol_rows(kind)
         new = tuple.__new__
         return tuple(
             [
@@ -217,6 +224,47 @@ class ElfFile:
             ]
         )
 
+    def symbol_rows(self, kind: int = c.SHT_SYMTAB) -> tuple[Iterable[SymbolRow], Callable[[int], str]]:
+        """The symbols of .symtab, or of another table, index 0 included, as they stand in the file; and a look-up of
+        their names.
+
+        Raises:
+            FormatError: the table is cut off, or has no names.
+        """
+        table = next((number for number, h in enumerate(self.headers) if h[1] == kind), None)
+        if table is None:
+            return (), str
+        link = self.headers[table][6]
+        if link >= len(self.headers):
+            raise FormatError("symbol table without its string table", where=self.where)
+        string = _strings(self.bytes_of(link))
+        raw = self.bytes_of(table)
+        if len(raw) % _SYM.size:
+            raise FormatError("symbol table is cut off", where=self.where)
+        extended: tuple[int, ...] = ()
+        for number, h in enumerate(self.headers):
+            if h[1] == c.SHT_SYMTAB_SHNDX and h[6] == table:
+                extended = tuple(v for (v,) in struct.iter_unpack("<I", self.bytes_of(number)))
+        rows: Iterable[SymbolRow] = _SYM.iter_unpack(raw)
+        if extended:
+            rows = [
+                (name, info, other, extended[i] if shndx == c.SHN_XINDEX and i < len(extended) else shndx, value, size)
+                for i, (name, info, other, shndx, value, size) in enumerate(rows)
+            ]
+        return rows, string
+
+    @cached_property
+    def _tables(self) -> dict[int, int]:
+        """Section index → index of its SHT_RELA section."""
+        result = {}
+        for number, (name, kind, _, _, _, _, _, target, _, _) in enumerate(self.headers):
+            if kind == c.SHT_RELA and target:
+                result[target] = number
+            elif kind == c.SHT_REL:
+                what = f"{self.section_name(name)}: SHT_REL relocations are not supported"
+                raise FormatError(what, where=self.where)
+        return result
+
     @cached_property
     def relocation_sections(self) -> dict[int, Section]:
         """Section index → its SHT_RELA section.
@@ -224,26 +272,20 @@ class ElfFile:
         Raises:
             FormatError: SHT_REL, which no supported machine uses.
         """
-        result = {}
-        for s in self.sections:
-            if s.type == c.SHT_RELA and s.info:
-                result[s.info] = s
-            elif s.type == c.SHT_REL:
-                raise FormatError(f"{s.name}: SHT_REL relocations are not supported", where=self.where)
-        return result
+        return {target: self.sections[number] for target, number in self._tables.items()}
 
     def relocation_rows(self, section_index: int) -> list[Row]:
         """The relocations of a section as they stand in the file: (r_offset, r_info, r_addend).
 
         Raises:
-            FormatError: the table is cut off.
+            FormatError: the table is cut off; SHT_REL, which no supported machine uses.
         """
         rows = self._rows.get(section_index)
         if rows is None:
-            table = self.relocation_sections.get(section_index)
-            raw = b"" if table is None else self.contents(table)
-            if table is not None and len(raw) % _RELA.size:
-                raise FormatError(f"{table.name} is cut off", where=self.where)
+            table = self._tables.get(section_index)
+            raw = b"" if table is None else self.bytes_of(table)
+            if len(raw) % _RELA.size:
+                raise FormatError(f"the relocations of section {section_index} are cut off", where=self.where)
             rows = self._rows[section_index] = list(_RELA.iter_unpack(raw))
         return rows
 

@@ -136,6 +136,6 @@ def _confirmed(candidate: Candidate, section: SectionRecord, address: int, image
 
 def _is_there(elf: ElfFile, number: int, address: int, image: Image) -> bool:
     """Whether all bytes of a section that no relocation touches lie there."""
-    data = elf.contents(elf.sections[number])
+    data = elf.bytes_of(number)
     final = image.read(address, len(data))
     return final == data or same_outside(data, final, elf.relocation_rows(number))

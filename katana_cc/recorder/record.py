@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import EXTENTS
@@ -62,6 +62,28 @@ class ObjectRecord:
         self.symbol_rows = b"".join([_SYMBOL.pack(*s[1:]) for s in self.symbols])
         self.common_names = [s.name for s in self.symbols if s.section == c.SHN_COMMON]
 
+    @classmethod
+    def packed(
+        cls,
+        file: str,
+        problem: str,
+        section_names: list[str],
+        section_rows: bytes,
+        symbol_names: list[str],
+        symbol_rows: bytes,
+        common_names: list[str],
+    ) -> Self:
+        """A record of the parts that `to_bytes` writes."""
+        made = cls.__new__(cls)
+        made.file = file
+        made.problem = problem
+        made.section_names = section_names
+        made.section_rows = section_rows
+        made.symbol_names = symbol_names
+        made.symbol_rows = symbol_rows
+        made.common_names = common_names
+        return made
+
     @cached_property
     def sections(self) -> tuple[SectionRecord, ...]:
         """All its sections."""
@@ -103,34 +125,52 @@ def make_record(elf: ElfFile) -> ObjectRecord:
         raise FormatError("not a relocatable object", where=elf.where)
     if elf.machine != c.EM_X86_64:
         raise FormatError(f"machine {elf.machine} is not supported (x86-64 only)", where=elf.where)
-    symbols = elf.symbols
-    file = next((s.name for s in symbols if s.type == c.STT_FILE), "")
     problem = ""
-    sections = []
-    for section in elf.sections:
-        if not section.flags & c.SHF_ALLOC or not section.size:
+    names: list[str] = []
+    rows: list[bytes] = []
+    kept = {c.SHN_COMMON}
+    has_code = False
+    # Of the headers and symbols of an object a third is kept, and nothing is made of the others.
+    for number, (at, kind, flags, _, _, size, _, _, _, _) in enumerate(elf.headers):
+        if not flags & c.SHF_ALLOC or not size:
             continue
-        rows = elf.relocation_rows(section.number)
-        if rows and (unknown := {info & 0xFFFFFFFF for _, info, _ in rows} - _KNOWN_TYPES):
-            problem = f"relocation type {min(unknown)} in {section.name} is not known"
+        name = elf.section_name(at)
+        relocations = elf.relocation_rows(number)
+        if relocations and (unknown := {info & 0xFFFFFFFF for _, info, _ in relocations} - _KNOWN_TYPES):
+            problem = f"relocation type {min(unknown)} in {name} is not known"
             continue
         # .eh_frame and merged sections are edited by the linker: they have no place of their own to be confirmed.
-        edited = section.name == ".eh_frame" or section.flags & c.SHF_MERGE
-        offset, witness = (0, b"") if edited else _witness(elf.contents(section), rows)
-        sections.append(
-            SectionRecord(section.name, section.number, section.type, section.flags, section.size, offset, witness)
-        )
-    kept = {s.number for s in sections} | {c.SHN_COMMON}
-    if not any(s.flags & c.SHF_EXECINSTR for s in sections) and any(
-        s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in elf.sections
-    ):
+        edited = name == ".eh_frame" or flags & c.SHF_MERGE
+        offset, witness = (0, b"") if edited else _witness(elf.bytes_of(number), relocations)
+        names.append(name)
+        rows.append(_SECTION.pack(number, kind, flags, size, offset, witness))
+        kept.add(number)
+        if flags & c.SHF_EXECINSTR:
+            has_code = True
+    if not has_code and any(elf.section_name(h[0]).startswith((".gnu.lto_", ".gnu.debuglto_")) for h in elf.headers):
         problem = "it holds link-time-optimisation bytecode and no machine code; build without -flto"
-    section_symbol = c.STT_SECTION
-    defined = [s for s in symbols if s.section in kept and s.type != section_symbol and s.name]
-    return ObjectRecord(file, sections, defined, problem)
+    file = None
+    symbol_names: list[str] = []
+    symbol_rows: list[bytes] = []
+    common_names: list[str] = []
+    entries, string = elf.symbol_rows()
+    for at, info, other, section, value, size in entries:
+        kind = info & 15
+        if kind == c.STT_FILE and file is None:
+            file = string(at)
+        if section in kept and kind != c.STT_SECTION and at and (name := string(at)):
+            symbol_names.append(name)
+            symbol_rows.append(_SYMBOL.pack(info >> 4, kind, other & 3, section, value, size))
+            if section == c.SHN_COMMON:
+                common_names.append(name)
+    return ObjectRecord.packed(
+        file or "", problem, names, b"".join(rows), symbol_names, b"".join(symbol_rows), common_names
+    )
 
 
 def _witness(data: bytes, rows: Sequence[Row]) -> tuple[int, bytes]:
+    if not rows:
+        return 0, data[:WITNESS_SIZE]
     best_at, best = 0, 0
     position = 0
     for offset, info, _ in sorted(rows):
@@ -190,13 +230,10 @@ def from_bytes(data: bytes) -> ObjectRecord:
     if at != len(data):
         raise ValueError("a record is cut off")
     sections, section_rows, symbols, symbol_rows, commons = parts
-    made = ObjectRecord.__new__(ObjectRecord)
-    made.section_names = _names(sections) if section_rows else []
-    made.section_rows = section_rows
-    made.file, made.problem, *made.symbol_names = _names(symbols)
-    made.symbol_rows = symbol_rows
-    made.common_names = _names(commons) if commons else []
-    return made
+    file, problem, *symbol_names = _names(symbols)
+    section_names = _names(sections) if section_rows else []
+    common_names = _names(commons) if commons else []
+    return ObjectRecord.packed(file, problem, section_names, section_rows, symbol_names, symbol_rows, common_names)
 
 
 def _names(text: bytes) -> list[str]:
