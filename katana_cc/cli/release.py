@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     arguments = parser.parse_args(argv)
-    return run_reporting_errors("katana-release", lambda: _run(arguments), arguments.json)
+    status = run_reporting_errors("katana-release", lambda: _run(arguments), arguments.json)
+    gc.freeze()  # or the interpreter would look for cycles at its end, disabled or not
+    return status
 
 
 def _run(arguments: argparse.Namespace) -> ExitStatus:

@@ -267,4 +267,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    gc.freeze()  # or the interpreter would look for cycles at its end, disabled or not
+    sys.exit(status)

@@ -6,8 +6,9 @@ Apart from bundling, since a release is named while somebody waits, and needs ne
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError, UsageError
@@ -76,8 +77,17 @@ def _newest(store: Store) -> dict[str, SnapshotRow]:
     return dict(sorted(newest.items()))
 
 
+_HEAD: Final = 1 << 16
+
+
 def _build_id_on_disk(path: Path) -> str | None:
     try:
+        with path.open("rb") as file:
+            data = bytearray(file.read(_HEAD))
+            data[40:48] = bytes(8)  # e_shoff: by its segments, a build-id is found where linkers put it, at the start
+            with suppress(FormatError):
+                if found := ElfFile(bytes(data), str(path)).build_id:
+                    return found
         return ElfFile(path.read_bytes(), str(path)).build_id
     except (OSError, FormatError):
         return None
