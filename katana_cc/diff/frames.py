@@ -12,8 +12,7 @@ Source: LSB core, "Exception Frames" (10.6.1); DWARF 5, 6.4.1; `katana_cc.dwarf.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from katana_cc.dwarf.frames import Cie, Fde, records
 from katana_cc.dwarf.lsda import INDIRECT, Lsda, read_lsda
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 PERSONALITIES: Final = frozenset({"__gxx_personality_v0", "__gcc_personality_v0"})  # whose LSDAs are understood
 
 
-@dataclass(frozen=True, slots=True)
-class Handlers:
+class Handlers(NamedTuple):
     """The LSDA of one FDE: taken apart, in section `source`, with what its types mean in the order of `lsda.types`
     (None for the null type, which catches all)."""
 
@@ -35,8 +33,7 @@ class Handlers:
     types: tuple[Reference | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FrameEntry:
+class FrameEntry(NamedTuple):
     """One FDE: the code section and offset it describes, its bytes and its CIE's.
 
     `location_at`, `lsda_at` are offsets of fields in the FDE, `personality_at` in the CIE (0: there is none);

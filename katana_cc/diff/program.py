@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,8 +22,7 @@ class Place(NamedTuple):
     section: int
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(NamedTuple):
     """Where a global symbol is defined; `place` is None for SHN_COMMON (then only `address` tells)."""
 
     name: str

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from katana_cc.errors import FormatError
@@ -28,8 +27,7 @@ _PCREL, _DATAREL, _INDIRECT = 0x10, 0x30, 0x80
 _FIXED_FORMS: Final = {0x00: "<Q", 0x02: "<H", 0x03: "<I", 0x04: "<Q", 0x0A: "<h", 0x0B: "<i", 0x0C: "<q"}
 
 
-@dataclass(frozen=True, slots=True)
-class Cie:
+class Cie(NamedTuple):
     """A common information entry.  `offset` and `size` (length field included) are its raw range in the section;
     `personality_offset` is that of the personality pointer's field, 0 when there is none."""
 
@@ -48,8 +46,7 @@ class Cie:
     instructions: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Fde:
+class Fde(NamedTuple):
     """A frame description entry for [pc, pc + pc_size).  Raw range as in `Cie`; `pc_offset` and `lsda_offset` are the
     offsets of those fields in the section (lsda_offset 0: none)."""
 

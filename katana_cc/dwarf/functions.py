@@ -5,7 +5,7 @@ Source: DWARF 5, section 3.3 (subprograms, abstract and concrete instances), 2.1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.abbrev import uleb
@@ -19,8 +19,7 @@ from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 
 
-@dataclass(frozen=True, slots=True)
-class CodeRange:
+class CodeRange(NamedTuple):
     """[offset, offset + size) of a section."""
 
     section: int
@@ -28,8 +27,7 @@ class CodeRange:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+class Function(NamedTuple):
     """One concrete function.
 
     `name` is qualified (`ns::Class::method`); `linkage_name` is what its symbol is called where DWARF says so (C++, or

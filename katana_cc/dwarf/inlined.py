@@ -10,7 +10,7 @@ Source: DWARF 5, section 3.3.8.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.dies import DebugInfo
@@ -22,8 +22,7 @@ from katana_cc.dwarf.units import Die
 _INSIDE = (d.DW_TAG_lexical_block, d.DW_TAG_inlined_subroutine)
 
 
-@dataclass(frozen=True, slots=True)
-class InlinedCall:
+class InlinedCall(NamedTuple):
     """One inlined call: the callee's name, file and line, and the code that is the callee's own."""
 
     callee: str

@@ -17,7 +17,6 @@ import posixpath
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -41,8 +40,7 @@ class Row(NamedTuple):
     statement: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class LineHeader:
+class LineHeader(NamedTuple):
     """One line program's header: file names by their number in the program (index 0 unused before version 5)."""
 
     files: tuple[str, ...]

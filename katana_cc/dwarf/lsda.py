@@ -17,7 +17,6 @@ Source: Itanium C++ ABI, Exception Handling, "LSDA" as gcc's except.c writes it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from katana_cc.dwarf.frames import DW_EH_PE_OMIT, CfiReader
@@ -39,8 +38,7 @@ class CallSite(NamedTuple):
     filters: tuple[int | tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Lsda:
+class Lsda(NamedTuple):
     """One LSDA.  Offsets are of the bytes it was read from: [start, end) is the whole, `types` the fields of its types
     in the order of their first use, `table` the range of all type fields, `width` the size of one (0: there are none),
     `encoding_at` where the byte is that says how they are encoded, which is `encoding`."""

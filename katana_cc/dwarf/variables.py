@@ -10,7 +10,6 @@ Source: DWARF 5, sections 4.1 (data objects) and 2.6 (location descriptions).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.dwarf import constants as d
@@ -34,8 +33,7 @@ _ADDRESSES = frozenset({d.DW_OP_addr, d.DW_OP_addrx, d.DW_OP_const4u, d.DW_OP_co
 _TLS = frozenset({d.DW_OP_form_tls_address, d.DW_OP_GNU_push_tls_address})
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(NamedTuple):
     """One variable.
 
     `name` is as declared, `scope` what it is in: a namespace, a class, a function (`serve()`), "" for the file.

@@ -6,7 +6,7 @@ Source: gABI chapter 5, "Dynamic Section"; the AMD64 psABI for R_X86_64_*.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.elf import versions
@@ -16,8 +16,7 @@ _SYM = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QQq")
 
 
-@dataclass(frozen=True, slots=True)
-class DynamicRelocation:
+class DynamicRelocation(NamedTuple):
     """One entry of DT_RELA or DT_JMPREL: at `address`, R_* `type`, against `symbol` ("" for none), plus `addend`."""
 
     address: int
@@ -26,8 +25,7 @@ class DynamicRelocation:
     addend: int
 
 
-@dataclass(frozen=True, slots=True)
-class DynamicSymbol:
+class DynamicSymbol(NamedTuple):
     """One entry of .dynsym; `value` is a link-time address, or 0 when undefined (non-zero: a canonical PLT entry);
     `version` is "" for none."""
 

@@ -8,7 +8,6 @@ else; a code that is not in the table (of a later Katana) is never met.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -40,8 +39,7 @@ GRANTED_BY: Final[dict[str, Option]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """One need.  `grant` is None where this version knows no option for it."""
 
     reason: Reason

@@ -85,8 +85,8 @@ def _has_handlers(program: Program) -> bool:
     if _CXX & program.globals.keys() or any(s.name in _IMPORTED for s in program.tables.symbols):
         return True
     return any(
-        section.name.startswith(".gcc_except_table")
+        name.startswith(".gcc_except_table")
         for number, unit in enumerate(program.snapshot.units)
         if not unit.name.startswith("/usr/")
-        for section in program.record(number).sections
+        for name in program.record(number).section_names
     )

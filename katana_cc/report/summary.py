@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from katana_cc.diff.reasons import Code, by_weight
 from katana_cc.elf import constants as c
@@ -18,8 +17,7 @@ SEVERITY_TITLES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedFunction:
+class ChangedFunction(NamedTuple):
     """A function that is replaced.  Sizes in bytes; `parts` are (address, size) of its further ranges in the target."""
 
     name: str
@@ -30,8 +28,7 @@ class ChangedFunction:
     parts: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NewThing:
+class NewThing(NamedTuple):
     """A function or datum the patch brings; `kind`: function, variable, zeroed variable, constant or thread-local."""
 
     name: str
@@ -40,8 +37,7 @@ class NewThing:
     section: str
 
 
-@dataclass(frozen=True, slots=True)
-class RewrittenDatum:
+class RewrittenDatum(NamedTuple):
     """Data rewritten in place: read-only, or pointers; or the initial value that a variable gets if it is asked for."""
 
     name: str
@@ -49,8 +45,7 @@ class RewrittenDatum:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """Something the new code uses: an import found by name (`address` None; a weak one may be absent), or what exists
     in the target (its link-time address; for thread-local ones the offset in the output's TLS segment)."""
 
@@ -60,8 +55,7 @@ class Reference:
     thread_local: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """All that is said of a patch object, beside its raw sections, symbols and relocations.
 
     `unnamed_bytes` are the mapped sections without a symbol; `active` the replaced functions that are always active;
