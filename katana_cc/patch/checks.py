@@ -135,13 +135,17 @@ def _of_records(po: PatchObject, section: PatchSection) -> Iterator[str]:
 
 def _of_transforms(po: PatchObject) -> Iterator[str]:
     variables = [
-        (d.address, d.address + d.transformation.old_size, d.transformation.name)
+        (d.address, d.address + d.transformation.old_size, d.transformation.name, d.symbol is None)
         for d in po.transforms
         if d.address is not None
     ]
+    yield from _overlaps((start, end, name) for start, end, name, _ in variables)
+    # In one that stays, single pointers may be rewritten.
+    moved = [(start, end, name) for start, end, name, stays in variables if not stays]
+    seen = set(_overlaps(moved))
     for others in ([*_code_ranges(po), *_edit_ranges(po)], [*_edit_ranges(po, initialisers=True)]):
-        known = set(_overlaps(others))
-        yield from (text for text in _overlaps([*others, *variables]) if text not in known)
+        known = {*seen, *_overlaps(others)}
+        yield from (text for text in _overlaps([*others, *moved]) if text not in known)
     types = Counter(d.transformation.name for d in po.transforms if d.address is None)
     yield from (f"{name} is transformed in {n} ways" for name, n in types.items() if n > 1)
     for d in po.transforms:

@@ -125,10 +125,12 @@ class Reliance:
 
 @dataclass(frozen=True, slots=True)
 class DataTransform:
-    """Live data that gets a new layout: a variable, or all heap objects of a type.
+    """Live data that gets a new layout: a variable, or all heap objects of a type; or a variable that stays.
 
     Of a variable `address` is where the old object is, and `symbol` indexes the new one in `PatchObject.symbols`: its
-    relocated contents are the initial bytes.  Of a type both are None.  Names and sizes are in `transformation`.
+    relocated contents are the initial bytes.  Without `symbol` the variable stays where it is; its transformation is an
+    identity, and names the pointers in it that may lead to variables that do not.  Of a type both are None.  Names and
+    sizes are in `transformation`.
     """
 
     transformation: Transformation

@@ -19,7 +19,8 @@ from katana_cc.transform.model import Transformation
 from katana_cc.transform.table_reader import decode
 from katana_cc.transform.tables import SECTION, Label, encode, labelled, labels
 
-_VARIABLE, _TYPE = 1, 2  # kinds on disk, append-only
+_VARIABLE, _TYPE, _STAYING = 1, 2, 3  # kinds on disk, append-only
+_SHAPES: Final = {(_VARIABLE, True, True), (_TYPE, False, False), (_STAYING, False, True)}  # kind, symbol, address
 NAMES: Final = PREFIX + "fields"
 ENTRIES: Final = PREFIX + "transforms"
 
@@ -34,7 +35,7 @@ def written(po: PatchObject, name: Callable[[str], int]) -> list[NewSection]:
             kind = ABSOLUTE_64[po.identity.machine]
             relocations.append(NewRelocation(len(entries) + TRANSFORM_NEW_AT, kind, d.symbol, 0))
         t = d.transformation
-        number = _TYPE if d.address is None else _VARIABLE
+        number = _TYPE if d.address is None else _STAYING if d.symbol is None else _VARIABLE
         entries += TRANSFORM.pack(d.address or 0, 0, t.old_size, name(t.name), number, len(found), 0)
         for label in found:
             fields += FIELD.pack(*(name(text) for text in label))
@@ -72,7 +73,7 @@ def read(
         place = f"{ENTRIES}: entry at {i * TRANSFORM.size:#x}"
         symbol = symbols.pop(i * TRANSFORM.size + TRANSFORM_NEW_AT, None)
         shape = kind, symbol is not None, bool(address)
-        if new or zero or shape not in ((_VARIABLE, True, True), (_TYPE, False, False)):
+        if new or zero or shape not in _SHAPES:
             raise FormatError(f"{place} is neither a variable nor a type")
         mine = iter(names[at : at + count])
         at += count

@@ -1,7 +1,8 @@
 """Where things lie in an object that a transformation describes: its pointers, and what a person calls a byte.
 
 Whoever walks typed pointers through live data asks the first, also of types that did not change: their transformation
-is an identity that still names every pointer.  Whoever found a word that nothing explains asks the second.
+is an identity that still names every pointer.  Whoever found a word that nothing explains asks the second.  Where a
+pointer into the old object leads in the new one is the third question.
 """
 
 from __future__ import annotations
@@ -9,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from katana_cc.transform.model import Dropped, Initial, Pointer, Repeat, Step, Transformation, joined
+from katana_cc.transform.model import (
+    Copy,
+    Dropped,
+    Float,
+    Initial,
+    Integer,
+    Pointer,
+    Repeat,
+    Step,
+    Transformation,
+    joined,
+)
 from katana_cc.transform.rules import new_range, old_range
 
 
@@ -71,3 +83,97 @@ def _field_at(steps: Sequence[Step], bit: int, new: bool, prefix: str) -> str:
         index, rest = divmod(bit - first * 8, stride * 8)
         return _field_at(step.steps, rest, new, element_path(prefix, name, index))
     return prefix
+
+
+def pointer_at(t: Transformation, offset: int) -> PointerPlace | None:
+    """The pointer that begins at byte `offset` of the old object; None where none begins."""
+    return _pointer_at(t.steps, offset, 0, 0, "")
+
+
+def _pointer_at(steps: Sequence[Step], offset: int, old: int, new: int, prefix: str) -> PointerPlace | None:
+    """`offset` counts from where the steps do; `old`, `new`: where that is."""
+    for step in steps:
+        if isinstance(step, Pointer) and step.old == offset:
+            return PointerPlace(old + offset, new + step.new, step.pointee, joined(prefix, step.field))
+        if isinstance(step, Repeat) and step.old <= offset < step.old + step.count * step.old_stride:
+            index, rest = divmod(offset - step.old, step.old_stride)
+            starts = old + step.old + index * step.old_stride, new + step.new + index * step.new_stride
+            found = _pointer_at(step.steps, rest, *starts, element_path(prefix, step.field, index))
+            if found is not None:
+                return found
+    return None
+
+
+def moved_offset(t: Transformation, offset: int) -> int | None:
+    """Where byte `offset` of the old object is in the new one: for pointers into an object that moves.
+
+    0 stays 0, since whoever points there means the object.  None where nothing of the new object is meant for sure: in
+    fields that are dropped, in the middle of a value that is converted, in padding, at the end; and where several
+    things begin (a nested struct and its first field) that part ways:
+
+        struct { int a; struct { int x; } in; }  →  struct { int a; struct { int n, x; } in; }
+
+    A pointer to byte 4 may be one to `in`, which is still there, or one to `in.x`, which is 4 bytes on.
+    """
+    if offset == 0:
+        return 0
+    found = set(_destinations(t.steps, offset))
+    return found.pop() if len(found) == 1 else None
+
+
+def _destinations(steps: Sequence[Step], offset: int) -> Iterator[int | None]:
+    """Where each thing lies now that a pointer to byte `offset` may mean; None: nowhere."""
+    for step in steps:
+        start, end = old_range(step)
+        if isinstance(step, Initial) or not start <= offset * 8 < end:
+            continue
+        yield from _within_step(step, offset - start // 8)
+    yield from _nested(steps, offset)
+
+
+def _within_step(step: Step, inside: int) -> Iterator[int | None]:
+    """The same for byte `inside` of a step's old side."""
+    match step:
+        case Copy():
+            yield step.new + inside
+        case Pointer():
+            yield None if inside else step.new
+        case Float():
+            yield None if inside else step.new
+        case Integer():
+            # Nothing points to a bit-field.
+            if not (step.old % 8 or step.new % 8 or step.old_bits % 8 or step.new_bits % 8):
+                whole = step.old_bits == step.new_bits and not step.truth
+                yield step.new // 8 + inside if whole or not inside else None
+        case Repeat():
+            index, rest = divmod(inside, step.old_stride)
+            start = step.new + index * step.new_stride
+            if not rest:
+                yield start
+            yield from (None if at is None else start + at for at in _destinations(step.steps, rest))
+        case _:
+            yield None
+
+
+def _nested(steps: Sequence[Step], offset: int) -> Iterator[int | None]:
+    """The same for structs in the object: they are told by the paths of their fields, in whichever build has them."""
+    pairs = {
+        (before, after)
+        for step in steps
+        if not isinstance(step, Initial | Dropped)
+        for before, after in zip(_outer(step.source), _outer(step.field), strict=False)
+    }
+    for before, after in pairs:
+        starts = [old_range(s)[0] // 8 for s in steps if not isinstance(s, Initial) and before in _outer(s.source)]
+        if min(starts) == offset:
+            yield min(new_range(s)[0] // 8 for s in steps if not isinstance(s, Dropped) and after in _outer(s.field))
+
+
+def _outer(path: str) -> list[str]:
+    """The paths of the structs that a field lies in: of `a.b.c`, `a` and `a.b`."""
+    found, depth = [], 0
+    for i, char in enumerate(path):
+        depth += (char in "(<[") - (char in ")>]")
+        if char == "." and not depth:
+            found.append(path[:i])
+    return found

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from katana_cc.errors import InvalidPatchError
-from katana_cc.patch.checks import check_file
+from katana_cc.patch.checks import check_file, problems
 from katana_cc.patch.codec import decode, encode, seal
 from katana_cc.patch.model import DataTransform, PatchObject
+from katana_cc.report.transforms import transform_rows, transforms_json
 from katana_cc.transform.execute import apply
-from katana_cc.transform.model import Transformation
+from katana_cc.transform.model import Pointer, Repeat, Transformation
 from tests.support.patches import sample
 from tests.support.transforms import transformations
 
@@ -203,6 +204,32 @@ def test_a_patch_without_transformations_has_no_tables(tmp_path: Path) -> None:
     assert check_file(path, data, decode(data, "x")) == []
 
 
+def test_a_variable_that_stays_names_its_pointers(tmp_path: Path) -> None:
+    """Kind 3: an address, no new symbol; others see each pointer."""
+    each = Repeat(2, 8, 8, 8, 8, (Pointer(0, 0, "struct conn"),), "all[]", "all[]")
+    stays = DataTransform(Transformation("list", 24, 24, (Pointer(0, 0, "char", "name", "name"), each)), 0x404100)
+    po = replace(sample(), transforms=(*sample().transforms, stays))
+    data = encode(po)
+    assert decode(data, "x") == po
+    assert problems(po) == []
+    start, code = list(programs(listed(tmp_path, po)))[2]
+    old, new = bytes(range(24)), bytearray(b"\xff" * 24)
+    run(code, old, new, start)
+    assert bytes(new) == old
+    rows = [row for title, found in transform_rows(po) for row in found if title.startswith("variable list: 24 bytes")]
+    assert ("name at 0", "name at 0", "pointer to char") in rows
+    assert transforms_json(po)[2]["kind"] == "staying"
+
+
+def test_a_kind_that_does_not_fit_its_entry_is_refused() -> None:
+    data = encode(sample())
+    at = data.index((0x404080).to_bytes(8, "little") + bytes(8) + (4).to_bytes(8, "little"))
+    for kind in (2, 3, 4):
+        forged = seal(data[: at + 28] + bytes([kind]) + data[at + 29 :])
+        with pytest.raises(InvalidPatchError, match="neither a variable nor a type"):
+            decode(forged, "x")
+
+
 def test_a_damaged_table_is_refused_with_section_and_offset() -> None:
     data = encode(sample())
     at = data.index(b"zkatana\0")
@@ -217,7 +244,8 @@ def test_a_damaged_table_is_refused_with_section_and_offset() -> None:
     ("alter", "text"),
     [
         (lambda d: replace(d, address=0), "no address"),
-        (lambda d: replace(d, symbol=None), "neither a variable nor a type"),
+        (lambda d: replace(d, address=None), "neither a variable nor a type"),
+        (lambda d: replace(d, symbol=None), "no new symbol, and does not stay as it is"),
         (lambda d: replace(d, symbol=99), "no symbol 99"),
         (lambda d: replace(d, transformation=replace(d.transformation, old_size=2)), "beyond the end of the old"),
     ],

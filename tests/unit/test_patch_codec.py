@@ -87,7 +87,9 @@ def patch_objects(draw: st.DrawFn) -> PatchObject:
     addresses, numbers = st.integers(1, 2**64 - 1), st.integers(0, max(0, symbol_count - 1))
     types = st.builds(DataTransform, transformations())
     variables = st.builds(DataTransform, transformations(), addresses, numbers)
-    transforms = tuple(draw(st.lists(variables | types if symbols else types, max_size=2)))
+    staying = st.builds(DataTransform, transformations().filter(lambda t: t.is_identity), addresses)
+    some_data = types | staying
+    transforms = tuple(draw(st.lists(variables | some_data if symbols else some_data, max_size=2)))
     return PatchObject(
         identity, verdict, reasons, sections, symbols, replacements, edits, reliances=(), transforms=transforms
     )

@@ -6,7 +6,7 @@ import pytest
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.transform.model import Copy, Dropped, Initial, Integer, Pointer, Repeat, Transformation
-from katana_cc.transform.places import PointerPlace, field_at, pointers
+from katana_cc.transform.places import PointerPlace, field_at, moved_offset, pointer_at, pointers
 
 U = Encoding.UNSIGNED
 ROW = Repeat(2, 8, 8, 8, 8, (Pointer(0, 0, "char", "", ""),), "names[]", "names[]")
@@ -21,6 +21,31 @@ T = Transformation(
         Dropped(64, 64, "gone"),
     ),
 )  # fmt: skip
+
+
+def test_a_pointer_is_found_by_its_place() -> None:
+    every = {p.old: p for p in pointers(T)}
+    assert {n: pointer_at(T, n) for n in range(72) if pointer_at(T, n)} == every
+
+
+@pytest.mark.parametrize(
+    ("offset", "moved"),
+    [(0, 0), (4, None), (8, None), (17, 17), (20, None), (24, 24), (25, None), (40, 48), (48, 56), (64, 80), (72, None)],
+)
+def test_a_byte_is_found_again(offset: int, moved: int | None) -> None:
+    assert moved_offset(T, offset) == moved
+
+
+def test_the_middle_of_a_number_is_found_only_where_it_stays_as_it_is() -> None:
+    kept, wider = Integer(64, 32, U, 64, 32, U, "a", "a"), Integer(128, 64, U, 96, 32, U, "b", "b")
+    t = Transformation("v", 16, 24, (kept, wider))
+    assert [moved_offset(t, n) for n in (8, 9, 11, 12, 13)] == [8, 9, 11, 16, None]
+
+
+def test_names_with_dots_in_brackets_are_one_name() -> None:
+    """`rows[2..4]` and `(Box<1.5>)` are no structs called `rows[2` and `(Box<1`."""
+    steps = Initial(0, 64, "rows[2..4]"), Copy(8, 4, 4, "(Box<1.5>).n", "(Box<1.5>).n"), Copy(16, 8, 4, "rows", "rows")
+    assert moved_offset(Transformation("v", 12, 24, steps), 4) == 8
 
 
 def test_every_pointer_is_found_with_its_path() -> None:
