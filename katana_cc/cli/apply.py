@@ -53,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VARIABLE",
         help="give it the initial value of the new build, in place of the one that lives there",
     )
+    parser.add_argument(
+        "--follow",
+        action="append",
+        type=variable_name,
+        default=[],
+        metavar="VARIABLE",
+        help="when it moves, take every word that leads into it for a pointer, also where nothing says so",
+    )
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
@@ -60,6 +68,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     data, po = read_patch(arguments.po)
     granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
     granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
+    granted += [Grant(Option.FOLLOW, name) for name in arguments.follow]
     refuse_unless_ready(po, granted)
     identity = patch_id(data)
     build_id = po.identity.from_build_id

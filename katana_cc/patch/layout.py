@@ -112,8 +112,8 @@ def validate(po: PatchObject) -> None:
         wrong = broken(t)
         need(not wrong, f"transformation of {t.name}: {wrong[0] if wrong else ''}")
         need(d.symbol is None or d.address is not None, f"transformation of {t.name}: neither a variable nor a type")
-        stays = d.address is not None and d.symbol is None
-        need(not stays or t.is_identity, f"transformation of {t.name}: it has no new symbol, and does not stay as it is")
+        changes = d.address is not None and d.symbol is None and not t.is_identity
+        need(not changes, f"transformation of {t.name}: it has no new symbol, and does not stay as it is")
         need(d.address is None or d.address > 0, f"transformation of {t.name}: no address")
         need(d.symbol is None or 0 <= d.symbol < symbols, f"transformation of {t.name}: no symbol {d.symbol}")
 

@@ -20,6 +20,7 @@ class Option(StrEnum):
 
     ALLOW_ACTIVE = "--allow-active"
     TAKE_INITIALISER = "--take-initialiser"
+    FOLLOW = "--follow"
 
 
 class Grant(NamedTuple):

@@ -1,6 +1,7 @@
 """Applying a patch object to processes: all of them, or none.
 
     every process:  open, plan            reads only; one refusal ends it all
+    every process:  look at variables     those that move: whether they may, as things are now
     every process:  inject                the new code is there, nothing leads to it
     every process:  register              its frames are known to the unwinders
     every process:  commit                a short stop each
@@ -19,12 +20,15 @@ from dataclasses import dataclass
 from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
 from katana_cc.patch.model import PatchObject
 from katana_cc.patch.needs import Grant
+from katana_cc.process.carry import Cargo, Carry, judge
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.follow import forth
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import NotThisBuildError, Plan, prepare
+from katana_cc.process.preview import preview, refuse_early
 from katana_cc.process.registration import may_be_registered, register, withdraw
 from katana_cc.process.revert import revert_one
 from katana_cc.process.target import Target
@@ -35,9 +39,10 @@ DEFAULT_WAIT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ApplyReport:
-    """What came of one process.  `outcome`: "applied", "already applied", "would apply" (dry run); `commit` is None
-    unless a stop was made; `map_pause_us` is how long one thread stood while the mapping was made, `register_pause_us`
-    while the new frames were registered (0: no need, or done before)."""
+    """What came of one process.  `outcome`: "applied", "already applied", "would apply" or "would be refused" (dry
+    run); `commit` is None unless a stop was made; `seen` is what the variables that would move held in a dry run, and
+    `refusal` what speaks against it; `map_pause_us` is how long one thread stood while the mapping was made,
+    `register_pause_us` while the new frames were registered (0: no need, or done before)."""
 
     pid: int
     name: str
@@ -46,6 +51,8 @@ class ApplyReport:
     commit: CommitReport | None = None
     map_pause_us: float = 0.0
     register_pause_us: float = 0.0
+    seen: Cargo | None = None
+    refusal: RefusedError | None = None
 
 
 @dataclass(slots=True)
@@ -58,6 +65,8 @@ class _Work:
     map_pause_us: float = 0.0
     register_pause_us: float = 0.0
     report: CommitReport | None = None
+    seen: Cargo | None = None
+    refusal: RefusedError | None = None
 
 
 def apply_patch(
@@ -95,6 +104,8 @@ def apply_patch(
         while todo:
             fresh = _plan_all(po, patch_id, todo, granted, must_match)
             works.extend(fresh)
+            for work in fresh:
+                _look(work, dry_run)
             if not dry_run:
                 _inject_and_commit(fresh, wait)
             todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
@@ -107,9 +118,11 @@ def apply_patch(
         for work in works:
             work.target.close()
     for work in works:
-        outcome = "already applied" if work.plan.is_applied else "would apply" if dry_run else "applied"
+        would = "would be refused" if work.refusal else "would apply"
+        outcome = "already applied" if work.plan.is_applied else would if dry_run else "applied"
         pauses = work.map_pause_us, work.register_pause_us
-        reports.append(ApplyReport(work.target.pid, work.target.name, outcome, work.plan, work.report, *pauses))
+        found = work.seen, work.refusal
+        reports.append(ApplyReport(work.target.pid, work.target.name, outcome, work.plan, work.report, *pauses, *found))
     return tuple(reports)
 
 
@@ -139,6 +152,30 @@ def _plan_all(
             work.target.close()
         raise
     return works
+
+
+def _carry(work: _Work) -> Carry | None:
+    """The variables of a process that move; None when none does."""
+    plan = work.plan
+    if not plan.ledger.moves or plan.is_applied:
+        return None
+    own = plan.base, plan.base + plan.layout.size
+    return Carry(forth(plan.ledger.moves), plan.ledger.edits, own, work.target.where, "apply it with")
+
+
+def _look(work: _Work, dry_run: bool) -> None:
+    """Look at the variables that move: refuse at once what would be refused later; in a dry run, remember it."""
+    carry = _carry(work)
+    if carry is None:
+        return
+    if not dry_run:
+        refuse_early(work.target, carry)
+        return
+    work.seen = preview(work.target, carry)
+    try:
+        judge(carry, work.seen)
+    except RefusedError as error:
+        work.refusal = error
 
 
 def _is_there(pid: int) -> bool:
@@ -206,7 +243,8 @@ def _commit(work: _Work, wait: float) -> CommitReport:
         else:
             data = plan.data_part()
             resets = (data,) if data else ()
-    commit = Commit(plan.base, phase, Step.BEGIN_COMMIT, Step.END_COMMIT, plan.guards, plan.snapshot, edits, resets)
+    steps = Step.BEGIN_COMMIT, Step.END_COMMIT
+    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work))
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

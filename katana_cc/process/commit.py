@@ -3,10 +3,11 @@
 All that is slow is done before.  Inside the stop only this happens:
 
     stop all threads → registers → is a thread inside? → are the bytes still the expected ones? →
-    state word, edits, state word → re-enter interrupted system calls → detach
+    what do the variables that move hold, and what leads to them? →
+    state word, variables, words and registers, edits, state word → re-enter interrupted system calls → detach
 
-When a thread is inside, or does not stop, everything is let go and tried again after a pause, until the time is up;
-nothing has been touched then.
+When a thread is inside, or does not stop, or a register or a stack holds what nothing explains, everything is let go
+and tried again after a pause, until the time is up; nothing has been touched then.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ from dataclasses import dataclass
 from katana_cc.dwarf.unwind import Unwinder
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
+from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Activity, Finder, Guard, describe
+from katana_cc.process.carry import Cargo, Carry, StrayWordsError, judge, look
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.phases import Phase, Step, step
 from katana_cc.process.priority import first_in_line
+from katana_cc.process.ptrace_binding import REGISTER_WORDS
+from katana_cc.process.registers import leading
+from katana_cc.process.registers import write as write_registers
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
+from katana_cc.process.words import Pages
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
@@ -40,7 +47,7 @@ class Commit:
     """What to do in the stop.
 
     `snapshot`: (address, bytes) that must still be there.  `resets`: (address, bytes) written before the edits, without
-    comparison: the writable part of a patch that is applied once more.
+    comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move.
     """
 
     ledger_base: int
@@ -51,18 +58,21 @@ class Commit:
     snapshot: tuple[tuple[int, bytes], ...]
     edits: tuple[MemoryEdit, ...]
     resets: tuple[tuple[int, bytes], ...] = ()
+    carry: Carry | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CommitReport:
     """How it went.  `pause_us`: from the first thread being stopped to the last running again; `attach_us`: from the
-    first being traced; both of the last try.  `repaired`: system calls entered again."""
+    first being traced; both of the last try.  `repaired`: system calls entered again.  `cargo`: what became of the
+    variables that moved, None when there were none."""
 
     threads: int
     tries: int
     pause_us: float
     attach_us: float
     repaired: int
+    cargo: Cargo | None = None
 
 
 @contextlib.contextmanager
@@ -88,14 +98,27 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
 
     Raises:
         BusyError: there was none; names thread, function and frame.
-        RefusedError: the expected bytes are no longer there.
+        RefusedError: the expected bytes are no longer there, or variables may not move as they are.
         TargetError: the process died, or is traced.
     """
     bulk = BulkReader(memory=target.memory, capacity=_BUFFER)
     finder = Finder(commit.guards, bulk, make_unwinder)
+    pages = Pages(target.pid) if commit.carry is not None else None
+    try:
+        return _try(target, commit, finder, bulk, pages, wait)
+    finally:
+        if pages is not None:
+            pages.close()
+
+
+def _try(
+    target: Target, commit: Commit, finder: Finder, bulk: BulkReader, pages: Pages | None, wait: float
+) -> CommitReport:
     deadline = time.monotonic() + wait
     tries = 0
     pause = _FIRST_PAUSE
+    cargo = None
+    failure: BusyError | StrayWordsError
     while True:
         tries += 1
         threads = Threads(target.pid)
@@ -109,18 +132,31 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
                     count = len(threads.order)
                     threads.read_registers()
                     reread = _map_reader(target.pid)
-                    busy = finder.find(target.pid, threads.order, threads.registers, regions, reread)
-                    if busy is None:
-                        _write(target, commit, bulk, threads.order[0])
-                    repaired = threads.repair_system_calls()
+                    try:
+                        busy = finder.find(target.pid, threads.order, threads.registers, regions, reread)
+                        if busy is None:
+                            _compare(target, commit, bulk)
+                            if commit.carry is not None and pages is not None:
+                                cargo = _cargo(commit.carry, bulk, threads, reread(), pages)
+                            _write(target, commit, threads, cargo)
+                    finally:
+                        # Also where it is refused: the program must not notice.
+                        repaired = threads.repair_system_calls()
                 finally:
                     threads.release()
                     ended = time.perf_counter_ns()
             if busy is None:
-                return CommitReport(count, tries, (ended - threads.stopped_at) / 1000, (ended - begun) / 1000, repaired)
+                pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
+                return CommitReport(count, tries, *pauses, repaired, cargo)
             failure = _busy_error(target, commit, busy, tries, wait)
         except BusyError as error:
             failure = error
+        except StrayWordsError as error:
+            if not error.is_passing:
+                raise
+            failure = error
+        # Where a look takes long, the target shall run most of the time.
+        pause = max(pause, 10 * (ended - begun) / 1e9) if commit.carry else pause
         if time.monotonic() + pause > deadline:
             raise failure
         time.sleep(pause)
@@ -131,9 +167,17 @@ def _map_reader(pid: int) -> Callable[[], MemoryMap]:
     return lambda: read_map(pid)
 
 
-def _write(target: Target, commit: Commit, bulk: BulkReader, tid: int) -> None:
-    """Compare, and write: the only place where a target's own code is changed."""
-    memory = target.memory
+def _cargo(carry: Carry, bulk: BulkReader, threads: Threads, regions: MemoryMap, pages: Pages) -> Cargo:
+    """What is to be written of the variables that move; refuses when they may not."""
+    stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.RSP]) for i, tid in enumerate(threads.order)]
+    registers = leading(threads.order, threads.registers, carry.leads.seeker)
+    cargo = look(carry, bulk, regions, stacks, registers, pages.touched, is_stopped=True)
+    judge(carry, cargo)
+    return cargo
+
+
+def _compare(target: Target, commit: Commit, bulk: BulkReader) -> None:
+    """Raises RefusedError where other bytes are than when the patch was prepared."""
     found = bytes(bulk.read([(address, len(data)) for address, data in commit.snapshot]))
     at = 0
     for address, data in commit.snapshot:
@@ -144,25 +188,46 @@ def _write(target: Target, commit: Commit, bulk: BulkReader, tid: int) -> None:
                 remedy="try again; if it stays so, another tool is writing to the process",
             )
         at += len(data)
+
+
+def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None) -> None:
+    """The only place where a target's own code and data is changed."""
+    memory, tid = target.memory, threads.order[0]
+    state = commit.ledger_base + ledgers.STATE_OFFSET
     phase = step(commit.phase, commit.begin)
-    memory.write(commit.ledger_base + ledgers.STATE_OFFSET, ledgers.encode_state(phase), tid)
-    for address, data in commit.resets:
-        memory.write(address, data, tid)
-    done: list[MemoryEdit] = []
+    memory.write(state, ledgers.encode_state(phase), tid)
+    done: list[tuple[int, bytes]] = []
     try:
+        for address, data in commit.resets:
+            memory.write(address, data, tid)
+        if cargo is not None:
+            _write_cargo(target, cargo, threads, done)
         for edit in commit.edits:
-            done.append(edit)
+            done.append((edit.address, edit.expected))
             memory.write(edit.address, edit.replacement, tid)
     except TargetError:
-        _undo(target, done, tid)
+        _undo(target, [(state, ledgers.encode_state(commit.phase)), *done], tid)
         raise
-    memory.write(commit.ledger_base + ledgers.STATE_OFFSET, ledgers.encode_state(step(phase, commit.end)), tid)
+    memory.write(state, ledgers.encode_state(step(phase, commit.end)), tid)
 
 
-def _undo(target: Target, done: Sequence[MemoryEdit], tid: int) -> None:
-    for edit in reversed(done):
+def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tuple[int, bytes]]) -> None:
+    """Write variables, words and registers; `done` gets what was there, as (address, bytes)."""
+    memory, tid = target.memory, threads.order[0]
+    for address, data in cargo.objects:
+        done.append((address, memory.read(address, len(data))))
+        memory.write(address, data, tid)
+    for address, before, after in cargo.words:
+        done.append((address, before))
+        memory.write(address, after, tid)
+    # A thread whose registers were set and that must be undone is a thread of a process that died.
+    write_registers(threads, cargo.registers)
+
+
+def _undo(target: Target, done: Sequence[tuple[int, bytes]], tid: int) -> None:
+    for address, data in reversed(done):
         with contextlib.suppress(TargetError):
-            target.memory.write(edit.address, edit.expected, tid)
+            target.memory.write(address, data, tid)
 
 
 def _busy_error(target: Target, commit: Commit, busy: Activity, tries: int, wait: float) -> BusyError:

@@ -14,10 +14,12 @@ from typing import Final
 
 from katana_cc.errors import TargetError
 from katana_cc.process.memory import Reader
+from katana_cc.process.moves import Move, packed, unpacked
+from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 3
+VERSION: Final = 4
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -26,6 +28,7 @@ REGISTERED_OFFSET: Final = 56
 _MAX_LENGTH = 1 << 28
 
 _WITHOUT_EDITS: Final = {Phase.MAPPED: Bytes.OLD, Phase.REVERTED: Bytes.OLD, Phase.APPLIED: Bytes.NEW}
+_LAST: Final = {Phase.COMMITTING: Bytes.NEW, Phase.REVERTING: Bytes.OLD}  # what the edits are when all was written
 
 assert HEADER_SIZE == 64
 
@@ -81,7 +84,8 @@ class Ledger:
     `old` are the replaced functions and their parts, `new` the functions that came, `data` the variables that came,
     `eh_frame` the call-frame information of `new` (size 0: none), `parts` (address, size, protection) of the mapping.
     `registrations` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it is a word of
-    its own, as the state is, and tells what was done last; the unwinders themselves know.
+    its own, as the state is, and tells what was done last; the unwinders themselves know.  `moves` are the variables
+    that have another layout at another place now, and those whose pointers followed them.
     """
 
     state: Phase
@@ -102,6 +106,7 @@ class Ledger:
     data: tuple[CodeRange, ...]
     registrations: tuple[Registration, ...] = ()
     is_registered: bool = False
+    moves: tuple[Move, ...] = ()
 
     def found_bytes(self, memory: Reader) -> Bytes:
         """What stands at the edits now; without edits that the program leaves alone, what the state says.
@@ -116,6 +121,9 @@ class Ledger:
         if not fixed:
             return _WITHOUT_EDITS.get(self.state, Bytes.TORN)
         found = judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in fixed)
+        if self.moves and found is not Bytes.FOREIGN and self.state in _LAST:
+            # Variables and pointers are written before the edits: only when these are all there, those are.
+            return found if found is _LAST[self.state] else Bytes.TORN
         inactive = self.state in (Phase.MAPPED, Phase.REVERTED)
         return Bytes.OLD if inactive and found in (Bytes.FOREIGN, Bytes.TORN) else found
 
@@ -129,11 +137,11 @@ def encode(ledger: Ledger) -> bytes:
 
 
 def _pieces(ledger: Ledger) -> Iterator[bytes]:
-    for text in (
+    for word in (
         ledger.patch_id, ledger.from_build_id, ledger.to_build_id,
         ledger.from_release, ledger.to_release, ledger.output,
     ):  # fmt: skip
-        yield _block(text.encode("utf-8", "surrogateescape"))
+        yield text(word)
     yield struct.pack("<QQQ", ledger.bias, *ledger.eh_frame)
     yield struct.pack("<I", len(ledger.parts))
     for part in ledger.parts:
@@ -141,18 +149,15 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
     yield struct.pack("<I", len(ledger.edits))
     for edit in ledger.edits:
         yield struct.pack("<QI", edit.address, edit.is_jump | edit.is_value << 1)
-        yield _block(edit.name.encode("utf-8", "surrogateescape")) + _block(edit.expected) + _block(edit.replacement)
+        yield text(edit.name) + block(edit.expected) + block(edit.replacement)
     for ranges in (ledger.old, ledger.new, ledger.data):
         yield struct.pack("<I", len(ranges))
         for item in ranges:
-            yield struct.pack("<QQ", item.address, item.size) + _block(item.name.encode("utf-8", "surrogateescape"))
+            yield struct.pack("<QQ", item.address, item.size) + text(item.name)
     yield struct.pack("<I", len(ledger.registrations))
     for r in ledger.registrations:
         yield struct.pack("<QQQQ", r.register, r.deregister, r.find, r.record)
-
-
-def _block(data: bytes) -> bytes:
-    return struct.pack("<I", len(data)) + data
+    yield from packed(ledger.moves)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -185,7 +190,7 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     data = memory.read(base + HEADER_SIZE, length)
     if hashlib.sha256(data).digest()[:16] != checksum or state not in set(Phase):
         return None
-    cursor = _Cursor(data)
+    cursor = Cursor(data)
     patch_id, from_id, to_id, from_release, to_release, output = (cursor.text() for _ in range(6))
     bias, frame_address, frame_size = cursor.take("<QQQ")
     parts = []
@@ -197,38 +202,15 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         address, flags = cursor.take("<QI")
         kind = bool(flags & 1), bool(flags & 2)
         edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), *kind))
-    old, new, variables = (tuple(cursor.range() for _ in range(cursor.count())) for _ in range(3))
+    old, new, variables = (tuple(_range(cursor) for _ in range(cursor.count())) for _ in range(3))
     registrations = [Registration(*cursor.take("<QQQQ")) for _ in range(cursor.count() if version > 1 else 0)]
     return Ledger(
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
-        tuple(registrations), version > 1 and bool(registered),
+        tuple(registrations), version > 1 and bool(registered), unpacked(cursor) if version > 3 else (),
     )  # fmt: skip
 
 
-class _Cursor:
-    """Reads what `_pieces` wrote; only after the checksum was found right."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, form: str) -> tuple[int, ...]:
-        values = struct.unpack_from(form, self._data, self._at)
-        self._at += struct.calcsize(form)
-        return values
-
-    def count(self) -> int:
-        return self.take("<I")[0]
-
-    def block(self) -> bytes:
-        size = self.count()
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def text(self) -> str:
-        return self.block().decode("utf-8", "surrogateescape")
-
-    def range(self) -> CodeRange:
-        address, size = self.take("<QQ")
-        return CodeRange(self.text(), address, size)
+def _range(cursor: Cursor) -> CodeRange:
+    address, size = cursor.take("<QQ")
+    return CodeRange(cursor.text(), address, size)

@@ -56,6 +56,11 @@ class MemoryMap:
             return self.regions[i]
         return None
 
+    def is_guarded(self, region: Region) -> bool:
+        """Whether memory that nobody may touch lies straight before a region, as before the stack of a thread."""
+        before = self.at(region.start - 1)
+        return before is not None and before.permissions.startswith("---")
+
     def gaps(self, low: int, high: int) -> Iterable[tuple[int, int]]:
         """Unmapped [start, end) ranges within [low, high), ascending."""
         position = low

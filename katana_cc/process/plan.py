@@ -25,10 +25,12 @@ from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
+from katana_cc.process.carry import half_moved
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
+from katana_cc.process.moves import Move, followed_by, moves_of
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base
@@ -47,7 +49,7 @@ class Plan:
 
     `existing` is an earlier mapping of the same patch that is used again.  `snapshot` holds (address, bytes) that must
     still be there at the commit.  `resolution.pending` resolvers are called when the mapping is made; `image` is final
-    only after that.
+    only after that.  `followed` are the variables that `--follow` names.
     """
 
     po: PatchObject
@@ -64,6 +66,7 @@ class Plan:
     snapshot: tuple[tuple[int, bytes], ...]
     existing: PatchMapping | None
     found: Bytes
+    followed: frozenset[str]
 
     @property
     def is_applied(self) -> bool:
@@ -100,6 +103,7 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
         TargetError: the process is gone.
     """
     refuse_unless_ready(po, granted)
+    followed = followed_by(po, granted)
     module = find_module(target, po)
     existing = _earlier_patches(target, module, patch_id)
     found = existing.ledger.found_bytes(target.memory) if existing and existing.ledger else Bytes.OLD
@@ -109,6 +113,8 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
             where=target.where,
             remedy="another tool has written to the process; restart it",
         )
+    if found is Bytes.TORN and existing and existing.ledger and existing.ledger.moves:
+        raise half_moved(target.where, existing.ledger)
     torn = existing.ledger if existing and found in (Bytes.TORN, Bytes.NEW) else None
     originals = _compare_functions(target, module, po, torn)
     linker = Linker(target.memory, target.modules, module)
@@ -116,13 +122,14 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
     resolution = linker.resolve(po)
     program = target.program_module()
     tls_offset = thread_pointer_offset(target.memory, module, program is None or program is module)
-    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries)))
+    moves = moves_of(po, module.bias, 0, None, None, followed)
+    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves)))
     size += _edits_room(po)
     layout = lay_out(po, size, len(registries))
     base = existing.base if existing else choose_base(target.regions, module, layout.size)
     plan = Plan(
         po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
-        _ledger(po, patch_id, module, layout, base, (), (), registries), (), (), existing, found,
+        _ledger(po, patch_id, module, layout, base, (), (), registries), (), (), existing, found, followed,
     )  # fmt: skip
     plan = _with_earlier_resolutions(plan, target)
     resolution = plan.resolution
@@ -157,7 +164,10 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
         else e
         for i, e in enumerate(plan.ledger.edits)
     )
-    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries)
+    moves = moves_of(plan.po, plan.module.bias, base, plan.layout, linked, plan.followed)
+    ledger = _ledger(
+        plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves
+    )
     return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
 
 
@@ -331,7 +341,7 @@ def _with_edits(
         for r in plan.po.replacements
         for start, size in [(r.address, r.size), *((a, s) for a, s, _ in r.parts)]
     )
-    ledger = _ledger(plan.po, plan.patch_id, plan.module, plan.layout, plan.base, tuple(edits), old, plan.registries)
+    ledger = dataclasses.replace(plan.ledger, edits=tuple(edits), old=old)
     if len(ledgers.encode(ledger)) > plan.layout.sections_start:
         raise InvalidPatchError("the ledger is larger than its room", where=plan.po.identity.output)
     return dataclasses.replace(plan, ledger=ledger, snapshot=tuple(snapshot))
@@ -359,6 +369,7 @@ def _jump(po: PatchObject, replacement: Replacement, layout: Layout, base: int, 
 def _ledger(
     po: PatchObject, patch_id: str, module: Module, layout: Layout | None, base: int,
     edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...], registries: tuple[FrameRegistry, ...],
+    moves: tuple[Move, ...] = (),
 ) -> Ledger:  # fmt: skip
     new, data = [], []
     for i, section in enumerate(po.sections):
@@ -382,6 +393,7 @@ def _ledger(
         tuple((base + p.offset, p.size, p.protection) for p in layout.parts) if layout else (),
         edits, old, tuple(new), tuple(data),
         tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
+        moves=moves,
     )  # fmt: skip
 
 

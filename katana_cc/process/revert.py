@@ -6,16 +6,20 @@ patch again uses it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.process.activity import Guard
+from katana_cc.process.carry import Carry, half_moved
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
-from katana_cc.process.ledger import Ledger
+from katana_cc.process.follow import back
+from katana_cc.process.ledger import Ledger, MemoryEdit
+from katana_cc.process.moves import refuse_unknown
 from katana_cc.process.phases import Bytes, Phase, Step
+from katana_cc.process.preview import refuse_early
 from katana_cc.process.target import Target
 
 
@@ -35,12 +39,18 @@ class RevertReport:
 
 
 def revert_patch(
-    pids: Iterable[int], patch_id: str = "", *, wait: float = 5.0, must_match: bool = True
+    pids: Iterable[int],
+    patch_id: str = "",
+    *,
+    wait: float = 5.0,
+    must_match: bool = True,
+    followed: Collection[str] = (),
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
     What is meant must be one patch, the same in all processes: with several, taking all of them out is never guessed.
-    Without `must_match`, processes that end meanwhile are left out.
+    Without `must_match`, processes that end meanwhile are left out.  `followed` are variables that move back, of which
+    every word that leads into them is a pointer.
 
     Processes are checked first; when one fails later, those already reverted stay so and the error says which: a patch
     cannot be applied again without its patch object.
@@ -68,10 +78,15 @@ def revert_patch(
         _refuse_several(found)
         meant = next(iter(found), patch_id)
         # From here on it is fixed which patch is meant.
+        for carriers in found.values():
+            for target, ledger in carriers:
+                carry = _carry(target, ledger, ledger.edits, followed)
+                if carry is not None:
+                    refuse_early(target, carry)
         reports: list[RevertReport] = []
         for target in ready:
             try:
-                report = revert_one(target, meant, wait)
+                report = revert_one(target, meant, wait, followed)
             except KatanaError as error:
                 done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
                 if done:
@@ -128,8 +143,23 @@ def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
     return in_force
 
 
-def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
-    """Revert in one process."""
+def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], followed: Collection[str] = ()) -> Carry | None:
+    """The variables that move back; None when none does.
+
+    Raises:
+        RefusedError: `followed` names one that does not, or a katana died while it moved them.
+    """
+    refuse_unknown(followed, {m.name for m in ledger.moves if not m.stays}, target.where)
+    if not ledger.moves:
+        return None
+    if ledger.found_bytes(target.memory) is Bytes.TORN:
+        raise half_moved(target.where, ledger)
+    own = ledger.base, ledger.base + ledger.size
+    return Carry(back(ledger.moves, followed), tuple(edits), own, target.where, "revert it with")
+
+
+def revert_one(target: Target, patch_id: str, wait: float, followed: Collection[str] = ()) -> RevertReport:
+    """Revert in one process; `followed` as in `revert_patch`."""
     in_force = ledgers_in_force(target, patch_id)
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
     ledger = in_force[0] if in_force else None
@@ -145,7 +175,9 @@ def revert_one(target: Target, patch_id: str, wait: float) -> RevertReport:
     # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
     guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
     edits = tuple(e.reversed() for e in reversed(own))
-    commit = Commit(ledger.base, ledger.state, Step.BEGIN_REVERT, Step.END_REVERT, guards, snapshot, edits)
+    carry = _carry(target, ledger, edits, followed)
+    steps = Step.BEGIN_REVERT, Step.END_REVERT
+    commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

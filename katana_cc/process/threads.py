@@ -208,6 +208,14 @@ class Threads:
             alive.append(tid)
         self.order = alive
 
+    def set_register(self, tid: int, index: int, value: int) -> None:
+        """Set one general register of a stopped thread; `index` as in user_regs_struct.  One that died meanwhile is
+        left out."""
+        at = self.order.index(tid) * pt.REGISTER_WORDS
+        self.registers[at + index] = value
+        with contextlib.suppress(ProcessLookupError):
+            pt.write_registers_from(tid, ctypes.addressof(self._buffer) + 8 * at)
+
     def repair_system_calls(self) -> int:
         """Re-enter the system calls that our stop would make return EINTR; how many there were."""
         count = 0

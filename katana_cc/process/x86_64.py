@@ -18,6 +18,10 @@ MACHINE: Final = c.EM_X86_64
 # struct user_regs_struct (sys/user.h): index of each register in the 27 words.
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP = range(20)
 FS_BASE: Final = 21
+# Those a program computes with.
+GENERAL_REGISTERS: Final = dict(
+    enumerate(("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"))
+) | {RSP: "rsp"}
 DIRECTION_FLAG: Final = 1 << 10  # of EFLAGS; clear at every call
 CS_64: Final = 0x33  # any other code segment runs 32-bit code
 # DWARF register number (psABI figure 3.36) → index above; column 16 is the return address.
@@ -34,6 +38,7 @@ SYS_CLOSE: Final = 3
 SYS_MEMFD_CREATE: Final = 319
 
 EINTR: Final = 4
+ERESTART_RESTARTBLOCK: Final = 516  # the kernel kept the arguments (linux/errno.h)
 # System calls that return EINTR to the program when a tracer's stop interrupts them, though no signal came: the kernel
 # restarts all others by itself.  Measured; signal(7) "Interruption of system calls ... by stop signals" lists most.
 UNRESTARTED_SYSCALLS: Final = frozenset(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from katana_cc.transform.model import (
+    POINTER_SIZE,
     Copy,
     Dropped,
     Float,
@@ -177,3 +178,56 @@ def _outer(path: str) -> list[str]:
         if char == "." and not depth:
             found.append(path[:i])
     return found
+
+
+class WordPlace(NamedTuple):
+    """What becomes of 8 bytes of the old object.  `carried`: whether any of them is; `new`: the byte offset of all of
+    them in the new object, None where they are not together as they were."""
+
+    carried: bool
+    new: int | None
+
+
+def word_at(t: Transformation, offset: int) -> WordPlace:
+    """What becomes of the 8 bytes at `offset`, whatever their type: for words in fields that are no pointers."""
+    whole = set(_whole(t.steps, offset))
+    return WordPlace(any(_carried(t.steps, offset)), whole.pop() if len(whole) == 1 else None)
+
+
+def _overlapping(steps: Sequence[Step], offset: int) -> Iterator[Step]:
+    for step in steps:
+        start, end = old_range(step)
+        if not isinstance(step, Initial) and start < (offset + POINTER_SIZE) * 8 and offset * 8 < end:
+            yield step
+
+
+def _elements(repeat: Repeat, offset: int) -> Iterator[tuple[int, int]]:
+    """(its number, `offset` counted from its start) of each element of an array that has some of the 8 bytes."""
+    first, last = ((offset + n - repeat.old) // repeat.old_stride for n in (0, POINTER_SIZE - 1))
+    for i in range(max(0, first), min(repeat.count, last + 1)):
+        yield i, offset - repeat.old - i * repeat.old_stride
+
+
+def _carried(steps: Sequence[Step], offset: int) -> Iterator[bool]:
+    for step in _overlapping(steps, offset):
+        if isinstance(step, Repeat):
+            for _, inside in _elements(step, offset):
+                yield from _carried(step.steps, inside)
+        else:
+            yield not isinstance(step, Dropped)
+
+
+def _whole(steps: Sequence[Step], offset: int) -> Iterator[int]:
+    """The new offset of the 8 bytes, from each step that has them all and keeps them as they are."""
+    for step in _overlapping(steps, offset):
+        if isinstance(step, Repeat):
+            for i, inside in _elements(step, offset):
+                yield from (step.new + i * step.new_stride + at for at in _whole(step.steps, inside))
+            continue
+        start, end = old_range(step)
+        if start > offset * 8 or end < (offset + POINTER_SIZE) * 8:
+            continue
+        if isinstance(step, Copy | Pointer):
+            yield step.new + offset - step.old
+        elif isinstance(step, Integer) and step.new_bits == step.old_bits and not (step.truth or step.new % 8):
+            yield step.new // 8

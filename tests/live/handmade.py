@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import struct
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from katana_cc.dwarf.frames import Cie, Fde, records
+from katana_cc.dwarf.types import layouts
+from katana_cc.dwarf.variables import variables
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.patch.model import (
     DataEdit,
+    DataTransform,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -25,6 +28,9 @@ from katana_cc.patch.model import (
     Replacement,
     Verdict,
 )
+from katana_cc.transform.between import between_variables
+from katana_cc.transform.model import Transformation
+from tests.support.dwarf import read
 
 CFLAGS = ("-g", "-ffunction-sections", "-fdata-sections")
 
@@ -64,11 +70,29 @@ def build(
 def patch_from(
     old: Built, new: Built, functions: tuple[str, ...], *, releases: tuple[str, str] = ("v1", "v2"),
     edits: tuple[str, ...] = (), carry: tuple[str, ...] = (),
+    moved: tuple[str, ...] = (), staying: tuple[str, ...] = (),
 ) -> PatchObject:  # fmt: skip
     """A patch that replaces `functions` of `old` by those of `new`, edits the constants `edits` in place, and carries
-    the functions `carry` though the old program has them."""
+    the functions `carry` though the old program has them.  The variables `moved` get a new layout at a new place;
+    pointers in those that are `staying` follow."""
     exe, new_object = (ElfFile(path.read_bytes()) for path in (old.output, new.object))
-    return _Maker(exe, new_object, {*functions, *carry}).make(old, new, functions, releases, edits)
+    maker = _Maker(exe, new_object, {*functions, *carry, *moved})
+    po = maker.make(old, new, functions, releases, edits)
+    transforms = [maker.moved(old, new, name) for name in moved] + [maker.staying(old, name) for name in staying]
+    return replace(
+        po, sections=tuple(maker.sections), symbols=tuple(maker.symbols), transforms=tuple(transforms)
+    )  # what moves is carried, too
+
+
+def _between(old: Path, new: Path, name: str) -> Transformation:
+    """What becomes of a variable, by the debug information of two objects."""
+    sides = []
+    for path in (old, new):
+        info = read(path)
+        sides.append((next(x for x in variables(info) if x.name == name), layouts(info)))
+    made = between_variables(*sides[0], *sides[1])
+    assert isinstance(made, Transformation), made
+    return made
 
 
 def patch_id_of(po: PatchObject) -> str:
@@ -115,6 +139,20 @@ class _Maker:
             tuple(replacements),
             tuple(data_edits),
         )
+
+    def moved(self, old: Built, new: Built, name: str) -> DataTransform:
+        """The variable as it is carried, and what its layout becomes."""
+        was = self.existing(name)
+        assert was is not None
+        made = _between(old.object, new.object, name)
+        kept = next(s for s in self.new.symbols if s.name == name)
+        return DataTransform(made, was[0], self.defined(self.section_of(name), name, c.STT_OBJECT, 0, kept.size))
+
+    def staying(self, old: Built, name: str) -> DataTransform:
+        """The variable as it is, pointer by pointer."""
+        was = self.existing(name)
+        assert was is not None
+        return DataTransform(_between(old.object, old.object, name), was[0])
 
     def existing(self, name: str) -> tuple[int, int] | None:
         for s in self.exe.symbols:

@@ -100,5 +100,3 @@ def test_the_cases_hold_what_cannot_be_told(tmp_path: Path) -> None:
     made = of_variable(tmp_path, old, new)
     assert isinstance(made, Transformation)
     assert [moved_offset(made, n) for n in (0, 8, 12, 16)] == [0, None, 16, 24]
-
-

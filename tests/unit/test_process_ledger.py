@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.ledger import (
     HEADER_SIZE,
@@ -23,9 +24,17 @@ from katana_cc.process.ledger import (
     encode_state,
     read_ledger,
 )
+from katana_cc.process.moves import Move
 from katana_cc.process.phases import TRANSITIONS, Bytes, Phase, Step, judge_bytes, step
+from katana_cc.transform.model import Initial, Integer, Pointer, Repeat, Transformation
 
 BASE = 0x7000_0000
+
+
+GROWS = Transformation(
+    "conn ü", 8, 16, (Initial(0, 64, "fresh"), Integer(64, 64, Encoding.SIGNED, 0, 32, Encoding.SIGNED, "n", "m"))
+)
+STAYS = Transformation("head", 24, 24, (Repeat(3, 0, 8, 0, 8, (Pointer(0, 0, "struct conn"),), "all[]", "all[]"),))
 
 
 class FakeMemory:
@@ -53,6 +62,7 @@ def example(**changes: object) -> Ledger:
         (CodeRange("f", 0x5555_1000, 64),), (CodeRange("f", BASE + 0x1000, 80),),
         (CodeRange("count", BASE + 0x2000, 4),),
         (Registration(0x7F00_1000, 0x7F00_2000, 0x7F00_3000, BASE + 0x2100),), True,
+        (Move(GROWS, 0x5555_9100, BASE + 0x2010, bytes(range(16)), True), Move(STAYS, 0x5555_9200, 0x5555_9200)),
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
 
@@ -71,7 +81,7 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([3, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([4, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
 
@@ -86,15 +96,74 @@ def test_whether_frames_are_registered_is_outside_the_checksum() -> None:
 def test_ledger_of_version_1_is_read() -> None:
     """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
     can be neither asked nor reverted."""
-    data = encode(example(registrations=(), is_registered=False))
-    assert data.endswith(bytes(4))
-    body = data[HEADER_SIZE:-4]
+    ledger = example(registrations=(), is_registered=False, moves=())
+    old = earlier(encode(ledger), 1, 8)
+    old[56:64] = bytes([9]) * 8
+    assert read_back(bytes(old) + bytes(100)) == ledger
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_ledger_before_variables_moved_is_read(version: int) -> None:
+    """It ends before the moves."""
+    ledger = example(moves=())
+    assert read_back(bytes(earlier(encode(ledger), version, 4)) + bytes(100)) == ledger
+
+
+def earlier(data: bytes, version: int, shorter: int) -> bytearray:
+    """A ledger of an earlier version, whose data ends `shorter` bytes before, all zero."""
+    assert data.endswith(bytes(shorter))
+    body = data[HEADER_SIZE:-shorter]
     old = bytearray(data[:HEADER_SIZE])
-    old[8:12] = (1).to_bytes(4, "little")
+    old[8:12] = version.to_bytes(4, "little")
     old[16:24] = len(body).to_bytes(8, "little")
     old[24:40] = hashlib.sha256(body).digest()[:16]
-    old[56:64] = bytes([9]) * 8
-    assert read_back(bytes(old) + body + bytes(100)) == example(registrations=(), is_registered=False)
+    return old + body
+
+
+def test_what_is_half_moved_is_told_from_the_edits() -> None:
+    """Variables and words are written before the edits: a katana that died there left every edit as it was."""
+    ledger = example(registrations=())
+    old, new = ({e.address: getattr(e, side) for e in ledger.edits} for side in ("expected", "replacement"))
+    found = {
+        (state, which): dataclasses.replace(ledger, state=state).found_bytes(Edits(at))
+        for state in Phase
+        for which, at in (("old", old), ("new", new))
+    }
+    assert found == {
+        (Phase.MAPPED, "old"): Bytes.OLD,
+        (Phase.MAPPED, "new"): Bytes.NEW,
+        (Phase.COMMITTING, "old"): Bytes.TORN,
+        (Phase.COMMITTING, "new"): Bytes.NEW,
+        (Phase.APPLIED, "old"): Bytes.OLD,
+        (Phase.APPLIED, "new"): Bytes.NEW,
+        (Phase.REVERTING, "old"): Bytes.OLD,
+        (Phase.REVERTING, "new"): Bytes.TORN,
+        (Phase.REVERTED, "old"): Bytes.OLD,
+        (Phase.REVERTED, "new"): Bytes.NEW,
+    }
+
+
+def test_a_patch_that_moves_only_is_judged_by_its_state() -> None:
+    judged = {s: dataclasses.replace(example(edits=()), state=s).found_bytes(Edits({})) for s in Phase}
+    assert judged == {
+        Phase.MAPPED: Bytes.OLD,
+        Phase.COMMITTING: Bytes.TORN,
+        Phase.APPLIED: Bytes.NEW,
+        Phase.REVERTING: Bytes.TORN,
+        Phase.REVERTED: Bytes.OLD,
+    }
+
+
+class Edits:
+    """Bytes at the places of edits."""
+
+    def __init__(self, at: dict[int, bytes]) -> None:
+        self.at = at
+
+    def read(self, address: int, size: int) -> bytes:
+        """As of a target."""
+        assert len(self.at[address]) == size
+        return self.at[address]
 
 
 def test_state_is_outside_the_checksum() -> None:

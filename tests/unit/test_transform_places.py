@@ -30,7 +30,7 @@ def test_a_pointer_is_found_by_its_place() -> None:
 
 @pytest.mark.parametrize(
     ("offset", "moved"),
-    [(0, 0), (4, None), (8, None), (17, 17), (20, None), (24, 24), (25, None), (40, 48), (48, 56), (64, 80), (72, None)],
+    [(0, 0), (4, None), (8, None), (17, 17), (20, None), (24, 24), (25, None), (40, 48), (64, 80), (72, None)],
 )
 def test_a_byte_is_found_again(offset: int, moved: int | None) -> None:
     assert moved_offset(T, offset) == moved

@@ -1,0 +1,292 @@
+"""Variables that move, looked at and judged: what would be written, and what speaks against it.
+
+    objects and what they point from    one bulk read
+    losses                              a value that the other layout cannot hold
+    words                               all memory, registers and stacks (`katana_cc.process.words`, `follow`)
+    cargo                               the new objects' bytes, the words and registers to rewrite
+
+The same is asked twice: before the stop, to refuse early and for a dry run, when threads run on and registers and most
+stacks are not known; and in the stop, where the answer counts.  Nothing is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from katana_cc.errors import RefusedError, TargetError
+from katana_cc.patch.needs import Grant, Option
+from katana_cc.process.follow import (
+    Edited,
+    Finding,
+    Lead,
+    Leads,
+    Passage,
+    elsewhere,
+    held_by,
+    put,
+    spared,
+)
+from katana_cc.process.ledger import Ledger, MemoryEdit
+from katana_cc.process.maps import MemoryMap, Region
+from katana_cc.process.memory import BulkReader
+from katana_cc.process.registers import RegisterWord
+from katana_cc.process.words import WORD, to_search
+from katana_cc.transform.execute import apply
+from katana_cc.transform.losses import LossKind, losses
+
+_LISTED = 20  # words that an error lists
+
+
+class StrayWordsError(RefusedError):
+    """Words lead into variables that move, and nothing says what they are.  `is_passing`: only registers and stacks
+    hold them, so that a later moment may be better."""
+
+    is_passing = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """The variables of one process that move, and what is needed to look at them; a value.
+
+    `edits` are what is exchanged along with it; `own` (start, end) is the mapping of the patch, where nothing that
+    lives points anywhere but by the types of the variables in it; `where` and `retry` are for errors: the process, and
+    how to try again with an option.
+    """
+
+    passages: tuple[Passage, ...]
+    edits: tuple[MemoryEdit, ...]
+    own: tuple[int, int]
+    where: str
+    retry: str
+    leads: Leads = field(init=False)
+    edited: Edited = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leads", Leads(self.passages))
+        object.__setattr__(self, "edited", Edited((e.address, e.address + len(e.expected)) for e in self.edits))
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A word or register that nothing explains.  `place`: where it is, for a person; `can_follow`: it could be
+    rewritten; `is_passing`: a register or a live stack, which may hold something else in a moment."""
+
+    place: str
+    address: int | None
+    lead: Lead
+    can_follow: bool
+    is_passing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cargo:
+    """What a look at the variables came to.
+
+    `objects`: (address, bytes) of whole objects to write; `words`: (address, bytes there now, bytes to write);
+    `registers`: what each is to hold.  `live`: what each passage's object holds, in their order.  `followed`: what was
+    rewritten, by its type or because somebody said so; `strays`: what is not.  `lost`: sentences, of values that cannot
+    be carried over; `broken`: sentences, of typed pointers that lead nowhere then; `dropped`: (variable, sentence) of
+    values whose field the new build does not have.
+    """
+
+    objects: tuple[tuple[int, bytes], ...]
+    words: tuple[tuple[int, bytes, bytes], ...]
+    registers: tuple[tuple[RegisterWord, int], ...]
+    live: tuple[bytes, ...]
+    followed: tuple[Finding, ...]
+    strays: tuple[Stray, ...]
+    lost: tuple[str, ...]
+    broken: tuple[str, ...]
+    dropped: tuple[tuple[str, str], ...]
+
+
+def look(
+    carry: Carry,
+    bulk: BulkReader,
+    regions: MemoryMap,
+    stacks: Sequence[tuple[int, int]],
+    registers: Iterable[RegisterWord],
+    touched: Callable[[Region], Iterable[tuple[int, int]]],
+    *,
+    is_stopped: bool,
+) -> Cargo:
+    """Read the variables and search for words that lead into them.
+
+    Args:
+        stacks: (thread id, stack pointer) of each thread whose stack pointer is known.
+        registers: those that lead into a moving variable.
+        touched: as of `katana_cc.process.words.to_search`.
+        is_stopped: every thread is, and its stack pointer known.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    try:
+        live, objects = _read(carry, bulk)
+        findings = [f for p, data in zip(carry.passages, live, strict=True) for f in _held(carry, p, data)]
+        vectors = to_search(regions, [carry.own, *spared(carry.passages)], stacks, touched)
+        findings += elsewhere(carry.leads.seeker.in_memory(bulk, vectors), carry.leads, carry.edited)
+    except OSError as error:
+        raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
+    strays: list[Stray] = []
+    followed: list[Finding] = []
+    broken: list[str] = []
+    words: list[tuple[int, bytes, bytes]] = []
+    for f in findings:
+        if f.is_explained and f.lead.moved is None:
+            broken.append(f"{_name(f.holder, f.field)} points to {f.lead} ({_offset(f.lead)}), and {_NOWHERE}")
+        elif f.lead.moved is None or f.new_address is None or not (f.is_explained or f.lead.passage.is_followed):
+            strays.append(_stray(f, regions, stacks, is_stopped))
+        elif not put(objects, carry.passages, f.new_address, f.lead.moved):
+            followed.append(f)
+            words.append((f.new_address, f.word.value.to_bytes(WORD, "little"), f.lead.moved.to_bytes(WORD, "little")))
+        else:
+            followed.append(f)
+    moved_registers = []
+    for register in registers:
+        lead = carry.leads.of(register.value)
+        if lead.moved is None or register.is_argument_kept or not lead.passage.is_followed:
+            can = lead.moved is not None and not register.is_argument_kept
+            strays.append(Stray(f"thread {register.tid}, {register.name}", None, lead, can, True))
+        else:
+            moved_registers.append((register, lead.moved))
+    lost, dropped = _losses(carry, live)
+    return Cargo(
+        tuple((address, bytes(data)) for address, data in objects.items()),
+        tuple(words),
+        tuple(moved_registers),
+        tuple(live),
+        tuple(followed),
+        tuple(strays),
+        tuple(lost),
+        tuple(broken),
+        tuple(dropped),
+    )
+
+
+_NOWHERE = "nothing says where that is in the new layout"
+
+
+def _read(carry: Carry, bulk: BulkReader) -> tuple[list[bytes], dict[int, bytearray]]:
+    """(what each variable holds, destination → what the object there is to hold)."""
+    wanted = [(p.source, p.transformation.old_size) for p in carry.passages]
+    there = [p for p in carry.passages if p.initial is None and not p.stays]
+    wanted += [(p.destination, p.transformation.new_size) for p in there]
+    data = bytes(bulk.read(wanted))
+    parts, at = [], 0
+    for _, size in wanted:
+        parts.append(data[at : at + size])
+        at += size
+    live = parts[: len(carry.passages)]
+    begun = dict(zip((p.destination for p in there), parts[len(live) :], strict=True))
+    objects = {}
+    for p, content in zip(carry.passages, live, strict=True):
+        if not p.stays:
+            initial = begun[p.destination] if p.initial is None else p.initial
+            objects[p.destination] = bytearray(apply(p.transformation, content, initial))
+    return live, objects
+
+
+def _held(carry: Carry, passage: Passage, content: bytes) -> Iterator[Finding]:
+    return held_by(passage, content, carry.leads, carry.edited)
+
+
+def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[str, str]]]:
+    lost, dropped = [], []
+    for p, content in zip(carry.passages, live, strict=True):
+        for loss in losses(p.transformation, content, p.usual) if not p.stays else ():
+            if loss.kind is LossKind.DROPPED and p.may_drop:
+                dropped.append((p.name, loss.text))
+            else:
+                lost.append(f"{p.name}: {loss.text}")
+    return lost, dropped
+
+
+def _stray(f: Finding, regions: MemoryMap, stacks: Sequence[tuple[int, int]], is_stopped: bool) -> Stray:
+    can = f.lead.moved is not None and f.new_address is not None
+    if f.holder is not None:
+        return Stray(f"{f.word.address:#x} in {_name(f.holder, f.field)}", f.word.address, f.lead, can, False)
+    region = regions.at(f.word.address)
+    owner = next((tid for tid, pointer in stacks if region is not None and region.start <= pointer < region.end), None)
+    if owner is not None:
+        return Stray(f"{f.word.address:#x} on the stack of thread {owner}", f.word.address, f.lead, can, True)
+    path = region.path if region is not None else ""
+    is_shared = region is not None and region.permissions.endswith("s")
+    place = f"{path or 'anonymous memory'}{', shared with others' if is_shared else ''}"
+    may_be_stack = path == "[stack]" or (not is_stopped and region is not None and regions.is_guarded(region))
+    return Stray(f"{f.word.address:#x} in {place}", f.word.address, f.lead, can and not is_shared, may_be_stack)
+
+
+def _name(holder: Passage | None, path: str) -> str:
+    name = holder.name if holder is not None else "?"
+    return f"{name}{'' if path.startswith('[') or not path else '.'}{path}"
+
+
+def _offset(lead: Lead) -> str:
+    return f"{lead.offset} bytes into {lead.passage.name}"
+
+
+def judge(carry: Carry, cargo: Cargo) -> None:
+    """Whether the variables may be moved as they are.
+
+    Raises:
+        RefusedError: a value would be lost, or a pointer would lead nowhere.
+        StrayWordsError: words that nothing explains.
+    """
+    if cargo.lost:
+        raise RefusedError(
+            "a value would be lost, and nothing was touched" + _listed(cargo.lost),
+            where=carry.where,
+            remedy="change the value by the program's own means, or restart it with the new build",
+        )
+    if cargo.broken:
+        raise RefusedError(
+            "pointers lead into variables that move, and nothing was touched" + _listed(cargo.broken),
+            where=carry.where,
+            remedy="restart the process with the new build",
+        )
+    if cargo.strays:
+        raise _stray_error(carry, cargo.strays)
+
+
+def _stray_error(carry: Carry, strays: Sequence[Stray]) -> StrayWordsError:
+    lines = [stray_line(s) for s in strays]
+    number = f"{len(strays)} words lead" if len(strays) > 1 else "a word leads"
+    names = dict.fromkeys(s.lead.passage.name for s in strays if s.can_follow)
+    options = " ".join(str(Grant(Option.FOLLOW, name)) for name in names)
+    if all(s.can_follow for s in strays):
+        remedy = f"if every word there that leads into them is a pointer, {carry.retry} {options}"
+    else:
+        remedy = "restart the process with the new build: not all of them could be followed"
+    error = StrayWordsError(
+        f"{number} to variables that move, and nothing says what they are; nothing was touched" + _listed(lines),
+        where=carry.where,
+        remedy=remedy,
+    )
+    error.is_passing = all(s.is_passing for s in strays)
+    return error
+
+
+def stray_line(stray: Stray) -> str:
+    """A word that nothing explains, in one line."""
+    if stray.can_follow:
+        return f"{stray.place}: {stray.lead}"
+    if stray.lead.moved is None:
+        return f"{stray.place}: {stray.lead} ({_offset(stray.lead)}); {_NOWHERE}"
+    return f"{stray.place}: {stray.lead}; it cannot be rewritten there"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = f"\n    and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return "".join(f"\n    {line}" for line in lines[:_LISTED]) + more
+
+
+def half_moved(where: str, ledger: Ledger) -> RefusedError:
+    """What to say of a process in which a katana was killed while it moved variables."""
+    names = ", ".join(m.name for m in ledger.moves if not m.stays)
+    return RefusedError(
+        f"a katana was killed while it moved {names}: some code uses the old one, some the new one",
+        where=where,
+        remedy="restart the process; which of both holds what the program wrote last, nothing tells",
+    )

@@ -1,0 +1,143 @@
+"""What a patch does to the variables of one process: which move, which stay and hold pointers to those that do.
+
+The values, and how the ledger keeps them (docs/ledger.md): `katana revert` has nothing else to go by.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from katana_cc.elf import constants as c
+from katana_cc.errors import InvalidPatchError, RefusedError
+from katana_cc.patch.model import DataTransform, PatchObject
+from katana_cc.patch.needs import Grant, Option
+from katana_cc.process.link import Layout, Linked
+from katana_cc.process.packing import Cursor, block, text
+from katana_cc.transform.model import Transformation
+from katana_cc.transform.table_reader import decode
+from katana_cc.transform.tables import Label, encode, labelled, labels
+
+_FOLLOWED = 1  # flag on disk, append-only
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A variable of the target that gets a new layout at a new place, or one that stays and holds pointers.
+
+    `old`, `new`: addresses in the target, equal for one that stays.  `initial`: what the new object begins as, of one
+    that stays empty.  `is_followed`: words that lead to it are taken for pointers, whatever else they may be
+    (`--follow`).
+    """
+
+    transformation: Transformation
+    old: int
+    new: int
+    initial: bytes = b""
+    is_followed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The variable's name."""
+        return self.transformation.name
+
+    @property
+    def stays(self) -> bool:
+        """Whether it keeps its place."""
+        return self.old == self.new
+
+
+def moves_of(
+    po: PatchObject, bias: int, base: int, layout: Layout | None, linked: Linked | None, followed: Collection[str]
+) -> tuple[Move, ...]:
+    """The variables that a patch moves, or whose pointers it rewrites, in the order of the patch.
+
+    Args:
+        bias: load bias of the patched module.
+        base: address of the mapping.
+        layout, linked: where things are in it and what they begin as; None while only the sizes are of interest.
+        followed: names of variables (`followed_by`).
+
+    Raises:
+        InvalidPatchError: a new object that is not in the patch's writable memory, or of another size.
+    """
+    return tuple(
+        _move(po, d, bias + d.address, base, layout, linked, followed) for d in po.transforms if d.address is not None
+    )
+
+
+def _move(
+    po: PatchObject, d: DataTransform, old: int, base: int, layout: Layout | None, linked: Linked | None,
+    followed: Collection[str],
+) -> Move:  # fmt: skip
+    t = d.transformation
+    if d.symbol is None:
+        return Move(t, old, old)
+    symbol = po.symbols[d.symbol]
+    section = None if symbol.section is None else po.sections[symbol.section]
+    wanted = c.SHF_ALLOC | c.SHF_WRITE
+    if section is None or section.flags & (wanted | c.SHF_TLS) != wanted:
+        raise InvalidPatchError(f"the new {t.name} is not in writable memory of the patch", where=po.identity.output)
+    if symbol.value + t.new_size > section.size:
+        raise InvalidPatchError(f"the new {t.name} reaches beyond its section", where=po.identity.output)
+    is_followed = t.name in followed
+    if layout is None or linked is None or symbol.section is None:
+        # An address that no old object has: sizes must not depend on it.
+        return Move(t, old, 0, bytes(t.new_size), is_followed)
+    at = layout.sections[symbol.section] + symbol.value
+    return Move(t, old, base + at, linked.image[at : at + t.new_size], is_followed)
+
+
+def followed_by(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
+    """The variables that `--follow` names.
+
+    Raises:
+        RefusedError: one that the patch does not move; names those it does.
+    """
+    asked = {g.value for g in granted if g.option is Option.FOLLOW}
+    known = {d.transformation.name for d in po.transforms if d.symbol is not None}
+    refuse_unknown(asked, known, po.identity.output)
+    return frozenset(asked)
+
+
+def refuse_unknown(asked: Collection[str], known: Collection[str], where: str) -> None:
+    """Raises RefusedError when `--follow` names a variable that does not move."""
+    if unknown := sorted(set(asked) - set(known)):
+        moved = f"it moves {', '.join(sorted(known))}" if known else "it moves none"
+        raise RefusedError(f"{Option.FOLLOW}: the patch does not move {', '.join(unknown)} ({moved})", where=where)
+
+
+# -- in the ledger -----------------------------------------------------------------------------------------------------
+
+
+def packed(moves: Sequence[Move]) -> Iterator[bytes]:
+    """The moves as the ledger keeps them."""
+    yield struct.pack("<I", len(moves))
+    if moves:
+        yield block(encode([m.transformation for m in moves]))
+    for m in moves:
+        found = tuple(labels(m.transformation.steps))
+        yield text(m.name) + struct.pack("<QQQI", m.transformation.old_size, m.old, m.new, m.is_followed * _FOLLOWED)
+        yield block(m.initial) + struct.pack("<I", len(found))
+        for label in found:
+            yield b"".join(text(each) for each in label)
+
+
+def unpacked(cursor: Cursor) -> tuple[Move, ...]:
+    """The reverse.
+
+    Raises:
+        FormatError: another katana wrote it, in a way that this one does not know.
+    """
+    moves = []
+    count = cursor.count()
+    tables = decode(cursor.block()) if count else ()
+    for i in range(count):
+        name = cursor.text()
+        size, old, new, flags = cursor.take("<QQQI")
+        initial = cursor.block()
+        names = iter([Label(cursor.text(), cursor.text(), cursor.text()) for _ in range(cursor.count())])
+        t = Transformation(name, size, tables[i].new_size, labelled(tables[i].steps, names))
+        moves.append(Move(t, old, new, initial, bool(flags & _FOLLOWED)))
+    return tuple(moves)

@@ -1,0 +1,55 @@
+"""A look at the variables that would move while the target runs on: to refuse before anything is stopped, and to tell a
+person what would happen.
+
+What is seen may have changed by the time of the stop, which asks again.  Registers are not known, and the stack
+pointers only of threads that wait: what is found on other stacks may be long dead, and is told but refuses nothing.
+
+Source: proc_pid_syscall(5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from katana_cc.process.carry import Cargo, Carry, judge, look
+from katana_cc.process.memory import BulkReader
+from katana_cc.process.target import Target
+from katana_cc.process.threads import list_threads
+from katana_cc.process.words import Pages
+
+_BUFFER = 1 << 20
+
+
+def preview(target: Target, carry: Carry) -> Cargo:
+    """What would be written, as of now.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    pages = Pages(target.pid)
+    try:
+        bulk = BulkReader(target.memory, _BUFFER)
+        stacks = list(_stacks(target.pid))
+        return look(carry, bulk, target.read_map(), stacks, (), pages.touched, is_stopped=False)
+    finally:
+        pages.close()
+
+
+def refuse_early(target: Target, carry: Carry) -> None:
+    """Raises RefusedError for what the stop would refuse, too, unless it goes away by itself."""
+    cargo = preview(target, carry)
+    lasting = tuple(s for s in cargo.strays if not s.is_passing)
+    judge(carry, dataclasses.replace(cargo, strays=lasting))
+
+
+def _stacks(pid: int) -> Iterator[tuple[int, int]]:
+    """(thread id, stack pointer) of the threads that wait."""
+    for tid in list_threads(pid):
+        try:
+            fields = Path(f"/proc/{pid}/task/{tid}/syscall").read_text(encoding="ascii").split()
+        except OSError:
+            continue
+        if len(fields) > 2:
+            yield tid, int(fields[-2], 16)

@@ -1,0 +1,208 @@
+"""Which words of a process lead into certain ranges: a search of all its writable memory, at the speed of C.
+
+A word that leads into a range has the high bytes that all addresses of the range share, so these are searched for
+(`re`, which passes over zeros and over text faster than `bytes.find` does), and the few hits are looked at.  Memory is
+read a batch at a time into one buffer; pages that were never touched are not read.
+
+Looked at are words at addresses that are multiples of 8, where every compiler puts a pointer unless it is told
+otherwise (packed structs: `katana_cc.process.follow` reads those that types tell of).  Left out is what can hold no
+live pointer or is not ours to ask:
+
+    below the red zone of a thread's own stack    where the mapping is surely a stack: `[stack]`, or after guard pages
+    devices                                       reading them may do something
+    memory that the process cannot read itself
+
+Sources: proc_pid_pagemap(5), System V ABI 3.2.2 (the red zone).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.maps import MemoryMap, Region
+from katana_cc.process.memory import BulkReader
+
+WORD: Final = 8
+_PAGE: Final = 4096
+_BATCH: Final = 16 << 20  # bytes read at a time
+_WIDTHS: Final = ((7, 3), (6, 8), (5, 1 << 24))  # bytes that a word shares with a range, searches that it may take
+_TOUCHED: Final = bytes(int(n & 0xC0 != 0) for n in range(256))  # highest byte of an entry: present, or swapped out
+_RUN: Final = re.compile(b"\x01+")
+_NO_DEVICES: Final = ("/dev/shm/", "/dev/zero", "/dev/hugepages/")
+
+
+class Word(NamedTuple):
+    """A word of the target: where it is, and what it holds."""
+
+    address: int
+    value: int
+
+
+class Seeker:
+    """Searches for words that lead into ranges, given as (start, size), which must not overlap."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._ranges = sorted((start, start + size) for start, size in ranges if size)
+        self._starts = [start for start, _ in self._ranges]
+        width, needles = _needles(self._ranges)
+        self._skipped = WORD - width
+        self._patterns = [re.compile(re.escape(needle)) for needle in needles]
+
+    def leads(self, value: int) -> bool:
+        """Whether a value is an address within one of the ranges."""
+        i = bisect_right(self._starts, value) - 1
+        return i >= 0 and value < self._ranges[i][1]
+
+    def in_bytes(self, data: bytes | bytearray | memoryview, address: int, *, aligned: bool = True) -> Iterator[Word]:
+        """The words in `data` that lead there, where `address` is that of its first byte."""
+        view = memoryview(data)
+        for pattern in self._patterns:
+            at = 0
+            while (found := pattern.search(view, at)) is not None:
+                at = found.start() + 1
+                start = found.start() - self._skipped
+                if start < 0 or (aligned and (address + start) % WORD) or start + WORD > len(view):
+                    continue
+                (value,) = struct.unpack_from("<Q", view, start)
+                if self.leads(value):
+                    yield Word(address + start, value)
+
+    def in_memory(self, bulk: BulkReader, vectors: Iterable[tuple[int, int]]) -> list[Word]:
+        """The aligned words in these (address, size) ranges of the target that lead there, by address.
+
+        Raises:
+            OSError: the process is gone.
+        """
+        result: list[Word] = []
+        for batch in _batches(vectors):
+            data = bulk.read(batch)
+            starts, total = [], 0
+            for _, size in batch:
+                starts.append(total)
+                total += size
+            for word in self.in_bytes(data, 0):
+                i = bisect_right(starts, word.address) - 1
+                result.append(Word(batch[i][0] + word.address - starts[i], word.value))
+        return sorted(result)
+
+
+def _needles(ranges: Sequence[tuple[int, int]]) -> tuple[int, list[bytes]]:
+    """(how many of the high bytes, what they may be), as fine as keeps the number of searches small."""
+    for width, few in _WIDTHS:
+        shift = 8 * (WORD - width)
+        blocks = {
+            b
+            for start, end in ranges
+            for b in range(start >> shift, min((end - 1 >> shift), (start >> shift) + few) + 1)
+        }
+        if len(blocks) <= few:
+            return width, [struct.pack("<Q", block)[:width] for block in sorted(blocks)]
+    raise AssertionError("unreachable")
+
+
+def _batches(vectors: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    batch: list[tuple[int, int]] = []
+    room = _BATCH
+    for address, size in vectors:
+        while size:
+            part = min(size, room)
+            batch.append((address, part))
+            address, size, room = address + part, size - part, room - part
+            if not room:
+                yield batch
+                batch, room = [], _BATCH
+    if batch:
+        yield batch
+
+
+def to_search(
+    regions: MemoryMap,
+    spared: Iterable[tuple[int, int]],
+    stacks: Sequence[tuple[int, int]],
+    touched: Callable[[Region], Iterable[tuple[int, int]]],
+) -> list[tuple[int, int]]:
+    """The (address, size) ranges of a target in which words are searched for; addresses and sizes multiples of 8.
+
+    Args:
+        spared: (start, end) ranges that are left out.
+        stacks: (thread id, stack pointer) of each thread for which it is known; of other stacks nothing is left out.
+        touched: the (start, end) parts of an anonymous region that hold anything (`Pages.touched`).
+    """
+    low: dict[int, list[int]] = {}
+    for _, pointer in stacks:
+        region = regions.at(pointer)
+        if region is not None:
+            low.setdefault(region.start, []).append(pointer)
+    holes = sorted(spared)
+    result: list[tuple[int, int]] = []
+    for region in regions.regions:
+        if not region.permissions.startswith("rw") or is_device(region):
+            continue
+        start = region.start
+        pointers = low.get(region.start, ())
+        # Two threads in one mapping: whose stack begins where is not known.
+        if len(pointers) == 1 and (region.path == "[stack]" or regions.is_guarded(region)):
+            start = max(start, (pointers[0] - cpu.RED_ZONE) & -WORD)
+        parts = touched(region) if is_anonymous(region) else ((region.start, region.end),)
+        for first, end in parts:
+            result += _without(holes, max(first, start), end)
+    return result
+
+
+def _without(holes: Sequence[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(address, size) of what is left of [start, end) between the holes: whole words."""
+    for first, last in holes:
+        if last <= start or first >= end:
+            continue
+        # A word that is partly in the hole is looked at.
+        upto = -(-first // WORD) * WORD
+        if upto > start:
+            yield start, upto - start
+        start = max(start, last & -WORD)
+    if end > start:
+        yield start, end - start
+
+
+def is_anonymous(region: Region) -> bool:
+    """Whether pages that were never touched hold zeros only."""
+    return not region.inode and region.permissions.endswith("p")
+
+
+def is_device(region: Region) -> bool:
+    """Whether a region is a device's: what reading it does is not known."""
+    return region.path.startswith("/dev/") and not region.path.startswith(_NO_DEVICES)
+
+
+class Pages:
+    """What /proc/PID/pagemap tells: which pages of a process were ever touched."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1  # a kernel without it: everything is read
+
+    def close(self) -> None:
+        """Release the file descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def touched(self, region: Region) -> Iterator[tuple[int, int]]:
+        """The (start, end) parts of an anonymous region that hold anything but zeros never written."""
+        count = region.size // _PAGE
+        try:
+            entries = os.pread(self._fd, count * WORD, region.start // _PAGE * WORD) if self._fd >= 0 else b""
+        except OSError:
+            entries = b""
+        if len(entries) != count * WORD:
+            yield region.start, region.end
+            return
+        for run in _RUN.finditer(entries[7::8].translate(_TOUCHED)):
+            yield region.start + run.start() * _PAGE, region.start + run.end() * _PAGE
