@@ -24,7 +24,8 @@ from katana_cc.patch.needs import Grant, Option
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
-from katana_cc.report.summary import edited
+from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
+from katana_cc.report.summary import clean, edited
 
 HELP = "put a patch object into running processes"
 
@@ -116,6 +117,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         )
     else:
         _print(reports)
+    if any(r.refusal for r in reports):
+        return ExitStatus.REFUSED
     return status_of(over)
 
 
@@ -126,14 +129,25 @@ def _print(reports: Sequence[ApplyReport]) -> None:
         if report.commit is not None:
             tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
             print(f"{head}{tries}: {edited(len(plan.ledger.edits), report.commit.threads, report.commit.pause_us)}")
+            for line in _moved_lines(report):
+                print(f"  {line}")
         else:
             print(head)
-        if report.outcome == "would apply":
+        if report.outcome.startswith("would"):
             for line in _dry_run_lines(report):
                 print(f"  {line}")
     if len(reports) > 1:
         counts = {outcome: sum(r.outcome == outcome for r in reports) for outcome in {r.outcome for r in reports}}
         print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+
+
+def _moved_lines(report: ApplyReport) -> list[str]:
+    """What became of the variables that moved."""
+    lines = [moved_line(m) for m in report.plan.ledger.moves if not m.stays]
+    cargo = report.commit.cargo if report.commit else None
+    if cargo is not None:
+        lines += [clean(f"left behind with the old {name}: {text}") for name, text in cargo.dropped]
+    return lines
 
 
 def _dry_run_lines(report: ApplyReport) -> list[str]:
@@ -145,11 +159,17 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
     for edit in plan.ledger.edits:
         lines.append(f"{edit.kind:9} {edit.address:#x}  {len(edit.expected):6}  {edit.name}")
     lines += [f"the resolver of {p.name} would be called (not now)" for p in plan.resolution.pending]
+    if report.seen is not None:
+        lines += preview_lines(plan.ledger.moves, report.seen)
+    if report.refusal is not None:
+        lines += f"refused: {report.refusal.what}".split("\n")
+        lines.append(report.refusal.remedy)
     return lines
 
 
 def _as_json(report: ApplyReport) -> dict[str, Any]:
     plan, commit = report.plan, report.commit
+    cargo = commit.cargo if commit else None
     return {
         "pid": report.pid,
         "name": report.name,
@@ -160,7 +180,11 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "edits": [
             {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in plan.ledger.edits
         ],
-        "unresolved": [p.name for p in plan.resolution.pending] if report.outcome == "would apply" else [],
+        "moves": moves_json(plan.ledger.moves, report.seen),
+        "words": words_json(report.seen) if report.seen is not None else [],
+        "refusal": report.refusal.what if report.refusal is not None else None,
+        "dropped": [{"variable": name, "text": text} for name, text in cargo.dropped] if cargo else [],
+        "unresolved": [p.name for p in plan.resolution.pending] if report.outcome.startswith("would") else [],
         "threads": commit.threads if commit else None,
         "tries": commit.tries if commit else None,
         "pause_us": round(commit.pause_us, 1) if commit else None,

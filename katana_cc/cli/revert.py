@@ -7,12 +7,21 @@ import json
 import re
 from typing import Any
 
-from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
+from katana_cc.cli.selection import (
+    add_selection,
+    candidates,
+    passed_over_json,
+    status_of,
+    tell_passed_over,
+    untangle,
+    variable_name,
+)
 from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, revert_patch
+from katana_cc.report.moves import moved_back_line, moves_json
 from katana_cc.report.summary import edited
 
 _ID = re.compile(r"[0-9A-Fa-f]{1,32}")
@@ -32,13 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the patch: its identity, the beginning of it, or its file; needed when there are several",
     )
     add_selection(parser)
+    parser.add_argument(
+        "--follow",
+        action="append",
+        type=variable_name,
+        default=[],
+        metavar="VARIABLE",
+        help="when it moves back, take every word that leads into it for a pointer, also where nothing says so",
+    )
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Reverts, and says what was done to whom."""
     listing = candidates(arguments)
     found = survey.Found(tuple(arguments.pid), ()) if listing is None else survey.patched_pids(listing())
-    reports = revert_patch(found.pids, _identity(arguments.patch), wait=arguments.wait, must_match=listing is None)
+    reports = revert_patch(
+        found.pids,
+        _identity(arguments.patch),
+        wait=arguments.wait,
+        must_match=listing is None,
+        followed=arguments.follow,
+    )
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
         processes = [_as_json(r) for r in reports]
@@ -52,6 +75,9 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         elif report.others:
             line += f": it carries {', '.join(report.others)}, and not {arguments.patch}"
         print(line)
+        for move in report.ledger.moves if report.ledger is not None else ():
+            if not move.stays:
+                print(f"  {moved_back_line(move)}")
         for name in report.kept:
             print(f"  {name} was written to after it got its new initial value, and keeps what it holds")
     if not reports:
@@ -89,4 +115,5 @@ def _as_json(report: RevertReport) -> dict[str, Any]:
         "restarted_system_calls": commit.repaired if commit else None,
         "others": list(report.others),
         "kept": list(report.kept),
+        "moves": moves_json(ledger.moves) if ledger else [],
     }

@@ -10,6 +10,7 @@ from typing import Any
 from katana_cc.cli.selection import passed_over_json, process_id, tell_passed_over
 from katana_cc.errors import ExitStatus, KatanaError
 from katana_cc.process import survey
+from katana_cc.report.moves import moved_line, moves_json
 
 HELP = "what runs, and what is applied to it"
 
@@ -63,6 +64,8 @@ def _patch_lines(patch: survey.PatchStatus) -> list[str]:
     for edit in ledger.edits:
         kind = "function" if edit.is_jump else edit.kind
         lines.append(f"         {kind:8} {edit.address:#x}  {edit.name}")
+    if patch.state == "applied":
+        lines += [f"         {moved_line(m)}" for m in ledger.moves]
     return lines
 
 
@@ -91,6 +94,7 @@ def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
             ],
             "frames_registered": ledger.is_registered,
             "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],
+            "moves": moves_json(ledger.moves),
             "variables": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.data],
         }
     return result

@@ -134,8 +134,8 @@ def look(
     broken: list[str] = []
     words: list[tuple[int, bytes, bytes]] = []
     for f in findings:
-        if f.is_explained and f.lead.moved is None:
-            broken.append(f"{_name(f.holder, f.field)} points to {f.lead} ({_offset(f.lead)}), and {_NOWHERE}")
+        if f.is_explained and f.holder is not None and f.lead.moved is None:
+            broken.append(f"{f.holder.named(f.field)} points to {f.lead} ({_offset(f.lead)}), and {_NOWHERE}")
         elif f.lead.moved is None or f.new_address is None or not (f.is_explained or f.lead.passage.is_followed):
             strays.append(_stray(f, regions, stacks, is_stopped))
         elif not put(objects, carry.passages, f.new_address, f.lead.moved):
@@ -206,7 +206,7 @@ def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[
 def _stray(f: Finding, regions: MemoryMap, stacks: Sequence[tuple[int, int]], is_stopped: bool) -> Stray:
     can = f.lead.moved is not None and f.new_address is not None
     if f.holder is not None:
-        return Stray(f"{f.word.address:#x} in {_name(f.holder, f.field)}", f.word.address, f.lead, can, False)
+        return Stray(f"{f.word.address:#x} in {f.holder.named(f.field)}", f.word.address, f.lead, can, False)
     region = regions.at(f.word.address)
     owner = next((tid for tid, pointer in stacks if region is not None and region.start <= pointer < region.end), None)
     if owner is not None:
@@ -216,11 +216,6 @@ def _stray(f: Finding, regions: MemoryMap, stacks: Sequence[tuple[int, int]], is
     place = f"{path or 'anonymous memory'}{', shared with others' if is_shared else ''}"
     may_be_stack = path == "[stack]" or (not is_stopped and region is not None and regions.is_guarded(region))
     return Stray(f"{f.word.address:#x} in {place}", f.word.address, f.lead, can and not is_shared, may_be_stack)
-
-
-def _name(holder: Passage | None, path: str) -> str:
-    name = holder.name if holder is not None else "?"
-    return f"{name}{'' if path.startswith('[') or not path else '.'}{path}"
 
 
 def _offset(lead: Lead) -> str:

@@ -47,6 +47,10 @@ class Passage:
         """The variable's name."""
         return self.transformation.name
 
+    def named(self, field: str) -> str:
+        """What to call a field of it."""
+        return f"{self.name}{'' if field.startswith('[') or not field else '.'}{field}"
+
     @property
     def stays(self) -> bool:
         """Whether it keeps its place."""
@@ -83,10 +87,11 @@ class Lead(NamedTuple):
     moved: int | None
 
     def __str__(self) -> str:
-        field = f".{self.field}" if self.field and not self.field.startswith("[") else self.field
-        name = f"{self.passage.name}{field}"
-        start = f" + {self.offset}" if self.offset and not field else ""
-        return name + start
+        if not self.offset:
+            return self.passage.name
+        if not self.field:
+            return f"{self.passage.name} + {self.offset}"
+        return self.passage.named(self.field)
 
 
 class Leads:
