@@ -160,7 +160,8 @@ def _carry(work: _Work) -> Carry | None:
     if not plan.ledger.moves or plan.is_applied:
         return None
     own = plan.base, plan.base + plan.layout.size
-    return Carry(forth(plan.ledger.moves), plan.ledger.edits, own, work.target.where, "apply it with")
+    module = plan.module.start, plan.module.end
+    return Carry(forth(plan.ledger.moves), plan.ledger.edits, own, module, work.target.where, "apply it with")
 
 
 def _look(work: _Work, dry_run: bool) -> None:

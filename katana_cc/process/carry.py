@@ -11,7 +11,8 @@ stacks are not known; and in the stop, where the answer counts.  Nothing is writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.errors import RefusedError, TargetError
@@ -27,11 +28,12 @@ from katana_cc.process.follow import (
     put,
     spared,
 )
+from katana_cc.process.kernel import KernelWord
 from katana_cc.process.ledger import Ledger, MemoryEdit
-from katana_cc.process.maps import MemoryMap, Region
+from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.registers import RegisterWord
-from katana_cc.process.words import WORD, to_search
+from katana_cc.process.words import WORD, Pages, to_search
 from katana_cc.transform.execute import apply
 from katana_cc.transform.losses import LossKind, losses
 
@@ -49,14 +51,15 @@ class StrayWordsError(RefusedError):
 class Carry:
     """The variables of one process that move, and what is needed to look at them; a value.
 
-    `edits` are what is exchanged along with it; `own` (start, end) is the mapping of the patch, where nothing that
-    lives points anywhere but by the types of the variables in it; `where` and `retry` are for errors: the process, and
-    how to try again with an option.
+    `edits` are what is exchanged along with it; `module` (start, end) is the patched one; `own` is the mapping of the
+    patch, where nothing that lives points anywhere but by the types of the variables in it; `where` and `retry` are
+    for errors: the process, and how to try again with an option.
     """
 
     passages: tuple[Passage, ...]
     edits: tuple[MemoryEdit, ...]
     own: tuple[int, int]
+    module: tuple[int, int]
     where: str
     retry: str
     leads: Leads = field(init=False)
@@ -107,7 +110,8 @@ def look(
     regions: MemoryMap,
     stacks: Sequence[tuple[int, int]],
     registers: Iterable[RegisterWord],
-    touched: Callable[[Region], Iterable[tuple[int, int]]],
+    kernel: Iterable[KernelWord],
+    pages: Pages,
     *,
     is_stopped: bool,
 ) -> Cargo:
@@ -116,7 +120,8 @@ def look(
     Args:
         stacks: (thread id, stack pointer) of each thread whose stack pointer is known.
         registers: those that lead into a moving variable.
-        touched: as of `katana_cc.process.words.to_search`.
+        kernel: what the kernel keeps for the process (`katana_cc.process.kernel.kept`).
+        pages: of the process.
         is_stopped: every thread is, and its stack pointer known.
 
     Raises:
@@ -125,7 +130,8 @@ def look(
     try:
         live, objects = _read(carry, bulk)
         findings = [f for p, data in zip(carry.passages, live, strict=True) for f in _held(carry, p, data)]
-        vectors = to_search(regions, [carry.own, *spared(carry.passages)], stacks, touched)
+        holes = [carry.own, *spared(carry.passages)]
+        vectors = to_search(_beside(carry, regions), holes, stacks, pages.touched, pages.written)
         findings += elsewhere(carry.leads.seeker.in_memory(bulk, vectors), carry.leads, carry.edited)
     except OSError as error:
         raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
@@ -151,6 +157,11 @@ def look(
             strays.append(Stray(f"thread {register.tid}, {register.name}", None, lead, can, True))
         else:
             moved_registers.append((register, lead.moved))
+    strays += [
+        Stray(word.place, None, carry.leads.of(word.value), False, False)
+        for word in kernel
+        if carry.leads.seeker.leads(word.value)
+    ]
     lost, dropped = _losses(carry, live)
     return Cargo(
         tuple((address, bytes(data)) for address, data in objects.items()),
@@ -165,7 +176,16 @@ def look(
     )
 
 
+# An object that is as it was at the look before the stop costs nothing in it.
+_made = functools.lru_cache(maxsize=256)(apply)
+_lost = functools.lru_cache(maxsize=256)(losses)
 _NOWHERE = "nothing says where that is in the new layout"
+
+
+def _beside(carry: Carry, regions: MemoryMap) -> MemoryMap:
+    """The memory map without the read-only parts of the patched module: of these the patch knows, as of its code."""
+    start, end = carry.module
+    return MemoryMap(tuple(r for r in regions.regions if r.permissions.startswith("rw") or not start <= r.start < end))
 
 
 def _read(carry: Carry, bulk: BulkReader) -> tuple[list[bytes], dict[int, bytearray]]:
@@ -184,7 +204,7 @@ def _read(carry: Carry, bulk: BulkReader) -> tuple[list[bytes], dict[int, bytear
     for p, content in zip(carry.passages, live, strict=True):
         if not p.stays:
             initial = begun[p.destination] if p.initial is None else p.initial
-            objects[p.destination] = bytearray(apply(p.transformation, content, initial))
+            objects[p.destination] = bytearray(_made(p.transformation, content, initial))
     return live, objects
 
 
@@ -195,7 +215,7 @@ def _held(carry: Carry, passage: Passage, content: bytes) -> Iterator[Finding]:
 def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[str, str]]]:
     lost, dropped = [], []
     for p, content in zip(carry.passages, live, strict=True):
-        for loss in losses(p.transformation, content, p.usual) if not p.stays else ():
+        for loss in _lost(p.transformation, content, p.usual) if not p.stays else ():
             if loss.kind is LossKind.DROPPED and p.may_drop:
                 dropped.append((p.name, loss.text))
             else:

@@ -25,6 +25,7 @@ from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Activity, Finder, Guard, describe
 from katana_cc.process.carry import Cargo, Carry, StrayWordsError, judge, look
+from katana_cc.process.kernel import kept
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
@@ -35,7 +36,7 @@ from katana_cc.process.registers import leading
 from katana_cc.process.registers import write as write_registers
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
-from katana_cc.process.words import Pages
+from katana_cc.process.words import BATCH, Pages
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
@@ -101,7 +102,7 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
         RefusedError: the expected bytes are no longer there, or variables may not move as they are.
         TargetError: the process died, or is traced.
     """
-    bulk = BulkReader(memory=target.memory, capacity=_BUFFER)
+    bulk = BulkReader(memory=target.memory, capacity=BATCH if commit.carry is not None else _BUFFER)
     finder = Finder(commit.guards, bulk, make_unwinder)
     pages = Pages(target.pid) if commit.carry is not None else None
     try:
@@ -171,7 +172,7 @@ def _cargo(carry: Carry, bulk: BulkReader, threads: Threads, regions: MemoryMap,
     """What is to be written of the variables that move; refuses when they may not."""
     stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.RSP]) for i, tid in enumerate(threads.order)]
     registers = leading(threads.order, threads.registers, carry.leads.seeker)
-    cargo = look(carry, bulk, regions, stacks, registers, pages.touched, is_stopped=True)
+    cargo = look(carry, bulk, regions, stacks, registers, kept(threads.pid), pages, is_stopped=True)
     judge(carry, cargo)
     return cargo
 

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from katana_cc.process.carry import Cargo, Carry, judge, look
+from katana_cc.process.kernel import kept
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads
-from katana_cc.process.words import Pages
-
-_BUFFER = 1 << 20
+from katana_cc.process.words import BATCH, Pages
 
 
 def preview(target: Target, carry: Carry) -> Cargo:
@@ -30,9 +29,9 @@ def preview(target: Target, carry: Carry) -> Cargo:
     """
     pages = Pages(target.pid)
     try:
-        bulk = BulkReader(target.memory, _BUFFER)
+        bulk = BulkReader(target.memory, BATCH)
         stacks = list(_stacks(target.pid))
-        return look(carry, bulk, target.read_map(), stacks, (), pages.touched, is_stopped=False)
+        return look(carry, bulk, target.read_map(), stacks, (), kept(target.pid), pages, is_stopped=False)
     finally:
         pages.close()
 

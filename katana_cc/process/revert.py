@@ -155,7 +155,11 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], followed
     if ledger.found_bytes(target.memory) is Bytes.TORN:
         raise half_moved(target.where, ledger)
     own = ledger.base, ledger.base + ledger.size
-    return Carry(back(ledger.moves, followed), tuple(edits), own, target.where, "revert it with")
+    module = next(
+        ((m.start, m.end) for m in target.modules if m.build_id == ledger.from_build_id and m.bias == ledger.bias),
+        (0, 0),
+    )
+    return Carry(back(ledger.moves, followed), tuple(edits), own, module, target.where, "revert it with")
 
 
 def revert_one(target: Target, patch_id: str, wait: float, followed: Collection[str] = ()) -> RevertReport:

@@ -9,6 +9,7 @@ otherwise (packed structs: `katana_cc.process.follow` reads those that types tel
 live pointer or is not ours to ask:
 
     below the red zone of a thread's own stack    where the mapping is surely a stack: `[stack]`, or after guard pages
+    read-only memory                              but what a loader wrote before it was (addresses)
     devices                                       reading them may do something
     memory that the process cannot read itself
 
@@ -17,6 +18,7 @@ Sources: proc_pid_pagemap(5), System V ABI 3.2.2 (the red zone).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -30,11 +32,18 @@ from katana_cc.process.memory import BulkReader
 
 WORD: Final = 8
 _PAGE: Final = 4096
-_BATCH: Final = 16 << 20  # bytes read at a time
+BATCH: Final = 4 << 20  # bytes read at a time: what stays in the processor's cache between being read and searched
+_FEW_PAGES: Final = 16  # that are quicker read than asked about
 _WIDTHS: Final = ((7, 3), (6, 8), (5, 1 << 24))  # bytes that a word shares with a range, searches that it may take
 _TOUCHED: Final = bytes(int(n & 0xC0 != 0) for n in range(256))  # highest byte of an entry: present, or swapped out
+# The same of a file's pages that are the process's own, since they were written to (present, and not the file's).
+_WRITTEN: Final = bytes(int(n & 0x40 != 0 or n & 0xA0 == 0x80) for n in range(256))
 _RUN: Final = re.compile(b"\x01+")
 _NO_DEVICES: Final = ("/dev/shm/", "/dev/zero", "/dev/hugepages/")
+
+
+# (start, end) of anonymous memory -> the parts of it that hold anything
+Touched = Callable[[int, int], Iterable[tuple[int, int]]]
 
 
 class Word(NamedTuple):
@@ -108,7 +117,7 @@ def _needles(ranges: Sequence[tuple[int, int]]) -> tuple[int, list[bytes]]:
 
 def _batches(vectors: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     batch: list[tuple[int, int]] = []
-    room = _BATCH
+    room = BATCH
     for address, size in vectors:
         while size:
             part = min(size, room)
@@ -116,7 +125,7 @@ def _batches(vectors: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int
             address, size, room = address + part, size - part, room - part
             if not room:
                 yield batch
-                batch, room = [], _BATCH
+                batch, room = [], BATCH
     if batch:
         yield batch
 
@@ -125,14 +134,15 @@ def to_search(
     regions: MemoryMap,
     spared: Iterable[tuple[int, int]],
     stacks: Sequence[tuple[int, int]],
-    touched: Callable[[Region], Iterable[tuple[int, int]]],
+    touched: Touched,
+    written: Touched,
 ) -> list[tuple[int, int]]:
     """The (address, size) ranges of a target in which words are searched for; addresses and sizes multiples of 8.
 
     Args:
         spared: (start, end) ranges that are left out.
         stacks: (thread id, stack pointer) of each thread for which it is known; of other stacks nothing is left out.
-        touched: the (start, end) parts of an anonymous region that hold anything (`Pages.touched`).
+        touched, written: as of `Pages`.
     """
     low: dict[int, list[int]] = {}
     for _, pointer in stacks:
@@ -142,16 +152,19 @@ def to_search(
     holes = sorted(spared)
     result: list[tuple[int, int]] = []
     for region in regions.regions:
+        start = region.start
+        if region.permissions == "r--p" and region.inode and not region.path.startswith("/memfd:"):
+            for first, end in written(start, region.end):
+                result += _without(holes, first, end)
         if not region.permissions.startswith("rw") or is_device(region):
             continue
-        start = region.start
         pointers = low.get(region.start, ())
         # Two threads in one mapping: whose stack begins where is not known.
         if len(pointers) == 1 and (region.path == "[stack]" or regions.is_guarded(region)):
             start = max(start, (pointers[0] - cpu.RED_ZONE) & -WORD)
-        parts = touched(region) if is_anonymous(region) else ((region.start, region.end),)
+        parts = touched(start, region.end) if is_anonymous(region) else ((start, region.end),)
         for first, end in parts:
-            result += _without(holes, max(first, start), end)
+            result += _without(holes, first, end)
     return result
 
 
@@ -180,7 +193,7 @@ def is_device(region: Region) -> bool:
 
 
 class Pages:
-    """What /proc/PID/pagemap tells: which pages of a process were ever touched."""
+    """What /proc/PID/pagemap tells: which pages of a process were ever touched, or written to."""
 
     def __init__(self, pid: int) -> None:
         try:
@@ -194,15 +207,28 @@ class Pages:
             os.close(self._fd)
             self._fd = -1
 
-    def touched(self, region: Region) -> Iterator[tuple[int, int]]:
-        """The (start, end) parts of an anonymous region that hold anything but zeros never written."""
-        count = region.size // _PAGE
-        try:
-            entries = os.pread(self._fd, count * WORD, region.start // _PAGE * WORD) if self._fd >= 0 else b""
-        except OSError:
-            entries = b""
+    def touched(self, start: int, end: int) -> Iterable[tuple[int, int]]:
+        """The (start, end) parts of [start, end), which is anonymous memory, that hold anything but zeros never
+        written."""
+        runs = self._runs(start, end, _TOUCHED) if end - start > _FEW_PAGES * _PAGE else None
+        return ((start, end),) if runs is None else runs
+
+    def written(self, start: int, end: int) -> Iterable[tuple[int, int]]:
+        """The (start, end) parts of [start, end), where a file is mapped, that were written to; none where the kernel
+        does not tell."""
+        return self._runs(start, end, _WRITTEN) or ()
+
+    def _runs(self, start: int, end: int, wanted: bytes) -> list[tuple[int, int]] | None:
+        """The parts whose pages' entries have such a highest byte; None where the kernel does not tell."""
+        first = start // _PAGE
+        count = -(-end // _PAGE) - first
+        entries = b""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                entries = os.pread(self._fd, count * WORD, first * WORD)
         if len(entries) != count * WORD:
-            yield region.start, region.end
-            return
-        for run in _RUN.finditer(entries[7::8].translate(_TOUCHED)):
-            yield region.start + run.start() * _PAGE, region.start + run.end() * _PAGE
+            return None
+        return [
+            (max(start, (first + run.start()) * _PAGE), min(end, (first + run.end()) * _PAGE))
+            for run in _RUN.finditer(entries[7::8].translate(wanted))
+        ]

@@ -8,14 +8,13 @@ import os
 import random
 import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katana_cc.process.maps import MemoryMap, Region
-from katana_cc.process.words import Pages, Seeker, Word, to_search
+from katana_cc.process.maps import MemoryMap
+from katana_cc.process.words import Pages, Seeker, Touched, Word, to_search
 
 PIE = 0x55D3_1A2B_C040
 
@@ -64,7 +63,7 @@ class Memory:
 
 def test_addresses_are_those_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug: what is found in a later range, or in a later batch, is told at another address."""
-    monkeypatch.setattr("katana_cc.process.words._BATCH", 64)
+    monkeypatch.setattr("katana_cc.process.words.BATCH", 64)
     words = [0] * 40
     for i in (3, 9, 10, 31, 39):
         words[i] = PIE + i
@@ -89,14 +88,21 @@ MAP = """\
 """
 
 
-def whole(region: Region) -> Iterable[tuple[int, int]]:
+def whole(start: int, end: int) -> Iterable[tuple[int, int]]:
     """As if every page had been touched."""
-    return ((region.start, region.end),)
+    return ((start, end),)
 
 
-def search(spared: Sequence[tuple[int, int]] = (), stacks: Sequence[tuple[int, int]] = ()) -> dict[int, int]:
+def none(_start: int, _end: int) -> Iterable[tuple[int, int]]:
+    """As if no page of a file had been written to."""
+    return ()
+
+
+def search(
+    spared: Sequence[tuple[int, int]] = (), stacks: Sequence[tuple[int, int]] = (), written: Touched = none
+) -> dict[int, int]:
     """Start -> end of what is searched."""
-    return {a: a + size for a, size in to_search(MemoryMap.parse(MAP), spared, stacks, whole)}
+    return {a: a + size for a, size in to_search(MemoryMap.parse(MAP), spared, stacks, whole, written)}
 
 
 def test_all_that_is_writable_is_searched() -> None:
@@ -108,6 +114,10 @@ def test_all_that_is_writable_is_searched() -> None:
         0x7F00_0002_2000: 0x7F00_0002_3000,
         0x7FFD_0000_0000: 0x7FFD_0002_1000,
     }
+
+
+def test_what_a_loader_wrote_is_searched_though_it_is_read_only_now() -> None:
+    assert set(search(written=whole)) - set(search()) == {0x5555_0000_1000}
 
 
 def test_dead_stack_is_left_out_where_it_surely_is_one() -> None:
@@ -131,14 +141,14 @@ def test_pages_never_touched_are_not_read() -> None:
     """Of this very process: an anonymous mapping of which two pages were written to."""
     memory = mmap.mmap(-1, 64 * 4096, flags=mmap.MAP_PRIVATE)
     memory[5 * 4096] = memory[6 * 4096] = memory[40 * 4096] = 1
-    regions = MemoryMap.parse(Path("/proc/self/maps").read_text())
     pages = Pages(os.getpid())
     try:
         base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        region = regions.at(base)
-        assert region is not None
-        found = [(a, b) for a, b in pages.touched(region) if base <= a < base + 64 * 4096]
-        covered = {a for start, end in found for a in range(start, end, 4096) if base <= a < base + 64 * 4096}
-        assert covered == {base + n * 4096 for n in (5, 6, 40)}
+        assert pages.touched(base, base + 64 * 4096) == [
+            (base + 5 * 4096, base + 7 * 4096),
+            (base + 40 * 4096, base + 41 * 4096),
+        ]
+        within = base + 5 * 4096 + 24, base + 41 * 4096 - 8
+        assert pages.touched(*within) == [(within[0], base + 7 * 4096), (base + 40 * 4096, within[1])]
     finally:
         pages.close()
