@@ -111,8 +111,10 @@ def apply_patch(
             todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
             seen.update(todo)
             must_match = False
-    except BaseException:
-        _roll_back(works, wait)
+    except BaseException as error:
+        stuck = _roll_back(works, wait)
+        if stuck and isinstance(error, KatanaError):
+            error.remedy = "; ".join(filter(None, (error.remedy, *stuck)))
         raise
     finally:
         for work in works:
@@ -252,15 +254,23 @@ def _commit(work: _Work, wait: float) -> CommitReport:
     return run(target, commit, tables.unwinder, wait)
 
 
-def _roll_back(works: Iterable[_Work], wait: float) -> None:
+def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
+    """Take back what was done; a sentence for each process in which the patch had to stay."""
+    stuck = []
     for work in works:
-        with contextlib.suppress(KatanaError):
-            if work.report is not None:
+        if work.report is not None:
+            try:
                 with Target(work.target.pid) as again:
                     revert_one(again, work.plan.patch_id, wait)
-            elif work.is_injected:
+            except KatanaError as error:
+                if _is_there(work.target.pid):
+                    stuck.append(f"the patch stays applied to pid {work.target.pid}: {error.what}")
+            continue
+        with contextlib.suppress(KatanaError):
+            if work.is_injected:
                 with Target(work.target.pid) as again:
                     _remove(again, work.plan, wait)
+    return stuck
 
 
 def _remove(target: Target, plan: Plan, wait: float) -> None:

@@ -102,12 +102,12 @@ class Leads:
         self._starts = [p.source for p in self._moving]
         self.seeker = Seeker((p.source, p.transformation.old_size) for p in self._moving)
 
-    def of(self, value: int) -> Lead:
-        """Where a word that leads into a moving variable leads."""
+    def of(self, value: int, pointee: str = "") -> Lead:
+        """Where a word that leads into a moving variable leads; `pointee`: what it is known to point to."""
         passage = self._moving[bisect_right(self._starts, value) - 1]
         offset = value - passage.source
         t = passage.transformation
-        at = moved_offset(t, offset)
+        at = moved_offset(t, offset, pointee)
         return Lead(passage, offset, field_at(t, offset), None if at is None else passage.destination + at)
 
 
@@ -137,7 +137,7 @@ def held_by(passage: Passage, content: bytes, leads: Leads, edited: Edited) -> I
         pointer = pointer_at(t, offset)
         if pointer is not None:
             at = passage.destination + pointer.new
-            yield Finding(word, leads.of(word.value), passage, field_at(t, offset), at, True)
+            yield Finding(word, leads.of(word.value, pointer.pointee), passage, field_at(t, offset), at, True)
             continue
         place = word_at(t, offset)
         if word.address % WORD or not (place.carried or passage.stays):

@@ -123,6 +123,9 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
     program = target.program_module()
     tls_offset = thread_pointer_offset(target.memory, module, program is None or program is module)
     moves = moves_of(po, module.bias, 0, None, None, followed)
+    for m in moves:
+        if not (module.holds(m.old) and module.holds(m.old + max(m.transformation.old_size, 1) - 1)):
+            raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
     size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves)))
     size += _edits_room(po)
     layout = lay_out(po, size, len(registries))

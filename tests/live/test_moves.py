@@ -5,13 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from katana_cc.errors import TargetError
+from katana_cc.patch.codec import patch_id
+from katana_cc.patch.files import read_patch
+from katana_cc.patch.needs import Grant, Option
+from katana_cc.process.apply import apply_patch
 from katana_cc.process.ledger import STATE_OFFSET, encode_state
+from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.phases import Phase
+from katana_cc.process.revert import revert_patch
 from katana_cc.process.target import Target
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import HEAD
@@ -74,6 +81,7 @@ NOINLINE void pause_here(void) { char byte; say("waiting"); while (read(gate[0],
 NOINLINE void *hold(void *p) { pause_here(); printf("%d\n", count_of(p)); fflush(stdout); return p; }
 NOINLINE void stay(int x) { seen += x; pause_here(); seen++; /*STAY*/ }
 static void *enter(void *p) { stay(1); return p; }
+static void *freshen_all_the_time(void *p) { for (;;) { freshen(1); sched_yield(); } return p; }
 /* What calls leave behind on the stack is part of later frames, and looks like pointers that live. */
 NOINLINE void wash(void) { volatile char room[16384]; for (unsigned i = 0; i < sizeof room; i++) room[i] = 0; }
 int main(void) {
@@ -97,6 +105,7 @@ int main(void) {
     case 'K': kept(); break;
     case 'w': pthread_create(&t, 0, hold, shelf[2]); continue;
     case 'i': pthread_create(&t, 0, enter, 0); continue;
+    case 'x': pthread_create(&t, 0, freshen_all_the_time, 0); puts("busy"); break;
     case 'g': if (write(gate[1], "x", 1) != 1) return 1; pthread_join(t, 0); continue;
     }
     fflush(stdout);
@@ -458,3 +467,65 @@ def test_katana_killed_while_it_moved_variables(two: Two, server: Server, phase:
         assert done.returncode == 3
         assert "a katana was killed while it moved item, table, one, two, keeper" in done.stderr
     assert "half applied" in katana("status", "--pid", server.pid).stdout
+
+
+def test_process_that_cannot_be_taken_back_is_named(two: Two) -> None:
+    """Its new field was written to before the other process turned out to be busy for too long."""
+    with serving(two.old.output) as first, serving(two.old.output) as second:
+        assert first.ask("x") == "busy"
+        assert second.ask("i") == "waiting"
+        done = katana("apply", two.patch, "--pid", first.pid, second.pid, "--wait", "1")
+        assert done.returncode == 4
+        assert f"the patch stays applied to pid {first.pid}: a value would be lost" in done.stderr, done.stderr
+        assert "applied" in katana("status", "--pid", first.pid).stdout
+        assert mappings(second.pid) == []
+
+
+def test_failed_write_puts_everything_back(two: Two, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects, words and edits: as if the kernel had refused the second jump."""
+    data, po = read_patch(two.patch)
+    assert server.ask("h 2") == "put"
+    before = state_of(server.pid)
+    written: list[bytes] = []
+    write = ProcessMemory.write
+
+    def fail(self: ProcessMemory, address: int, data: bytes, stopped_thread: int | None = None) -> None:
+        written.append(data)
+        if sum(d[:1] == b"\xe9" and len(d) == 5 for d in written) == 2 and data[:1] == b"\xe9":
+            raise TargetError("forbidden")
+        write(self, address, data, stopped_thread)
+
+    granted = [Grant(Option.FOLLOW, "item")]
+    with monkeypatch.context() as context:
+        context.setattr(ProcessMemory, "write", fail)
+        with pytest.raises(TargetError, match="forbidden"):
+            apply_patch(po, patch_id(data), [server.pid], granted=granted)
+    assert state_of(server.pid) == before, "and the mapping that nothing led into is gone"
+    assert server.ask("H") == "3"
+    apply_patch(po, patch_id(data), [server.pid], granted=granted)
+    assert server.ask("s 5") == "3 40 6 of 6, 77"
+    with monkeypatch.context() as context:
+        written.clear()
+        context.setattr(ProcessMemory, "write", lambda *a: fail_back(write, written, *a))
+        before = state_of(server.pid)
+        with pytest.raises(TargetError, match="forbidden"):
+            revert_patch([server.pid])
+    assert state_of(server.pid) == before
+    assert server.ask("H") == "3"
+    assert katana("revert", "--pid", server.pid).returncode == 0
+    assert server.ask("s 0") == "3 40 1 of 4, 0"
+
+
+def fail_back(
+    write: Callable[..., None],
+    written: list[bytes],
+    memory: ProcessMemory,
+    address: int,
+    data: bytes,
+    *rest: int | None,
+) -> None:
+    """The same of a revert, in which old code is five bytes that are no jump; one of the last writes fails."""
+    written.append(data)
+    if len(written) == 18:
+        raise TargetError("forbidden")
+    write(memory, address, data, *rest)

@@ -42,6 +42,21 @@ def test_the_middle_of_a_number_is_found_only_where_it_stays_as_it_is() -> None:
     assert [moved_offset(t, n) for n in (8, 9, 11, 12, 13)] == [8, 9, 11, 16, None]
 
 
+@pytest.mark.parametrize(
+    ("pointee", "moved"),
+    [("", 0), ("void", 0), ("struct s", 0), ("int", 8), ("char", None), ("char *", 8), ("struct s[2]", 0)],
+)
+def test_the_start_is_the_object_unless_the_pointer_says_otherwise(pointee: str, moved: int | None) -> None:
+    t = Transformation("v", 8, 16, (Initial(0, 64, "fresh"), Copy(8, 0, 4, "a", "a")))
+    assert moved_offset(t, 0, pointee) == moved
+
+
+def test_a_struct_at_the_start_that_parts_from_it_is_not_told_apart() -> None:
+    steps = Initial(0, 64, "fresh"), Copy(8, 0, 4, "in.x", "in.x"), Pointer(16, 8, "char", "in.p", "in.p")
+    t = Transformation("v", 16, 24, steps)
+    assert [moved_offset(t, 0, p) for p in ("", "struct in", "int")] == [0, None, 8]
+
+
 def test_names_with_dots_in_brackets_are_one_name() -> None:
     """`rows[2..4]` and `(Box<1.5>)` are no structs called `rows[2` and `(Box<1`."""
     steps = Initial(0, 64, "rows[2..4]"), Copy(8, 4, 4, "(Box<1.5>).n", "(Box<1.5>).n"), Copy(16, 8, 4, "rows", "rows")
