@@ -31,6 +31,22 @@ def test_blocking_system_calls_never_return_eintr(tmp_path: Path) -> None:
         assert server.ask("w") == "epoll 1 0, nanosleep 0 0, recv 1 0, sigwaitinfo 12 0"
 
 
+def test_a_stop_that_ends_in_a_refusal_is_not_noticed_either(tmp_path: Path) -> None:
+    """A thread holds the address of a variable that would move: each try stops everything, and writes nothing."""
+    source = BLOCKING.replace(
+        "struct timespec t = {2, 0}", "void *volatile held = tids; (void)held; struct timespec t = {2, 0}"
+    )
+    old = build(tmp_path / "old", "server", source)
+    new = build(tmp_path / "new", "server", source.replace("tids[4]", "tids[5]").replace("/*ANSWER*/", "x *= 10;"))
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer",), moved=("tids",)))
+    with serving(old.output) as server:
+        done = katana("apply", patch, "--pid", server.pid, "--wait", "1")
+        assert done.returncode == 3
+        assert "on the stack of thread" in done.stderr
+        assert server.ask("a 1") == "2"
+        assert server.ask("w") == "epoll 1 0, nanosleep 0 0, recv 1 0, sigwaitinfo 12 0"
+
+
 def test_no_real_time_signal_is_lost(tmp_path: Path) -> None:
     """A bug: a signal reported to katana during a stop is swallowed."""
     pair = _pair(tmp_path, SIGNALS)
