@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
 from katana_cc.patch.model import PatchObject
 from katana_cc.patch.needs import Grant
-from katana_cc.process.carry import Cargo, Carry, judge
+from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import forth
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
+from katana_cc.process.objections import judge
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import NotThisBuildError, Plan, prepare
 from katana_cc.process.preview import preview, refuse_early

@@ -1,4 +1,4 @@
-"""Variables that move, looked at and judged: what would be written, and what speaks against it.
+"""Variables that move, looked at: what would be written, and what would not.
 
     objects and what they point from    one bulk read
     losses                              a value that the other layout cannot hold
@@ -15,8 +15,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from katana_cc.errors import RefusedError, TargetError
-from katana_cc.patch.needs import Grant, Option
+from katana_cc.errors import TargetError
 from katana_cc.process.follow import (
     Edited,
     Finding,
@@ -29,22 +28,13 @@ from katana_cc.process.follow import (
     spared,
 )
 from katana_cc.process.kernel import KernelWord
-from katana_cc.process.ledger import Ledger, MemoryEdit
+from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.registers import RegisterWord
 from katana_cc.process.words import WORD, Pages, to_search
 from katana_cc.transform.execute import apply
 from katana_cc.transform.losses import LossKind, losses
-
-_LISTED = 20  # words that an error lists
-
-
-class StrayWordsError(RefusedError):
-    """Words lead into variables that move, and nothing says what they are.  `is_passing`: only registers and stacks
-    hold them, so that a later moment may be better."""
-
-    is_passing = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +131,16 @@ def look(
     words: list[tuple[int, bytes, bytes]] = []
     for f in findings:
         if f.is_explained and f.holder is not None and f.lead.moved is None:
-            broken.append(f"{f.holder.named(f.field)} points to {f.lead} ({_offset(f.lead)}), and {_NOWHERE}")
-        elif f.lead.moved is None or f.new_address is None or not (f.is_explained or f.lead.passage.is_followed):
+            broken.append(f"{f.holder.named(f.field)} points to {f.lead} ({f.lead.depth}), and {NOWHERE}")
+            continue
+        change = _change(f, regions)
+        if change is None or not (f.is_explained or f.lead.passage.is_followed):
             strays.append(_stray(f, regions, stacks, is_stopped))
-        elif not put(objects, carry.passages, f.new_address, f.lead.moved):
-            followed.append(f)
-            words.append((f.new_address, f.word.value.to_bytes(WORD, "little"), f.lead.moved.to_bytes(WORD, "little")))
-        else:
-            followed.append(f)
+            continue
+        followed.append(f)
+        if not put(objects, carry.passages, *change):
+            address, value = change
+            words.append((address, f.word.value.to_bytes(WORD, "little"), value.to_bytes(WORD, "little")))
     moved_registers = []
     for register in registers:
         lead = carry.leads.of(register.value)
@@ -179,7 +171,7 @@ def look(
 # An object that is as it was at the look before the stop costs nothing in it.
 _made = functools.lru_cache(maxsize=256)(apply)
 _lost = functools.lru_cache(maxsize=256)(losses)
-_NOWHERE = "nothing says where that is in the new layout"
+NOWHERE = "nothing says where that is in the new layout"
 
 
 def _beside(carry: Carry, regions: MemoryMap) -> MemoryMap:
@@ -223,8 +215,18 @@ def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[
     return lost, dropped
 
 
+def _change(f: Finding, regions: MemoryMap) -> tuple[int, int] | None:
+    """(where, what) to write so that a word leads into the new object; None where that cannot be: it means nothing
+    there, or other processes read it too."""
+    if f.lead.moved is None or f.new_address is None:
+        return None
+    region = regions.at(f.word.address)
+    is_own = f.holder is not None or (region is not None and region.permissions.endswith("p"))
+    return (f.new_address, f.lead.moved) if is_own else None
+
+
 def _stray(f: Finding, regions: MemoryMap, stacks: Sequence[tuple[int, int]], is_stopped: bool) -> Stray:
-    can = f.lead.moved is not None and f.new_address is not None
+    can = _change(f, regions) is not None
     if f.holder is not None:
         return Stray(f"{f.word.address:#x} in {f.holder.named(f.field)}", f.word.address, f.lead, can, False)
     region = regions.at(f.word.address)
@@ -235,73 +237,4 @@ def _stray(f: Finding, regions: MemoryMap, stacks: Sequence[tuple[int, int]], is
     is_shared = region is not None and region.permissions.endswith("s")
     place = f"{path or 'anonymous memory'}{', shared with others' if is_shared else ''}"
     may_be_stack = path == "[stack]" or (not is_stopped and region is not None and regions.is_guarded(region))
-    return Stray(f"{f.word.address:#x} in {place}", f.word.address, f.lead, can and not is_shared, may_be_stack)
-
-
-def _offset(lead: Lead) -> str:
-    return f"{lead.offset} bytes into {lead.passage.name}"
-
-
-def judge(carry: Carry, cargo: Cargo) -> None:
-    """Whether the variables may be moved as they are.
-
-    Raises:
-        RefusedError: a value would be lost, or a pointer would lead nowhere.
-        StrayWordsError: words that nothing explains.
-    """
-    if cargo.lost:
-        raise RefusedError(
-            "a value would be lost, and nothing was touched" + _listed(cargo.lost),
-            where=carry.where,
-            remedy="change the value by the program's own means, or restart it with the new build",
-        )
-    if cargo.broken:
-        raise RefusedError(
-            "pointers lead into variables that move, and nothing was touched" + _listed(cargo.broken),
-            where=carry.where,
-            remedy="restart the process with the new build",
-        )
-    if cargo.strays:
-        raise _stray_error(carry, cargo.strays)
-
-
-def _stray_error(carry: Carry, strays: Sequence[Stray]) -> StrayWordsError:
-    lines = [stray_line(s) for s in strays]
-    number = f"{len(strays)} words lead" if len(strays) > 1 else "a word leads"
-    names = dict.fromkeys(s.lead.passage.name for s in strays if s.can_follow)
-    options = " ".join(str(Grant(Option.FOLLOW, name)) for name in names)
-    if all(s.can_follow for s in strays):
-        remedy = f"if every word there that leads into them is a pointer, {carry.retry} {options}"
-    else:
-        remedy = "restart the process with the new build: not all of them could be followed"
-    error = StrayWordsError(
-        f"{number} to variables that move, and nothing says what they are; nothing was touched" + _listed(lines),
-        where=carry.where,
-        remedy=remedy,
-    )
-    error.is_passing = all(s.is_passing for s in strays)
-    return error
-
-
-def stray_line(stray: Stray) -> str:
-    """A word that nothing explains, in one line."""
-    if stray.can_follow:
-        return f"{stray.place}: {stray.lead}"
-    if stray.lead.moved is None:
-        return f"{stray.place}: {stray.lead} ({_offset(stray.lead)}); {_NOWHERE}"
-    return f"{stray.place}: {stray.lead}; it cannot be rewritten there"
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = f"\n    and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    return "".join(f"\n    {line}" for line in lines[:_LISTED]) + more
-
-
-def half_moved(where: str, ledger: Ledger) -> RefusedError:
-    """What to say of a process in which a katana was killed while it moved variables."""
-    names = ", ".join(m.name for m in ledger.moves if not m.stays)
-    return RefusedError(
-        f"a katana was killed while it moved {names}: some code uses the old one, some the new one",
-        where=where,
-        remedy="restart the process; which of both holds what the program wrote last, nothing tells",
-    )
+    return Stray(f"{f.word.address:#x} in {place}", f.word.address, f.lead, can, may_be_stack)

@@ -24,11 +24,12 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Activity, Finder, Guard, describe
-from katana_cc.process.carry import Cargo, Carry, StrayWordsError, judge, look
+from katana_cc.process.carry import Cargo, Carry, look
 from katana_cc.process.kernel import kept
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
+from katana_cc.process.objections import StrayWordsError, judge
 from katana_cc.process.phases import Phase, Step, step
 from katana_cc.process.priority import first_in_line
 from katana_cc.process.ptrace_binding import REGISTER_WORDS

@@ -86,6 +86,11 @@ class Lead(NamedTuple):
     field: str
     moved: int | None
 
+    @property
+    def depth(self) -> str:
+        """How far into the variable, in words."""
+        return f"{self.offset} bytes into {self.passage.name}"
+
     def __str__(self) -> str:
         if not self.offset:
             return self.passage.name

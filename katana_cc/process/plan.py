@@ -25,12 +25,12 @@ from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
-from katana_cc.process.carry import half_moved
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
 from katana_cc.process.moves import Move, followed_by, moves_of
+from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base

@@ -13,9 +13,10 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from katana_cc.process.carry import Cargo, Carry, judge, look
+from katana_cc.process.carry import Cargo, Carry, look
 from katana_cc.process.kernel import kept
 from katana_cc.process.memory import BulkReader
+from katana_cc.process.objections import judge
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads
 from katana_cc.process.words import BATCH, Pages

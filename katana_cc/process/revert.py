@@ -12,12 +12,13 @@ from pathlib import Path
 
 from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.process.activity import Guard
-from katana_cc.process.carry import Carry, half_moved
+from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import back
 from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.moves import refuse_unknown
+from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.preview import refuse_early
 from katana_cc.process.target import Target

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from katana_cc.process.carry import Cargo, Stray, stray_line
+from katana_cc.process.carry import Cargo, Stray
 from katana_cc.process.follow import Finding
 from katana_cc.process.moves import Move
+from katana_cc.process.objections import stray_line
 from katana_cc.report.summary import clean, count
 from katana_cc.transform.fates import Fate, FateKind, fates
 

@@ -14,7 +14,7 @@ from tests.live.server import katana, serving, write_patch
 PROGRAM = (
     HEAD
     + r"""
-#include <poll.h>
+#include <sys/mman.h>
 struct item { /*FRESH*/int count; struct timespec nap; };
 struct item item = {/*SEVEN*/3, {0, 0}};
 static volatile int stop;
@@ -48,6 +48,10 @@ int main(int argc, char **argv) {
     case 'n': pthread_create(&t, 0, nap, &item.nap); continue;
     case 'e': epoll_ctl(e, EPOLL_CTL_ADD, pair[0], &event); puts("watched"); break;
     case 'E': epoll_ctl(e, EPOLL_CTL_DEL, pair[0], &event); puts("free"); break;
+    case 'm': {
+      void **shared = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+      shared[7] = x ? &item : 0; puts("shared"); break;
+    }
     case 't': {
       timer_t timer; struct sigevent s = {.sigev_notify = SIGEV_NONE, .sigev_value.sival_ptr = &item};
       timer_create(CLOCK_MONOTONIC, &s, &timer); puts("timed"); break;
@@ -90,12 +94,16 @@ def test_register_of_a_running_thread_is_refused_and_followed(tmp_path: Path, re
 
 @pytest.mark.parametrize(
     ("command", "answer", "place"),
-    [("e 1", "watched", r"epoll_data of descriptor \d+ in epoll \d+"), ("t 1", "timed", r"sigev_value of timer \d+")],
+    [
+        ("e 1", "watched", r"epoll_data of descriptor \d+ in epoll \d+"),
+        ("t 1", "timed", r"sigev_value of timer \d+"),
+        ("m 1", "shared", r"0x[0-9a-f]+ in /dev/zero \(deleted\), shared with others"),
+    ],
 )
-def test_address_that_the_kernel_keeps_cannot_be_followed(
+def test_address_that_is_not_ours_to_change_cannot_be_followed(
     tmp_path: Path, command: str, answer: str, place: str
 ) -> None:
-    """The program would be handed the old one."""
+    """The kernel would hand out the old one; and other processes of the old build need it."""
     old, patch = _two(tmp_path)
     with serving(old.output) as server:
         assert server.ask(command) == answer

@@ -1,0 +1,86 @@
+"""What speaks against moving variables as they are, in words: values that would be lost, pointers that would lead
+nowhere, words that nothing explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from katana_cc.errors import RefusedError
+from katana_cc.patch.needs import Grant, Option
+from katana_cc.process.carry import NOWHERE, Cargo, Carry, Stray
+from katana_cc.process.ledger import Ledger
+
+_LISTED = 20  # words that an error lists
+
+
+class StrayWordsError(RefusedError):
+    """Words lead into variables that move, and nothing says what they are.  `is_passing`: only registers and stacks
+    hold them, so that a later moment may be better."""
+
+    is_passing = False
+
+
+def judge(carry: Carry, cargo: Cargo) -> None:
+    """Whether the variables may be moved as they are.
+
+    Raises:
+        RefusedError: a value would be lost, or a pointer would lead nowhere.
+        StrayWordsError: words that nothing explains.
+    """
+    if cargo.lost:
+        raise RefusedError(
+            "a value would be lost, and nothing was touched" + _listed(cargo.lost),
+            where=carry.where,
+            remedy="change the value by the program's own means, or restart it with the new build",
+        )
+    if cargo.broken:
+        raise RefusedError(
+            "pointers lead into variables that move, and nothing was touched" + _listed(cargo.broken),
+            where=carry.where,
+            remedy="restart the process with the new build",
+        )
+    if cargo.strays:
+        raise _stray_error(carry, cargo.strays)
+
+
+def _stray_error(carry: Carry, strays: Sequence[Stray]) -> StrayWordsError:
+    lines = [stray_line(s) for s in strays]
+    number = f"{len(strays)} words lead" if len(strays) > 1 else "a word leads"
+    names = dict.fromkeys(s.lead.passage.name for s in strays if s.can_follow)
+    options = " ".join(str(Grant(Option.FOLLOW, name)) for name in names)
+    if all(s.can_follow for s in strays):
+        remedy = f"if every word there that leads into them is a pointer, {carry.retry} {options}"
+    else:
+        remedy = "restart the process with the new build: not all of them could be followed"
+    error = StrayWordsError(
+        f"{number} to variables that move, and nothing says what they are; nothing was touched" + _listed(lines),
+        where=carry.where,
+        remedy=remedy,
+    )
+    error.is_passing = all(s.is_passing for s in strays)
+    return error
+
+
+def stray_line(stray: Stray) -> str:
+    """A word that nothing explains, in one line."""
+    if stray.can_follow:
+        return f"{stray.place}: {stray.lead}"
+    if stray.lead.moved is None:
+        return f"{stray.place}: {stray.lead} ({stray.lead.depth}); {NOWHERE}"
+    return f"{stray.place}: {stray.lead}; it cannot be rewritten there"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = f"\n    and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return "".join(f"\n    {line}" for line in lines[:_LISTED]) + more
+
+
+def half_moved(where: str, ledger: Ledger) -> RefusedError:
+    """What to say of a process in which a katana was killed while it moved variables."""
+    names = ", ".join(m.name for m in ledger.moves if not m.stays)
+    return RefusedError(
+        f"a katana was killed while it moved {names}: some code uses the old one, some the new one",
+        where=where,
+        remedy="restart the process; which of both holds what the program wrote last, nothing tells",
+    )
