@@ -36,7 +36,7 @@ def written(po: PatchObject, name: Callable[[str], int]) -> list[NewSection]:
             relocations.append(NewRelocation(len(entries) + TRANSFORM_NEW_AT, kind, d.symbol, 0))
         t = d.transformation
         number = _TYPE if d.address is None else _STAYING if d.symbol is None else _VARIABLE
-        entries += TRANSFORM.pack(d.address or 0, 0, t.old_size, name(t.name), number, len(found), 0)
+        entries += TRANSFORM.pack(d.address or 0, 0, t.old_size, name(t.name), number, len(found), name(t.type))
         for label in found:
             fields += FIELD.pack(*(name(text) for text in label))
     sections = [
@@ -69,11 +69,11 @@ def read(
         raise FormatError(f"{ENTRIES}: {len(entries)} bytes for {len(tables)} transformations")
     names = _labels(fields, name)
     result, at = [], 0
-    for i, (address, new, old_size, title, kind, count, zero) in enumerate(TRANSFORM.iter_unpack(entries)):
+    for i, (address, new, old_size, title, kind, count, of_type) in enumerate(TRANSFORM.iter_unpack(entries)):
         place = f"{ENTRIES}: entry at {i * TRANSFORM.size:#x}"
         symbol = symbols.pop(i * TRANSFORM.size + TRANSFORM_NEW_AT, None)
         shape = kind, symbol is not None, bool(address)
-        if new or zero or shape not in _SHAPES:
+        if new or shape not in _SHAPES:
             raise FormatError(f"{place} is neither a variable nor a type")
         mine = iter(names[at : at + count])
         at += count
@@ -83,7 +83,7 @@ def read(
             raise FormatError(f"{place}: {error.what}") from error
         if next(mine, None) is not None:
             raise FormatError(f"{place}: more names of fields than fields")
-        transformation = Transformation(name(title), old_size, tables[i].new_size, steps)
+        transformation = Transformation(name(title), old_size, tables[i].new_size, steps, name(of_type))
         result.append(DataTransform(transformation, address or None, symbol))
     if at != len(names) or symbols:
         raise FormatError(f"{NAMES} or relocations for a transformation that is not there")

@@ -54,13 +54,16 @@ def between_variables(
     same = old.aggregate == new.aggregate == "" or Alike(old_layouts, new_layouts).alike(old.aggregate, new.aggregate)
     walk = _Walk(old_layouts, new_layouts, renames or {}, alike=same and old.type == new.type)
     steps = list(walk.value(_of_variable(old), _of_variable(new)))
-    return _outcome(new.qualified, old.size, new.size, steps, walk.problems or list(walk.moved()))
+    problems = walk.problems or list(walk.moved())
+    return _outcome(new.qualified, old.size, new.size, steps, problems, old.type)
 
 
-def _outcome(name: str, old_size: int, new_size: int, steps: list[Step], problems: list[Problem]) -> Outcome:
+def _outcome(
+    name: str, old_size: int, new_size: int, steps: list[Step], problems: list[Problem], type_: str = ""
+) -> Outcome:
     if problems:
         return tuple(problems)
-    made = Transformation(name, old_size, new_size, ordered(steps))
+    made = Transformation(name, old_size, new_size, ordered(steps), type_)
     if wrong := broken(made):
         # Layouts that contradict themselves: damaged debug information, or a layout that is not understood.
         text = f"the fields of {name} do not fit together: {wrong[0]}"

@@ -13,7 +13,7 @@ from katana_cc.transform.rules import ordered
 
 def invert(t: Transformation) -> Transformation:
     """The transformation of a new object into an old one; inverted again, it is `t`."""
-    return Transformation(t.name, t.new_size, t.old_size, ordered(_inverse(s) for s in t.steps))
+    return Transformation(t.name, t.new_size, t.old_size, ordered(_inverse(s) for s in t.steps), t.type)
 
 
 def _inverse(step: Step) -> Step:

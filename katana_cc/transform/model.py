@@ -124,13 +124,14 @@ Step = Copy | Pointer | Integer | Float | Repeat | Initial | Dropped
 @dataclass(frozen=True, slots=True)
 class Transformation:
     """How one object is made anew.  `name` is that of a type, with its keyword (`struct conn`), or of a variable
-    (`serve()::count`).  Sizes in bytes.  The steps are in the order of `katana_cc.transform.rules.ordered` and keep the
-    rules of `katana_cc.transform.rules.broken`."""
+    (`serve()::count`), whose type in the old build `type` is then, as canonical text.  Sizes in bytes.  The steps are
+    in the order of `katana_cc.transform.rules.ordered` and keep the rules of `katana_cc.transform.rules.broken`."""
 
     name: str
     old_size: int
     new_size: int
     steps: tuple[Step, ...]
+    type: str = ""
 
     @property
     def is_identity(self) -> bool:

@@ -112,16 +112,17 @@ _BYTES = "char", "signed char", "unsigned char"  # such a pointer may lead to an
 def moved_offset(t: Transformation, offset: int, pointee: str = "") -> int | None:
     """Where byte `offset` of the old object is in the new one: for pointers into an object that moves.
 
-    0 stays 0, since whoever points there means the object; unless `pointee`, what the pointer is known to point to (as
-    in `model.Pointer`), says that it is no struct, and so the first field.  None where nothing of the new object is
-    meant for sure: in fields that are dropped, in the middle of a value that is converted, in padding, at the end; and
-    where several things begin (a nested struct and its first field) that part ways:
+    `pointee` is what the pointer is known to point to (as in `model.Pointer`), "" where nothing is known: then whoever
+    points to the start means the object.  The character types may point to anything.  None where nothing of the new
+    object is meant for sure: in fields that are dropped, in the middle of a value that is converted, in padding, at the
+    end; and where several things begin (the object, a nested struct, its first field) that part ways, unless the
+    pointee tells which is meant:
 
         struct { int a; struct { int x; } in; }  →  struct { int a; struct { int n, x; } in; }
 
     A pointer to byte 4 may be one to `in`, which is still there, or one to `in.x`, which is 4 bytes on.
     """
-    if offset == 0 and pointee in ("", "void"):
+    if offset == 0 and pointee in ("", "void", t.type):
         return 0
     if offset == 0 and pointee.startswith(_STRUCTS):
         found = {0, *_nested(t.steps, 0)}
