@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="give it the initial value of the new build, in place of the one that lives there",
     )
     parser.add_argument(
+        "--only-static",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="state that all objects of this type are variables: none is on the heap or in a frame",
+    )
+    parser.add_argument(
         "--follow",
         action="append",
         type=variable_name,
@@ -69,6 +76,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     data, po = read_patch(arguments.po)
     granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
     granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
+    granted += [Grant(Option.ONLY_STATIC, name) for name in arguments.only_static]
     granted += [Grant(Option.FOLLOW, name) for name in arguments.follow]
     refuse_unless_ready(po, granted)
     identity = patch_id(data)

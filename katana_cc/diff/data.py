@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from katana_cc.diff.compare import Outcome
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
-from katana_cc.diff.view import Kind, ObjectView
+from katana_cc.diff.relayout import leads_along
+from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _rearranged(diff: Diff, place: Place, old_place: Place) -> bool:
 
 
 def compare_variable(diff: Diff, place: Place, old_place: Place | None, kind: Kind) -> None:
+    if place in diff.settled:
+        return  # relayout.py
     if old_place is None:
         diff.check_new_name(place)
         return
@@ -77,7 +80,7 @@ def compare_variable(diff: Diff, place: Place, old_place: Place | None, kind: Ki
         diff.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
     elif _rearranged(diff, place, old_place):
         return
-    elif outcome in (Outcome.REFERENCES, Outcome.SIZE) and _only_labels(view, place.section):
+    elif outcome in (Outcome.REFERENCES, Outcome.SIZE) and view.holds_labels(place.section):
         pass  # a label table: recreate.py
     elif outcome is Outcome.SIZE:
         sizes = (old_view.elf.sections[old_place.section].size, view.elf.sections[place.section].size)
@@ -104,6 +107,7 @@ def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
         text = "pointers in its initial value came or went, and its live value may still be the old one"
         diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
         return
+    moved = [(at, kinds) for at, kinds in moved if not leads_along(diff, place, old_place, at)]
     functions = [at for at, kinds in moved if kinds <= {Kind.FUNCTION}]
     if any(not kinds <= {Kind.FUNCTION} and not kinds <= {Kind.LITERAL} for _, kinds in moved):
         text = "pointers to data in its initial value changed, and its live value may still be the old one"
@@ -115,14 +119,6 @@ def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
         diff.reason(Code.POINTER_TAKEN_OVER, INFO, place, text)
     if len(functions) < len(moved) or diff.comparison.bytes_differ(old_place, place):
         _keep_value(diff, place, old_place)
-
-
-def _only_labels(view: ObjectView, section: int) -> bool:
-    """Whether a datum holds addresses inside one function and its parts, and nothing else that is relocated."""
-    references = view.references(section)
-    owners = {view.parent.get(r.section, r.section) for r in references}
-    inside = all(r.base + r.addend or r.section in view.parent for r in references)
-    return inside and len(owners) == 1 and view.kinds.get(owners.pop()) is Kind.FUNCTION
 
 
 def _keep_value(diff: Diff, place: Place, old_place: Place) -> None:

@@ -22,8 +22,10 @@ from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.recreate import recreate
+from katana_cc.diff.relayout import Move, check_types, find_moves
 from katana_cc.diff.reliance import Found, note_reliances
 from katana_cc.diff.replaceable import check_replaceable, runs_at_start
+from katana_cc.diff.retarget import note_retargeted
 from katana_cc.diff.small import handle_small
 from katana_cc.diff.storage import check_storage
 from katana_cc.diff.view import Kind, ObjectView
@@ -40,7 +42,9 @@ class Changes:
     """The result of a diff.
 
     `replaced[new]` is the old function a new one takes the place of; `edits` are constants rewritten where they are,
-    as (new, old); `recreated` are constants carried anew although there was an old one, since their size changed;
+    as (new, old); `recreated` are data carried anew although there was an old one: constants since their size changed,
+    and `moved` variables, whose live value is carried over; `retargeted` is code that stays as it is, but for the
+    fields that lead to a variable that moved, as (new, old) sections;
     `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `initialisers[new]` are
     old variables that keep their live value although the initial one changed; `reliances` tell which
     replaced function's old code relies on which other one (new places).  `padded` are replaced functions whose jump
@@ -49,6 +53,8 @@ class Changes:
 
     replaced: dict[Place, Place] = field(default_factory=dict)
     edits: dict[Place, Place] = field(default_factory=dict)
+    moved: dict[Place, Move] = field(default_factory=dict)
+    retargeted: dict[Place, Place] = field(default_factory=dict)
     recreated: set[Place] = field(default_factory=set)
     pointers: dict[Place, tuple[Place, tuple[int, ...]]] = field(default_factory=dict)
     initialisers: dict[Place, Place] = field(default_factory=dict)
@@ -60,7 +66,7 @@ class Changes:
     @property
     def empty(self) -> bool:
         """Whether there is nothing that a running process could take over, and nothing refused."""
-        carried = self.replaced or self.edits or self.pointers or self.renewed or self.initialisers
+        carried = self.replaced or self.edits or self.pointers or self.renewed or self.initialisers or self.moved
         return not carried and all(r.severity == INFO for r in self.reasons)
 
 
@@ -80,9 +86,9 @@ class Diff:
         self._views: dict[str, ObjectView] = {}
         self.debug = DebugCache(self.view)
         self.changes = Changes()
-        self.lost: set[tuple[int, str]] = (
-            set()
-        )  # old variables, as (unit, qualified name), that `check_storage` refused
+        self.lost: set[tuple[int, str]] = set()  # old variables, (unit, qualified name), that `check_storage` refused
+        self.relaid: dict[tuple[int, int], frozenset[str]] = {}  # see relayout.py
+        self.settled: set[Place] = set()  # variables that are moved, or refused since they cannot be
 
     def view(self, program: Program, unit: int) -> ObjectView:
         """The view of a unit's object; one for both programs when they share the object."""
@@ -111,6 +117,7 @@ class Diff:
         """All changes with their reasons."""
         check_outputs(self)
         check_storage(self)
+        find_moves(self)
         for old_unit, new_unit in self.correlation.changed_units:
             self._compare_unit(old_unit, new_unit)
         for unit in self.correlation.new_units:
@@ -120,15 +127,12 @@ class Diff:
         while handle_small(self):
             recreate(self)
         # From here on the set of replaced functions, edits and recreated constants is fixed.
+        note_retargeted(self)
         explain_inlining(self)
         for place, old_place in self.changes.replaced.items():
             check_replaceable(self, place, old_place)
         note_reliances(self)
-        for old_unit, new_unit in self.correlation.changed_units:
-            self.changes.reasons += self.debug.compare_types(self.old, old_unit, self.new, new_unit)
-        for unit in [n for _, n in self.correlation.changed_units] + self.correlation.new_units:
-            more = self.correlation, self.changes.recreated
-            self.changes.reasons += self.debug.compare_variables(self.old, self.new, unit, *more)
+        check_types(self)
         self.changes.reasons = _unique(self.changes.reasons)
         return self.changes
 

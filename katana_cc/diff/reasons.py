@@ -22,7 +22,10 @@ class Code(StrEnum):
     FUNCTION_NEW = "function-new"
     FUNCTION_MOVED = "function-moved"
     CALLEE_MOVED = "uses-new-constant"
+    CODE_RETARGETED = "code-retargeted"
     DATA_NEW = "data-new"
+    DATA_TRANSFORMED = "data-transformed"
+    TYPE_CARRIED = "type-carried-over"
     CONSTANT_CHANGED = "constant-changed"
     CONSTANT_RECREATED = "constant-recreated"
     IMPORT_NEW = "import-new"
@@ -41,6 +44,8 @@ class Code(StrEnum):
     MAIN_ACTIVE = "function-always-active"
     STORAGE_LOST = "data-storage-lost"
     STORAGE_UNKNOWN = "data-storage-unknown"
+    TYPE_ELSEWHERE = "type-changed-elsewhere"
+    POINTER_OPAQUE = "pointer-opaque"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"
@@ -81,6 +86,9 @@ _ORDER: Final = (
     Code.FUNCTION_MOVED,
     Code.CALLEE_MOVED,
     Code.IMPORT_NEW,
+    Code.CODE_RETARGETED,
+    Code.DATA_TRANSFORMED,
+    Code.TYPE_CARRIED,
     Code.DATA_NEW,
     Code.CONSTANT_CHANGED,
     Code.CONSTANT_RECREATED,
@@ -113,10 +121,13 @@ _WHY: Final = {
     "callee did with registers, memory and arguments",
     Basis.PROTOTYPE: "which is replaced too, and whose parameters or result are of another type now",
 }
+_MOVED: Final = "which is made anew elsewhere, so that it would read and write an object that nobody else uses"
 
 
 def relies(callee: str, basis: Basis, through: str) -> str:
     """What relying on `callee` means, to follow the name of the caller."""
+    if basis is Basis.DATA_MOVED:
+        return f"uses {through}, {_MOVED}"
     return f"calls {callee}{f' (through {through})' if through else ''}, {_WHY[basis]}"
 
 

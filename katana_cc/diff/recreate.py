@@ -1,8 +1,10 @@
 """Constants that have to be made anew, since the old ones cannot be rewritten where they are, and what refers to them.
 
-A table that changed its size does not fit; a table of labels (computed goto) belongs to one version of its function.
-Whoever refers to such a thing has to refer to the new one, so functions that did not change are carried for it, and
-constants are rewritten.  A variable may hold its address at run time: that is refused.
+A table that changed its size does not fit; a table of labels (computed goto) belongs to one version of its function;
+a variable whose layout changed is carried over into a new one (`relayout.py`).  Whoever refers to such a thing has to
+refer to the new one: constants are rewritten, and functions that did not change are carried for it, or, where it is a
+variable, get the fields rewritten that lead to it (`retarget.py`).  A variable may hold its address at run time: of a
+constant that is refused; pointers to variables are followed when the patch is applied.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
+from katana_cc.diff.relayout import check_pointers
+from katana_cc.diff.retarget import retarget
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 
@@ -55,7 +59,14 @@ def recreate(diff: Diff) -> None:
         size = len(diff.changes.recreated) + len(diff.changes.replaced)
         _recreate_label_tables(diff)
         _pull_in_users_of_recreated(diff)
+    for place in [p for p in diff.changes.retargeted if _is_carried(diff, p)]:
+        del diff.changes.retargeted[place]
     _refuse_thrown_types(diff)
+
+
+def _is_carried(diff: Diff, place: Place) -> bool:
+    whole = Place(place.unit, diff.view(diff.new, place.unit).parent.get(place.section, place.section))
+    return whole in diff.changes.replaced or whole in diff.changes.renewed
 
 
 def _refuse_thrown_types(diff: Diff) -> None:
@@ -118,15 +129,19 @@ def _refers_to_recreated(diff: Diff, view: ObjectView, place: Place, target: Pla
     if old_place is None or diff.old.address(old_place) is None or place in diff.changes.replaced:
         return
     kind = view.kinds[place.section]
-    text = f"it uses {diff.view(diff.new, target.unit).label(target.section)}, which is made anew"
-    if kind is Kind.FUNCTION:
+    label = diff.view(diff.new, target.unit).label(target.section)
+    text = f"it uses {label}, which is made anew"
+    if kind in (Kind.FUNCTION, Kind.CODE) and retarget(diff, place, old_place, target):
+        pass  # noted when it is fixed
+    elif kind is Kind.DATA and target in diff.changes.moved:
+        check_pointers(diff, place, target)
+    elif kind is Kind.FUNCTION:
         diff.changes.replaced[place] = old_place
         diff.reason(Code.CALLEE_MOVED, INFO, place, text)
     elif kind is Kind.CONST and place not in diff.changes.edits and place not in diff.changes.recreated:
         diff.changes.edits[place] = old_place
         diff.reason(Code.CONSTANT_CHANGED, INFO, place, text)
     elif kind in (Kind.DATA, Kind.THREAD):
-        label = diff.view(diff.new, target.unit).label(target.section)
         text = f"it may hold the address of {label}, which is made anew"
         diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
     elif kind is Kind.CODE:

@@ -19,6 +19,9 @@ When both are replaced and no thread is inside `answer`, nobody notices.  Old co
 3. A function that is gone in the new build stays for pointers that lead to it, and was not compiled again.  If such a
    pointer may exist and the function relies on a replaced one, the change is refused.
 
+The same holds of a variable that is made anew elsewhere: old code of a replaced function would go on with the old one,
+which nobody else uses any more, and so would a function that is gone.
+
 Between units only the prototype counts (there is no link-time optimisation in a recorded build), so a callee of
 another unit matters when its prototype changed.  A call through a pointer follows the calling convention.  What the
 compiler saw and did not use is counted too: which registers and what memory matter cannot be seen from outside.
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.diff.program import Place
@@ -56,6 +60,7 @@ def note_reliances(diff: Diff) -> None:
     walk = _Walk(diff)
     for new, old in sorted(diff.changes.replaced.items()):
         found = list(walk.reached(old))
+        found += [Found(old, old, Basis.DATA_MOVED, label) for label in walk.moved_used_by(old)]
         diff.changes.reliances += [f._replace(caller=new, callee=walk.replaced[f.callee]) for f in found]
         subject = diff.view(diff.new, new.unit).label(new.section)
         active = any(
@@ -65,7 +70,8 @@ def note_reliances(diff: Diff) -> None:
             text = f"it is always active, goes on in its old code, and {walk.sentence(found[0])}"
             diff.reason(Code.ACTIVE_RELIES, REFUSED, new, text)
     for old in sorted(walk.still_reachable()):
-        for found_one in walk.reached(old):
+        moved = (Found(old, old, Basis.DATA_MOVED, label) for label in walk.moved_used_by(old))
+        for found_one in chain(walk.reached(old), moved):
             text = (
                 f"it is gone in the new build, but a pointer or a jump may still lead to the old one, which "
                 f"{walk.sentence(found_one)}"
@@ -113,6 +119,18 @@ class _Walk:
                     seen.add(target)
                     label = self.diff.view(self.old, target.unit).label(target.section)
                     queue.append((target, through or label, gone))
+
+    def moved_used_by(self, place: Place) -> Iterator[str]:
+        """Names of the variables made anew elsewhere that old code of `place` uses, each once."""
+        moved = {m.old for m in self.diff.changes.moved.values()}
+        used: dict[Place, None] = {}
+        for _, reference in self._references(place) if moved else ():
+            if reference.literal is None and reference.section >= 0:
+                resolved = self.diff.comparison.resolve(self.old, place, reference)
+                if resolved is not None and resolved[0] in moved:
+                    used[resolved[0]] = None
+        for variable in used:
+            yield self.diff.view(self.old, variable.unit).label(variable.section)
 
     def callees(self, place: Place) -> Iterator[Place]:
         """The functions that the code of `place`, its .cold half included, refers to."""

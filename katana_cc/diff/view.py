@@ -206,6 +206,13 @@ class ObjectView:
         name = self.elf.sections[section].name
         return not any(name.endswith("." + s.name) for s in self.symbols_in.get(section, ()))
 
+    def holds_labels(self, section: int) -> bool:
+        """Whether a datum holds addresses inside one function and its parts, and nothing else that is relocated."""
+        references = self.references(section)
+        owners = {self.parent.get(r.section, r.section) for r in references}
+        inside = all(r.base + r.addend or r.section in self.parent for r in references)
+        return inside and len(owners) == 1 and self.kinds.get(owners.pop()) is Kind.FUNCTION
+
     def layout(self, section: int) -> list[tuple[int, int, str]]:
         """(offset, size, name without numbers) of the data in a section."""
         symbols = self.symbols_in.get(section, ())

@@ -202,6 +202,35 @@ class DebugInfo:
                 raise self._reader.damaged("a unit ends in the middle of an entry") from None
         return tuple(entries)
 
+    def of_tags(self, tags: frozenset[int]) -> Iterator[Die]:
+        """Every DIE that has one of these tags, wherever it stands, in the order they stand.
+
+        Raises:
+            FormatError: damaged debug information.
+        """
+        data = self.sections.space
+        for unit in self.units:
+            position, depth = unit.first, 0
+            try:
+                while position < unit.end:
+                    here = position
+                    if not data[position]:
+                        position, depth = position + 1, depth - 1
+                    else:
+                        abbreviation, position = self._abbreviation(unit, position)
+                        if abbreviation.size >= 0:
+                            position += abbreviation.size
+                        else:
+                            sizes = unit.address_size, unit.offset_size
+                            position = skip_steps(data, position, abbreviation.steps, *sizes)
+                        depth += abbreviation.children
+                        if abbreviation.tag in tags:
+                            yield self.die(here, unit)
+                    if depth <= 0:
+                        break
+            except IndexError:
+                raise self._reader.damaged("a unit ends in the middle of an entry") from None
+
     def _outline_unit(self, unit: Unit, note: Callable[[Entry], None], count: Callable[[], int]) -> None:
         data, table = self.sections.space, unit.abbreviations
         address_size, offset_size = unit.address_size, unit.offset_size

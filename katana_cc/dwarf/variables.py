@@ -21,6 +21,7 @@ from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place
 from katana_cc.dwarf.texts import texts
 from katana_cc.dwarf.units import Block, Die
+from katana_cc.elf import constants as c
 
 if TYPE_CHECKING:
     from katana_cc.dwarf.elftools_reader import Operation
@@ -64,6 +65,11 @@ class Variable(NamedTuple):
     def qualified(self) -> str:
         """The name with its scope: `serve()::count`."""
         return f"{self.scope}::{self.name}" if self.scope else self.name
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it begins a section, which may be its own."""
+        return self.place is not None and 0 < self.place.section < c.SHN_LORESERVE and self.place.offset == 0
 
 
 def variables(info: DebugInfo) -> tuple[Variable, ...]:

@@ -25,6 +25,7 @@ from katana_cc.patch.model import (
     Replacement,
     Verdict,
 )
+from katana_cc.patch.moves import moved, staying
 from katana_cc.patch.references import References
 from katana_cc.patch.sources import with_sources
 from katana_cc.patch.unwinding import Unwinding
@@ -58,11 +59,14 @@ class _Builder:
         roots = sorted(self.changes.replaced)
         for place in roots:
             self.carrier.carry(place)
+        transforms = [*moved(self.carrier)]
         self._drain()
         edits = [self.edits.whole(new, old) for new, old in sorted(self.changes.edits.items())]
         for new, (old, offsets) in sorted(self.changes.pointers.items()):
             edits += [self.edits.pointer(new, old, at) for at in offsets]
         edits += self.edits.initialisers(self.changes.initialisers)
+        for new, old in sorted(self.changes.retargeted.items()):
+            edits += self.edits.retargeted(new, old)
         self._drain()
         self.unwinding.finish()
         replacements = tuple(self._replacement(place, self.changes.replaced[place]) for place in roots)
@@ -75,8 +79,9 @@ class _Builder:
             Reliance(number[r.caller], number[r.callee], r.basis, r.through) for r in self.changes.reliances
         )
         patch = PatchObject(
-            identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits), reliances
-        )
+            identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits), reliances,
+            (*transforms, *staying(self.diff)),
+        )  # fmt: skip
         code = [(n, place) for place, n in self.carrier.carried.items() if sections[n].flags & c.SHF_EXECINSTR]
         return with_sources(patch, [(n, self.diff.debug.info(self.new, p.unit), p.section) for n, p in code])
 

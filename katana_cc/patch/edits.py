@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from katana_cc.diff.program import Place
+from katana_cc.diff.retarget import as_linked, fields
 from katana_cc.elf import constants as c
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.model import DataEdit, PatchRelocation, PatchSection, PatchSymbol
@@ -75,6 +76,30 @@ class Edits:
         fields = () if moved is None else (PatchRelocation(0, moved.type, moved.symbol, moved.addend),)
         self.carrier.sections.append(PatchSection(f".katnew.{name}", kind, 0, 8, bytes(8), 8, relocations=fields))
         return DataEdit(name, base + at, expected, len(self.carrier.sections) - 1)
+
+    def retargeted(self, place: Place, old_place: Place) -> list[DataEdit]:
+        """The fields of code that stays, where they lead to a variable that is made anew."""
+        label, start = self.carrier.view(place).label(place.section), self.old.address(old_place)
+        assert start is not None
+        result = []
+        for new, old, variable in fields(self.diff, place, old_place):
+            at, kind = old.relocation.offset, as_linked(old.relocation.type)
+            before = self.diff.comparison.resolve(self.old, old_place, old)
+            after = self.diff.comparison.resolve(self.diff.new, place, new)
+            assert before is not None
+            assert after is not None  # `retarget.py` takes only what is known
+            carried = self.carrier.section_symbol(self.carrier.carry(after[0]))
+            fields_of = (
+                PatchRelocation(0, kind, self.references.existing(variable), before[1] + old.addend),
+                PatchRelocation(0, kind, carried, after[1] + new.addend),
+            )
+            name, first = f"{label}+{at:#x}", len(self.carrier.sections)
+            for prefix, field in zip((".katold", ".katnew"), fields_of, strict=True):
+                self.carrier.sections.append(
+                    PatchSection(f"{prefix}.{name}", c.SHT_PROGBITS, 0, 4, bytes(4), 4, relocations=(field,))
+                )
+            result.append(DataEdit(name, start + at, first, first + 1))
+        return result
 
     def _old_contents(self, place: Place, address: int, size: int) -> tuple[bytes, Iterable[PatchRelocation]]:
         """What must be in the target at `address`: the final bytes, with what the dynamic linker added."""

@@ -107,6 +107,7 @@ class Basis(IntEnum):
 
     BODY_SEEN = 1  # compiled in one unit: registers it spares, memory it leaves alone, how it takes its arguments
     PROTOTYPE = 2  # its parameters or its result are of another type now
+    DATA_MOVED = 3  # it uses a variable that is made anew elsewhere: `callee` is the caller, `through` the variable
 
 
 @dataclass(frozen=True, slots=True)

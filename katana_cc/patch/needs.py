@@ -7,6 +7,7 @@ else; a code that is not in the table (of a later Katana) is never met.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -21,6 +22,7 @@ class Option(StrEnum):
     ALLOW_ACTIVE = "--allow-active"
     TAKE_INITIALISER = "--take-initialiser"
     FOLLOW = "--follow"
+    ONLY_STATIC = "--only-static"
 
 
 class Grant(NamedTuple):
@@ -30,13 +32,15 @@ class Grant(NamedTuple):
     value: str
 
     def __str__(self) -> str:
-        return f"{self.option} {self.value}"
+        return f"{self.option} {shlex.quote(self.value)}"
 
 
 GRANTED_BY: Final[dict[str, Option]] = {
     Code.MAIN_ACTIVE: Option.ALLOW_ACTIVE,
     Code.STORAGE_LOST: Option.TAKE_INITIALISER,
     Code.STORAGE_UNKNOWN: Option.TAKE_INITIALISER,
+    Code.TYPE_ELSEWHERE: Option.ONLY_STATIC,
+    Code.POINTER_OPAQUE: Option.FOLLOW,
 }
 
 

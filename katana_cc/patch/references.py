@@ -143,7 +143,7 @@ class References:
         if why := self.old.unplaced.get(old_target):
             self.carrier.refuse(Code.NOT_PLACED, place, f"it refers to {label}, whose place is not known: {why}")
             return None, 0
-        return self._existing(old_target, old_address), offset
+        return self.existing(old_target), offset
 
     def _old_common(self, target: Place) -> int | None:
         """The symbol for a variable that was SHN_COMMON in the old objects and has a section now."""
@@ -199,8 +199,10 @@ class References:
             return None
         return self.carrier.symbol(PatchSymbol(symbol.name, c.STB_GLOBAL, c.STT_GNU_IFUNC, None, address, 0))
 
-    def _existing(self, old_target: Place, old_address: int) -> int:
-        """The undefined symbol for what exists in the target at a link-time address."""
+    def existing(self, old_target: Place) -> int:
+        """The undefined symbol for what exists in the target, at its link-time address."""
+        old_address = self.old.address(old_target)
+        assert old_address is not None
         view = self.diff.view(self.old, old_target.unit)
         symbols = view.symbols_in.get(old_target.section, [])
         first = next((s for s in symbols if s.value == 0), None)

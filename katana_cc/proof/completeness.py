@@ -12,7 +12,9 @@ have a thing that means the same:
    is itself, and each reference within the object leads to the section of the same number.  But a global name may lead
    elsewhere than before, so an object that uses a name which does not mean the same thing is treated as one that
    changed, and so is one of which the patch carries something that is not jumped to from its old place.
-4. What runs once or is collected by the linker (start-up code, sections of other names) must be there in both.
+4. A variable that is carried although the old output has one of its name must be carried over: the patch object says
+   how the live value gets there, and whoever applies it follows the pointers that other variables hold.
+5. What runs once or is collected by the linker (start-up code, sections of other names) must be there in both.
 
 New places that nothing old leads to are not looked at: no process can reach them, other than through what is compared.
 Nothing here uses what the diff has found out; a change that it loses shows as a difference between two places that
@@ -36,6 +38,9 @@ from katana_cc.proof.judge import Judge
 from katana_cc.proof.model import Carried, Field, Finding, Named, Target
 from katana_cc.proof.pairing import WHOLE, Pairing
 from katana_cc.proof.walk import Difference, against_patch, differences, not_as_linked, place_worded, walk
+from katana_cc.recorder.record import stem
+from katana_cc.transform.model import Transformation
+from katana_cc.transform.places import moved_offset, pointer_at
 
 _SILENT = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED, Kind.LITERAL, Kind.ANONYMOUS)
 _UNUSED = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED)  # nothing is reached through these
@@ -66,9 +71,11 @@ class _Proof:
         self.handlers = Handlers(self.judge)
         self.edits = {e.address: Carried(e.replacement) for e in patch.data_edits if not e.is_initialiser}
         self._done: set[Place] = set()
+        self._moved: dict[Target, tuple[Carried, Transformation]] = {}
 
     def findings(self) -> Iterator[Finding]:
         yield from walk(self.judge)
+        yield from self._carried_over()
         yield from self._gone()
         changed = set(range(len(self.new.program.snapshot.units))) - self.pairing.same
         changed |= {unit for unit in self.pairing.same if self._is_overridden(unit)}
@@ -143,7 +150,11 @@ class _Proof:
         data, fields = self.old.data(theirs), self.old.fields(theirs)
         if address is not None and (whole := self.edits.get(address)) and self.judge.carried.size(whole) == len(data):
             return  # rewritten as a whole, and compared
-        edited = {f.offset: f for f in self._edited(address, len(data))}
+        # (A load from a slot that the linker relaxed is edited as what it became.)
+        types = {f.offset: f.type for f in fields}
+        edited = {f.offset: f._replace(type=types.get(f.offset, f.type)) for f in self._edited(address, len(data))}
+        if self.new.kind(place) is Kind.DATA:
+            fields = tuple(self._followed(f, address) for f in fields)
         yield from differences(self.judge, place, data, tuple(edited.get(f.offset, f) for f in fields))
         if self.new.kind(place) in (Kind.FUNCTION, Kind.CODE) and not self.handlers.agree(place, theirs):
             yield Difference(0, len(data), "the handlers of its exceptions differ")
@@ -156,6 +167,55 @@ class _Proof:
             if address <= start < address + size:
                 for f in self.judge.carried.fields(carried):
                     yield f._replace(offset=f.offset + start - address)
+
+    # Live values
+
+    def _carried_over(self) -> Iterator[Finding]:
+        """Whether each variable that the patch carries takes over what lives in the old one, if there is one."""
+        for transform in self.patch.transforms:
+            if transform.address is None or transform.symbol is None:
+                continue
+            symbol, t = self.patch.symbols[transform.symbol], transform.transformation
+            carried = Carried(symbol.section if symbol.section is not None else -1)
+            place, found = self.judge.carries.get(carried), self.old.at(transform.address)
+            old = found[0] if found is not None and found[1] == symbol.value == 0 else None
+            if place is None or not isinstance(old, Place) or not self._may_be(place, old):
+                text = f"the patch fills {t.name} from {transform.address:#x}: no such variable of the old build"
+                yield Finding(t.name, text, place)
+            elif (self.old.size(old), self.new.size(place)) != (t.old_size, t.new_size):
+                yield Finding(t.name, f"the patch carries over {t.old_size} bytes into {t.new_size}", place)
+            else:
+                self._moved[old] = carried, t
+        filled = {carried for carried, _ in self._moved.values()}
+        for place, carried in self.judge.carried_as.items():
+            before = self.judge.old_of(place)
+            if self.new.kind(place) is Kind.DATA and carried not in filled and before is not None:
+                text = "the patch carries it anew, and leaves the live value of the old one behind"
+                yield Finding(self.new.label(place), text, place)
+
+    def _followed(self, field: Field, holder: int | None) -> Field:
+        """What a pointer in a variable at `holder` leads to once it was followed."""
+        if field.target not in self._moved or holder is None:
+            return field
+        carried, transformation = self._moved[field.target]
+        offset = moved_offset(transformation, field.distance, self._pointee(holder + field.offset))
+        return field if offset is None else field._replace(target=carried, distance=offset)
+
+    def _pointee(self, address: int) -> str:
+        """What the patch says that a pointer at an address points to; "" where it does not know one."""
+        for transform in self.patch.transforms:
+            start, t = transform.address, transform.transformation
+            if transform.symbol is None and start is not None and start <= address < start + t.old_size:
+                found = pointer_at(t, address - start)
+                if found is not None:
+                    return found.pointee
+        return ""
+
+    def _may_be(self, place: Place, old: Place) -> bool:
+        known = self.judge.pairing.old_of(place)
+        if known is not None:
+            return known == old
+        return bool({stem(n) for n in self.new.names(place)} & {stem(n) for n in self.old.names(old)})
 
     # Names, and what is gone
 

@@ -142,7 +142,8 @@ class _Walker:
         return ((f, before[f.offset]) for f in self.new.fields(place) if f.offset in before)
 
     def _new_of(self, old: Place, edit: DataEdit) -> Place | None:
-        """The new place of an old datum that is edited: by its names, and the old place they lead back to."""
+        """The new place of an old datum, or of code, that is edited: by its names, and the old place they lead back
+        to."""
         names = set(self.old.names(old))
         for name in sorted(names):
             target, _, _ = self.new.defined(name)
@@ -153,7 +154,7 @@ class _Walker:
             Place(unit, s.section)
             for unit in range(len(self.new.program.snapshot.units))
             for s in self.new.program.record(unit).symbols
-            if s.type == c.STT_OBJECT and s.section < c.SHN_LORESERVE and stem(s.name) in wanted
+            if s.type in (c.STT_OBJECT, c.STT_FUNC) and s.section < c.SHN_LORESERVE and stem(s.name) in wanted
         ]
         fitting = [p for p in dict.fromkeys(locals_) if self.judge.pairing.old_of(p) in (None, old)]
         exact = [p for p in fitting if self.judge.pairing.old_of(p) == old]

@@ -73,7 +73,7 @@ def explain(po: PatchObject, data: bytes) -> Explanation:
             ("Patch", patch_id(data)),
             ("Size", f"{count(len(data), 'byte')}; {count(s.mapped_bytes, 'byte')} in the process"),
         ),
-        (_changes(s), _touched(s), _safety(s), _handling(s)),
+        (_changes(s, po), _touched(s), _safety(s), _handling(s)),
         tuple(Group(v, SEVERITY_TITLES.get(v, v), reasons) for v, reasons in s.reasons.items()),
     )
 
@@ -108,13 +108,18 @@ def _wrap(sentence: str) -> str:
     return textwrap.fill(clean(sentence), 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
 
 
-def _changes(s: Summary) -> Topic:
+def _changes(s: Summary, po: PatchObject) -> Topic:
+    moved = [d.transformation for d in po.transforms if d.symbol is not None]
     if s.verdict is Verdict.REFUSED:
         return Topic("What it changes", ("Nothing: a refused patch carries its reasons only.",))
     points = [
         f"{f.name} is replaced ({f.old_size} → {count(f.new_size, 'byte')}, at {f.address:#x})" for f in s.changed
     ]
     points += [f"{f.name} is new ({count(f.size, 'byte')})" for f in s.new_functions]
+    points += [
+        f"{t.name} is made anew ({t.old_size} → {count(t.new_size, 'byte')}), with its live value" for t in moved
+    ]
+    points += [f"{name} stays, and is made to use the new one where it does" for name in s.retargeted]
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
     points += [f"{d.name}: {count(d.size, 'byte')} of read-only data at {d.address:#x}, rewritten" for d in s.rewritten]
     points += [
@@ -162,7 +167,15 @@ def _safety(s: Summary) -> Topic:
             sentences.append(
                 "The data rewritten in place must hold its old contents exactly, or the process is refused."
             )
-        sentences.append("Variables that exist keep their values and addresses.")
+        if s.carried_over:
+            sentences.append(
+                f"{', '.join(s.carried_over)}: the live value is carried over field by field into a new place, in the "
+                "same stop as the code. All writable memory is searched for pointers to the old one: those that a type "
+                "explains are followed, any other is listed and the process is refused, unless `--follow` names the "
+                "variable."
+            )
+        others = "Other variables" if s.carried_over else "Variables that exist"
+        sentences.append(f"{others} keep their values and addresses.")
     return Topic("Is it safe", tuple(sentences))
 
 
@@ -174,6 +187,11 @@ def _handling(s: Summary) -> Topic:
         "would be written.",
         "`katana revert --pid PID` writes the old bytes back exactly.",
     ]
+    if s.carried_over:
+        sentences.append(
+            f"Revert carries {', '.join(s.carried_over)} back too, with the values of that moment, unless a field that "
+            "the old build has no room for holds a value: then it is refused and names the field."
+        )
     names = ", ".join(d.name for d in s.new_data if d.kind != "constant")
     if names:
         sentences.append(f"Revert takes the new variables out with their values: {names}.")

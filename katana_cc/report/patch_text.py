@@ -66,6 +66,7 @@ def change_lines(summary: Summary) -> list[str]:
     lines += _block("New data", data)
     rewritten = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.rewritten]
     lines += _block("Read-only data rewritten in place", rewritten)
+    lines += _block("Functions that stay, and are made to use variables made anew", [(n,) for n in summary.retargeted])
     initial = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.initialisers]
     lines += _block("New initial values, taken with --take-initialiser only", initial)
     lines += _block("New imports, found by name", [_import(r) for r in summary.new_imports])

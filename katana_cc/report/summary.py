@@ -58,9 +58,10 @@ class Reference(NamedTuple):
 class Summary(NamedTuple):
     """All that is said of a patch object, beside its raw sections, symbols and relocations.
 
-    `unnamed_bytes` are the mapped sections without a symbol; `active` the replaced functions that are always active;
-    `new_imports` are those imports that the old program did not have; `options` what `katana apply` must be told, a
-    need each.
+    `carried_over` are the variables that are made anew with their live value, `retargeted` the functions that stay and
+    are made to use them; neither is counted as new or rewritten.  `unnamed_bytes` are the mapped sections without a
+    symbol; `active` the replaced functions that are always active; `new_imports` are those imports that the old program
+    did not have; `options` what `katana apply` must be told, a need each.
     """
 
     identity: Identity
@@ -71,6 +72,8 @@ class Summary(NamedTuple):
     unnamed_bytes: int
     rewritten: tuple[RewrittenDatum, ...]
     initialisers: tuple[RewrittenDatum, ...]
+    carried_over: tuple[str, ...]
+    retargeted: tuple[str, ...]
     imports: tuple[Reference, ...]
     new_imports: tuple[Reference, ...]
     existing: tuple[Reference, ...]
@@ -98,6 +101,8 @@ def summarise(po: PatchObject) -> Summary:
     )
     functions, data = [], []
     named: set[int] = set()
+    moved = {po.symbols[d.symbol].section: d.transformation.name for d in po.transforms if d.symbol is not None}
+    retargeted = tuple(dict.fromkeys(r.subject for r in po.reasons if r.code == Code.CODE_RETARGETED))
     for i, y in enumerate(po.symbols):
         if y.section is None or y.type not in (c.STT_FUNC, c.STT_OBJECT, c.STT_TLS, c.STT_GNU_IFUNC):
             continue
@@ -107,7 +112,7 @@ def summarise(po: PatchObject) -> Summary:
         named.add(y.section)
         thing = NewThing(y.name, _kind(section), y.size, section.name)
         if thing.kind != "function":
-            data.append(thing)
+            data += [thing] if y.section not in moved else []
         elif i not in replacing and (y.section, y.value) not in places and not _is_fragment(y.name, names):
             functions.append(thing)
     # What only registers frames is no part of the change.
@@ -123,8 +128,10 @@ def summarise(po: PatchObject) -> Summary:
         tuple(functions),
         tuple(data),
         sum(size for i, size in mapped.items() if i not in named),
-        _rewritten(po, False),
+        tuple(r for r in _rewritten(po, False) if r.name.rpartition("+")[0] not in retargeted),
         _rewritten(po, True),
+        tuple(moved.values()),
+        retargeted,
         tuple(r for r in references if r.address is None),
         tuple(r for r in references if r.address is None and r.name in fresh),
         tuple(r for r in references if r.address is not None),
@@ -138,11 +145,16 @@ def summarise(po: PatchObject) -> Summary:
 def headline(summary: Summary) -> str:
     """What changed, in a few words: "2 functions changed, 1 new"."""
     words = []
+    single = len(summary.carried_over) == 1
     if summary.changed:
         words.append(f"{count(len(summary.changed), 'function')} changed")
     if summary.new_functions:
         new = len(summary.new_functions)
         words.append(f"{new} new" if summary.changed else f"{count(new, 'new function')}")
+    if summary.carried_over:
+        words.append(f"{count(len(summary.carried_over), 'variable')} carried over")
+    if summary.retargeted:
+        words.append(f"{count(len(summary.retargeted), 'function')} made to use {'it' if single else 'them'}")
     variables = sum(d.kind != "constant" for d in summary.new_data)
     if variables:
         words.append(count(variables, "new variable"))

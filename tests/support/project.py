@@ -242,6 +242,7 @@ class Project:
 
         result = self.diff(old, new)
         if not result.nothing:
-            assert problems(result.patch) == []
+            found = problems(result.patch)
+            assert found == []
             assert inequivalences(result.patch, old.path, new.path) == []
         return result

@@ -177,7 +177,9 @@ def test_html_is_self_contained(po: PatchObject) -> None:
 
 
 def test_explain_names_the_new_variables_that_revert_takes_out() -> None:
-    assert "with their values: fresh, zeroes" in " ".join(to_text(explain(sample(), encode(sample()))).split())
+    said = " ".join(to_text(explain(sample(), encode(sample()))).split())
+    assert "with their values: zeroes." in said
+    assert "fresh: the live value is carried over" in said
 
 
 def test_a_function_that_is_always_active_is_said_to_need_leave() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from katana_cc.diff.reasons import Code
 from katana_cc.patch.model import PatchObject, PatchSymbol, Reason, Verdict
 from katana_cc.report.summary import clean, headline, one_line, summarise
 from tests.support.patches import IDENTITY, refused, sample
@@ -17,7 +18,7 @@ def _with_symbol(symbol: PatchSymbol) -> PatchObject:
 
 def test_the_line_of_a_safe_patch() -> None:
     po = replace(sample(), verdict=Verdict.SAFE, reasons=(), data_edits=(), symbols=sample().symbols[:6])
-    words = "katana: src/server (v1.2 → 3f9c21ab): 1 function changed, 1 new, 1 new variable, safe: p/x.kpo"
+    words = "katana: src/server (v1.2 → 3f9c21ab): 1 function changed, 1 new, 1 variable carried over, safe: p/x.kpo"
     assert one_line(replace(po, sections=po.sections[:3]), "p/x.kpo") == words
 
 
@@ -80,7 +81,16 @@ def test_a_thread_local_at_offset_0_exists() -> None:
 
 def test_only_what_is_mapped_counts_as_new_data() -> None:
     po = _with_symbol(PatchSymbol("banner", 0, 1, 6, 0, 4))
-    assert [d.name for d in summarise(po).new_data] == ["fresh", "zeroes"]
+    assert [d.name for d in summarise(po).new_data] == ["zeroes"]
+
+
+def test_code_that_is_made_to_use_another_variable_is_no_constant() -> None:
+    po = sample()
+    edit = replace(po.data_edits[0], name="main+0x2")
+    reason = replace(po.reasons[0], code=Code.CODE_RETARGETED.value, severity="info", subject="main")
+    summary = summarise(replace(po, data_edits=(*po.data_edits, edit), reasons=(reason,)))
+    assert summary.retargeted == ("main",)
+    assert [d.name for d in summary.rewritten] == [e.name for e in po.data_edits if not e.is_initialiser]
 
 
 def test_reasons_are_grouped_gravest_first() -> None:

@@ -1,0 +1,375 @@
+"""Live data that the new build lays out otherwise: variables that are made anew elsewhere, and what that leaves open.
+
+Theory of operation.  The new code reads every object by the new layout, so an object of the old one must be made anew
+in the same instant.  Of a *variable* it is known where it lies, who uses it and what it holds: it is carried like a new
+one, with the transformation that fills it from the old object (`katana_cc.transform`), and whatever refers to it is
+made to refer to the new one (`recreate.py`, `retarget.py`; pointers at run time are followed when it is applied).
+
+Objects of a changed *type* may also lie on the heap or in frames.  Debug information tells whether anything could lead
+to one: a pointer to such an object, or to something that holds one, or a variable of a function that is one.  Without
+any, its variables are all there is.  With one, somebody has to say that there are none (`--only-static TYPE`); and if
+no variable is of the type at all, there is no doubt where its objects are, and it is refused.
+
+What no transformation follows for is refused, with the question that a person would have to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from katana_cc.diff.program import Place, Program
+from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
+from katana_cc.diff.view import Kind
+from katana_cc.dwarf.changes import ChangeKind, TypeChange, compare_layouts, without_consequences
+from katana_cc.dwarf.detail import lines_only
+from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.sections import DwarfProblem
+from katana_cc.dwarf.types import layouts
+from katana_cc.dwarf.uses import Use, holders_of, used_outside
+from katana_cc.dwarf.variables import Variable, variables
+from katana_cc.elf import constants as c
+from katana_cc.errors import FormatError
+from katana_cc.patch.model import Reason
+from katana_cc.transform.between import between_types, between_variables
+from katana_cc.transform.execute import apply
+from katana_cc.transform.model import Repeat, Step, Transformation
+from katana_cc.transform.places import moved_offset, pointer_at, pointers
+from katana_cc.transform.values import Layouts
+
+if TYPE_CHECKING:
+    from katana_cc.diff.engine import Diff
+
+
+class Move(NamedTuple):
+    """A variable made anew: the old place, and how the new object comes of the old one."""
+
+    old: Place
+    transformation: Transformation
+
+
+# -- variables ---------------------------------------------------------------------------------------------------------
+
+
+def find_moves(diff: Diff) -> None:
+    """Fill `changes.moved` with the variables whose live objects have to be made anew, and refuse those that cannot be.
+
+    Comes before sections are compared, which leaves such variables alone.
+    """
+    pairs = {new: old for old, new in diff.correlation.changed_units}
+    for unit in [*pairs, *diff.correlation.new_units]:
+        for v in _live(diff, diff.new, unit):
+            was, old_place = _counterpart(diff, unit, v, pairs.get(unit))
+            if was is not None and not v.constant:
+                _consider(diff, Place(unit, v.place.section if v.place else 0), v, old_place, was, pairs.get(unit))
+
+
+def _live(diff: Diff, program: Program, unit: int) -> Iterator[Variable]:
+    """The variables that have storage in a unit, or a part of it."""
+    info = _readable(diff, program, unit)
+    try:
+        for v in variables(info) if info is not None else ():
+            if v.place is not None or v.pieces:
+                yield v
+    except FormatError:
+        return  # refused by `check_types`
+
+
+def _counterpart(diff: Diff, unit: int, v: Variable, paired: int | None) -> tuple[Variable | None, Place | None]:
+    """The old variable, and its section where it has one of its own."""
+    if v.place is not None and v.is_stored:
+        old_place = diff.correlation.old_place(Place(unit, v.place.section))
+        return (diff.debug.stored_in(diff.old, old_place), old_place) if old_place is not None else (None, None)
+    if paired is None:
+        return None, None
+    return next((x for x in _live(diff, diff.old, paired) if x.qualified == v.qualified), None), None
+
+
+def _consider(
+    diff: Diff, place: Place, v: Variable, old_place: Place | None, was: Variable, paired: int | None
+) -> None:
+    old_unit = old_place.unit if old_place is not None else paired
+    assert old_unit is not None
+    same = (was.type, was.size, was.aggregate) == (v.type, v.size, v.aggregate)
+    if same and v.aggregate not in _changed_types(diff, old_unit, place.unit):
+        return
+    before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, place.unit)
+    view = diff.view(diff.new, place.unit)
+    kind = view.kinds.get(place.section)
+    if (
+        kind is Kind.CONST
+        or view.holds_labels(place.section)
+        or (old_place is not None and diff.old.address(old_place) is None)
+    ):
+        return  # nothing live
+    found = between_variables(was, before, v, after)
+    if not isinstance(found, Transformation) or not found.is_identity:
+        diff.settled.add(place)
+    if isinstance(found, Transformation) and found.is_identity:
+        text = f"{v.qualified} was {was.type} and is {v.type}: its live value means the same"
+        if was.type != v.type:
+            _note(diff, Code.VARIABLE_TYPE_CHANGED, INFO, v, text)
+        return
+    if not isinstance(found, Transformation):
+        for problem in found:
+            _note(
+                diff, Code.VARIABLE_TYPE_CHANGED, REFUSED, v, f"its live value cannot be carried over: {problem.text}"
+            )
+        return
+    why = _why_fixed(diff, place, v, old_place, was)
+    if why:
+        code = Code.THREAD_LOCAL if v.thread_local or was.thread_local else Code.DATA_RESIZED
+        _note(diff, code, REFUSED, v, f"{v.qualified} {_how(found)}, and {why}")
+        return
+    assert old_place is not None
+    if why := _elements_shifted(diff, place, old_place, found):
+        _note(diff, Code.DATA_POINTERS_CHANGED, REFUSED, v, f"{v.qualified} {_how(found)}, and {why}")
+        return
+    diff.changes.moved[place] = Move(old_place, found)
+    diff.changes.recreated.add(place)
+    text = f"{v.qualified} {_how(found)}: it is made anew, and its live value carried over"
+    _note(diff, Code.DATA_TRANSFORMED, INFO, v, text)
+
+
+def _how(t: Transformation) -> str:
+    if t.old_size == t.new_size:
+        return "is laid out otherwise"
+    verb = "grows" if t.new_size > t.old_size else "shrinks"
+    return f"{verb} from {t.old_size} to {t.new_size} bytes"
+
+
+def _why_fixed(diff: Diff, place: Place, v: Variable, old_place: Place | None, was: Variable) -> str:
+    """Why an object cannot be made anew elsewhere; "" if it can."""
+    if v.thread_local or was.thread_local:
+        return "each thread has one of its own"
+    if v.pieces or was.pieces:
+        return "the compiler took it apart"
+    if not v.is_stored or not was.is_stored or old_place is None:
+        return "it has no section of its own (build with -fdata-sections -fno-common)"
+    for program, at in ((diff.old, old_place), (diff.new, place)):
+        view = diff.view(program, at.unit)
+        if view.is_shared(at.section) or view.kinds.get(at.section) is not Kind.DATA:
+            return "it has no writable section of its own (build with -fdata-sections)"
+    if view.elf.sections[place.section].size != v.size or was.size != _size(diff, old_place):
+        return "its section holds more than its type tells"
+    exported = (s.name for s in view.symbols_in.get(place.section, ()) if s.binding != c.STB_LOCAL)
+    if any(name in diff.old.tables.by_name for name in exported):
+        return "other modules may hold its address (it is exported)"
+    if why := diff.old.unplaced.get(old_place):
+        return f"its place in the old output is not known: {why}"
+    return ""
+
+
+def _size(diff: Diff, place: Place) -> int:
+    return diff.view(diff.old, place.unit).elf.sections[place.section].size
+
+
+def _elements_shifted(diff: Diff, place: Place, old_place: Place, t: Transformation) -> str:
+    """Why carrying values over field by field would be wrong, by the initial values; "" if it would not.
+
+    A table that gained an entry in its midst begins with other values than before: whether the live entries are those
+    of the same index, only a person knows.
+    """
+    old_view, view = diff.view(diff.old, old_place.unit), diff.view(diff.new, place.unit)
+    old_fields = {r.relocation.offset: r for r in old_view.references(old_place.section)}
+    fields = {r.relocation.offset: r for r in view.references(place.section)}
+    for p in pointers(t):
+        a, b = old_fields.get(p.old), fields.get(p.new)
+        differ = a is not b if a is None or b is None else not diff.comparison.correspond(old_place, a, place, b)
+        if differ:
+            return f"`{p.path}` begins as another pointer, while the live one may still be the old one"
+    begun = apply(t, _initial(diff, diff.old, old_place), initial := _initial(diff, diff.new, place))
+    if begun == initial:
+        return ""
+    if _resizes(t.steps):
+        return "its elements begin with other values than before: whether some were inserted is not known"
+    diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+    return ""
+
+
+def _resizes(steps: Iterable[Step]) -> bool:
+    """Whether an array in it changes its number of elements."""
+    for step in steps:
+        if isinstance(step, Repeat) and _resizes(step.steps):
+            return True
+        name = getattr(step, "field", "") or getattr(step, "source", "")
+        if name.endswith("]") and type(step).__name__ in ("Initial", "Dropped"):
+            return True
+    return False
+
+
+def _initial(diff: Diff, program: Program, place: Place) -> bytes:
+    section = diff.view(program, place.unit).elf.sections[place.section]
+    return bytes(section.size) if section.type == c.SHT_NOBITS else diff.view(program, place.unit).data(place.section)
+
+
+def leads_along(diff: Diff, place: Place, old_place: Place, at: int) -> bool:
+    """Whether the pointers at offset `at` of two data lead into a variable that moves, to places that stand for each
+    other: the field has another offset now."""
+    found = []
+    for program, here in ((diff.old, old_place), (diff.new, place)):
+        references = diff.view(program, here.unit).references(here.section)
+        reference = next((r for r in references if r.relocation.offset == at), None)
+        if reference is None or reference.literal is not None or reference.section < 0:
+            return False
+        resolved = diff.comparison.resolve(program, here, reference)
+        if resolved is None:
+            return False
+        found.append((resolved[0], resolved[1] + reference.addend))
+    (old_target, was), (target, now) = found
+    move = diff.changes.moved.get(target)
+    holder = diff.debug.stored_in(diff.old, old_place)
+    pointee = _pointee(diff, old_place.unit, holder, at) if holder is not None else ""
+    return move is not None and move.old == old_target and moved_offset(move.transformation, was, pointee) == now
+
+
+def check_pointers(diff: Diff, place: Place, target: Place) -> None:
+    """Whether the pointers that a variable holds from the start can be followed into a `target` that moves."""
+    old_place = diff.correlation.old_place(place)
+    move = diff.changes.moved[target]
+    if old_place is None:
+        return  # new: it holds the new address
+    name, holder = move.transformation.name, diff.debug.stored_in(diff.old, old_place)
+    for r in diff.view(diff.old, old_place.unit).references(old_place.section):
+        if r.literal is not None or r.section < 0:
+            continue
+        resolved = diff.comparison.resolve(diff.old, old_place, r)
+        if resolved is None or resolved[0] != move.old:
+            continue
+        pointee = _pointee(diff, old_place.unit, holder, r.relocation.offset) if holder is not None else ""
+        offset = resolved[1] + r.addend
+        if moved_offset(move.transformation, offset, pointee) is None:
+            text = (
+                f"it may hold the address of byte {offset} of {name}, and what that means in the new one is not known"
+            )
+            diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
+        elif pointee in ("", "void"):
+            label = diff.view(diff.new, place.unit).label(place.section)
+            text = (
+                f"{label} may hold its address, and its type does not tell that it points there (if it does, follow it)"
+            )
+            file, line = diff.debug.declared(diff.new, place)
+            diff.changes.reasons.append(Reason(Code.POINTER_OPAQUE.value, NEEDS, name, file, line, text))
+
+
+def _pointee(diff: Diff, unit: int, holder: Variable, at: int) -> str:
+    """What the pointer at an offset of a variable points to, by its type; "" when that is not known."""
+    known = _layouts(diff, diff.old, unit)
+    same = between_variables(holder, known, holder, known)
+    found = pointer_at(same, at) if isinstance(same, Transformation) else None
+    return found.pointee if found is not None else ""
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+def check_types(diff: Diff) -> None:
+    """Decide on every type that two builds of an object lay out otherwise, and on debug information that is not there.
+
+    Comes last, when it is known which variables are made anew.
+    """
+    others: dict[str, _Others] = {}
+    for old_unit, new_unit in diff.correlation.changed_units:
+        if problem := _problem(diff, old_unit, new_unit):
+            diff.changes.reasons.append(problem)
+            continue
+        before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, new_unit)
+        for change in without_consequences(compare_layouts(before, after)):
+            if change.kind is ChangeKind.ENUMERATOR_ADDED:
+                diff.changes.reasons.append(_reason(Code.ENUMERATOR_ADDED, INFO, change, change.text))
+            elif not change.harmless:
+                found = between_types(change.type, before, change.type, after)
+                for question in () if isinstance(found, Transformation) else found:
+                    text = f"{change.text}; live objects have the old layout: {question.text}"
+                    diff.changes.reasons.append(_reason(Code.TYPE_CHANGED, REFUSED, change, text))
+                if isinstance(found, Transformation) and found.is_identity:
+                    text = f"{change.text}; live objects mean the same"
+                    diff.changes.reasons.append(_reason(Code.TYPE_CARRIED, INFO, change, text))
+                elif isinstance(found, Transformation):
+                    layout = after[change.type]
+                    one = others.setdefault(change.type, _Others(change, f"{layout.kind} {layout.name}"))
+                    _look_for_others(diff, old_unit, new_unit, change.type, one)
+    diff.changes.reasons += [_said_of_others(one) for one in others.values()]
+
+
+@dataclass(slots=True)
+class _Others:
+    """What is known of objects of a changed type that are no variables: whether there may be some, and whether any
+    variable is one."""
+
+    change: TypeChange
+    title: str
+    use: Use | None = None
+    variable: bool = False
+
+
+def _look_for_others(diff: Diff, old_unit: int, new_unit: int, key: str, found: _Others) -> None:
+    for program, unit in ((diff.old, old_unit), (diff.new, new_unit)):
+        info = _readable(diff, program, unit)
+        assert info is not None
+        holders = holders_of([key], layouts(info))
+        found.use = found.use or next(used_outside(info, holders), None)
+        found.variable = found.variable or any(v.aggregate in holders for v in _live(diff, program, unit))
+
+
+def _said_of_others(of: _Others) -> Reason:
+    change, use = of.change, of.use
+    if use is None:
+        text = f"{change.text}; no pointer to one and no such variable of a function is declared: variables are all"
+        return Reason(Code.TYPE_CARRIED.value, INFO, of.title, change.file, change.line, text)
+    where = f" ({use.file}:{use.line})" if use.file else ""
+    if not of.variable:
+        text = f"{change.text}; {use.how}{where}, and no variable is one: live objects elsewhere have the old layout"
+        return _reason(Code.TYPE_CHANGED, REFUSED, change, text)
+    text = (
+        f"{change.text}; {use.how}{where}, so objects of it may live on the heap or in frames, where they would keep "
+        f"the old layout and be misread (all is well if variables are the only ones)"
+    )
+    return Reason(Code.TYPE_ELSEWHERE.value, NEEDS, of.title, change.file, change.line, text)
+
+
+def _problem(diff: Diff, old_unit: int, new_unit: int) -> Reason | None:
+    """The refusal for debug information that does not tell of types."""
+    for program, unit in ((diff.old, old_unit), (diff.new, new_unit)):
+        side = diff.debug.info(program, unit)
+        problem = side if isinstance(side, DwarfProblem) else lines_only(side)
+        if problem is not None:
+            kinds = diff.view(diff.new, new_unit).kinds.values()
+            if Kind.FUNCTION not in kinds and Kind.DATA not in kinds:
+                return None  # assembly: its code is compared as a whole
+            name = program.unit_name(unit)
+            text = f"{name}: {problem.text}; changes of types could not be seen ({problem.remedy})"
+            return Reason(Code.DEBUG_INFORMATION.value, REFUSED, name, "", 0, text)
+    return None
+
+
+# -- debug information -------------------------------------------------------------------------------------------------
+
+
+def _readable(diff: Diff, program: Program, unit: int) -> DebugInfo | None:
+    info = diff.debug.info(program, unit)
+    return info if isinstance(info, DebugInfo) and lines_only(info) is None else None
+
+
+def _layouts(diff: Diff, program: Program, unit: int) -> Layouts:
+    info = _readable(diff, program, unit)
+    return layouts(info) if info is not None else {}
+
+
+def _changed_types(diff: Diff, old_unit: int, new_unit: int) -> frozenset[str]:
+    """The aggregates that two units lay out otherwise, themselves or what they hold."""
+    key = old_unit, new_unit
+    if key not in diff.relaid:
+        before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, new_unit)
+        changed = {x.type for x in compare_layouts(before, after) if not x.harmless}
+        diff.relaid[key] = holders_of(changed, after) if changed else frozenset()
+    return diff.relaid[key]
+
+
+def _reason(code: Code, severity: str, change: TypeChange, text: str) -> Reason:
+    return Reason(code.value, severity, change.type, change.file, change.line, text)
+
+
+def _note(diff: Diff, code: Code, severity: str, v: Variable, text: str) -> None:
+    diff.changes.reasons.append(Reason(code.value, severity, v.name, v.file, v.line, text))

@@ -1,0 +1,266 @@
+"""Variables and types that are laid out otherwise: what is carried over, what is asked of code, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from katana_cc.patch.model import Basis, DataTransform, Verdict
+from katana_cc.transform.model import Initial
+from tests.support.project import Project, Result, Variant
+from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
+
+VARIANTS = [
+    Variant("gcc", "-O0", "pie"),
+    Variant("gcc", "-O2", "pie"),
+    Variant("gcc", "-O2", "nopie"),
+    Variant("clang", "-O2", "pie", "lld"),
+    Variant("clang", "-O0", "nopie", "gold"),
+]
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """An empty project in each variant."""
+    variant: Variant = request.param
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    return Project(tmp_path, variant)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Project:
+    """An empty project built by gcc -O2 -pie."""
+    return Project(tmp_path)
+
+
+def moved(result: Result) -> dict[str, DataTransform]:
+    """The variables that a patch carries over, by name."""
+    return {d.transformation.name: d for d in result.patch.transforms if d.symbol is not None}
+
+
+def staying(result: Result) -> set[str]:
+    """The variables whose pointers are followed."""
+    return {d.transformation.name for d in result.patch.transforms if d.symbol is None}
+
+
+def needs(result: Result) -> set[tuple[str, str]]:
+    """Code and subject of what somebody has to decide."""
+    return {(r.code, r.subject) for r in result.patch.reasons if r.severity == "needs"}
+
+
+STRUCT = "struct stats {{ {} int a; long b; }}; struct stats g = {{ .a = 3, .b = 4 }};"
+SERVE = NOINLINE + "int other(int x) {{ return g.a + x; }} int serve(int x) {{ g.b += x; return other(x) + {}; }}"
+
+
+def test_struct_that_gains_a_field_is_carried_over(project: Project) -> None:
+    result = change(project, (STRUCT + SERVE).format("", 0), (STRUCT + SERVE).format("int hits;", "g.hits++"))
+    assert result.refusals == []
+    assert result.patch.verdict is Verdict.SAFE
+    (transform,) = moved(result).values()
+    assert (transform.transformation.old_size, transform.transformation.new_size) == (16, 16)
+    assert [s.field for s in transform.transformation.steps if isinstance(s, Initial)] == ["hits"]
+    # Every function that uses it is other code or leads elsewhere.
+    touched = {e.name.partition("+")[0] for e in result.patch.data_edits} | set(result.replaced)
+    assert touched >= {"other", "serve"}
+
+
+def test_what_only_uses_a_variable_that_moves_stays_where_it_is(project: Project) -> None:
+    """A field at the end: code that uses the first ones is the same, and need not be left by its threads."""
+    struct = "struct stats {{ int a; long b; {} }}; struct stats g = {{ .a = 3, .b = 4 }};"
+    result = change(project, (struct + SERVE).format("", 0), (struct + SERVE).format("int hits;", "g.hits++"))
+    assert result.refusals == []
+    assert result.replaced == ["serve"]
+    edits = [e for e in result.patch.data_edits if e.name.startswith("other+")]
+    assert edits
+    assert all(result.patch.sections[e.replacement].size == 4 for e in edits)
+
+
+def test_main_that_uses_it_need_not_be_left(tmp_path: Path) -> None:
+    struct = "struct stats { long a, b; %s }; extern struct stats g; int serve(int);"
+    main = '#include "s.h"\nint main(void) { while (serve(g.b)) {} return 0; }'
+    serve = '#include "s.h"\nstruct stats g; int serve(int x) { return %s; }'
+    result = Project(tmp_path).change(
+        {"s.h": struct % "", "main.c": main, "a.c": serve % "x * 7 + x % 5"},
+        {"s.h": struct % "int hits;", "a.c": serve % "g.hits += x"},
+    )
+    assert result.refusals == []
+    assert needs(result) == set()
+    assert {e.name.partition("+")[0] for e in result.patch.data_edits} == {"main"}
+
+
+@pytest.mark.parametrize("storage", ["", "static "])
+def test_array_that_grows_is_carried_over(project: Project, storage: str) -> None:
+    source = storage + "int tab[{0}]; int n; int serve(int x) {{ tab[n++ % {0}] += x; return tab[0]; }}"
+    result = change(project, source.format(4), source.format(9))
+    assert result.refusals == []
+    (transform,) = moved(result).values()
+    assert (transform.transformation.old_size, transform.transformation.new_size) == (16, 36)
+    assert result.patch.verdict is Verdict.SAFE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("int a, b;", "int a; long n; int b;"),
+        ("int a, b;", "int b, a;"),
+        ("int a, b;", "int a; long b;"),
+        ("int a:3, b:5;", "int a:4, b:4;"),
+        ("char a; int b;", "char a; int b __attribute__((packed));"),
+    ],
+)
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_fields_that_move_widen_or_are_packed(tmp_path: Path, compiler: str, before: str, after: str) -> None:
+    variant = Variant(compiler, "-O2", "pie")
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    source = "struct s {{ {} }} v; int serve(int x) {{ return v.b + x * 33; }}"
+    result = change(Project(tmp_path, variant), source.format(before), source.format(after))
+    assert result.refusals == []
+    assert list(moved(result)) == ["v"]
+    assert result.patch.verdict is Verdict.SAFE
+
+
+def test_objects_on_the_heap_alone_are_refused(plain: Project) -> None:
+    source = (
+        "void *calloc(unsigned long, unsigned long); struct s {{ {} }}; struct s *p; "
+        "int serve(int x) {{ p = calloc(1, sizeof *p); return p->b + x; }}"
+    )
+    result = change(plain, source.format("int b;"), source.format("int a, b;"))
+    assert refused(result) == {"type-changed"}
+    assert needs(result) == set()
+
+
+def test_static_of_a_function_is_carried_over(project: Project) -> None:
+    source = "int serve(int x) {{ static volatile struct {{ int a; {} }} s = {{ 5 }}; return s.a += x + {}; }}"
+    result = change(project, source.format("", 0), source.format("int b;", "s.b++"))
+    assert result.refusals == []
+    assert list(moved(result)) == ["serve()::s"]
+
+
+def test_variable_that_widens_is_carried_over(project: Project) -> None:
+    source = "static {} n = -5; int serve(int x) {{ n += x; return n >> 3; }}"
+    result = change(project, source.format("int"), source.format("long"))
+    assert result.refusals == []
+    assert list(moved(result)) == ["n"]
+
+
+def test_other_name_of_the_same_type_moves_nothing(plain: Project) -> None:
+    source = "static {} n = 5; int serve(int x) {{ n += x; return n % {}; }}"
+    result = change(plain, source.format("int", 3), source.format("unsigned", 5))
+    assert result.refusals == []
+    assert moved(result) == {}
+
+
+def test_pointers_that_other_variables_hold_are_named(project: Project) -> None:
+    more = "int *into = &g.a; struct stats *whole = &g; struct {{ struct stats *in[3]; }} held; "
+    use = "int serve(int x) {{ *into += x; whole->b++; held.in[x % 3] = whole; return other(x) + {}; }}"
+    other = NOINLINE + "int other(int x) {{ return g.a + x; }}"
+    source = STRUCT + more + other + use
+    result = change(project, source.format("", 0), source.format("int hits;", "g.hits++"))
+    assert result.refusals == []
+    assert staying(result) == {"into", "whole", "held"}
+    # There is a pointer type, so that there may be other objects.
+    assert needs(result) == {("type-changed-elsewhere", "struct stats")}
+
+
+def test_opaque_pointer_needs_a_decision(plain: Project) -> None:
+    source = (
+        "struct stats {{ int a; {} }} g; void *opaque = &g; int serve(int x) {{ return (g.a += x) + {} + !opaque; }}"
+    )
+    result = change(plain, source.format("", 0), source.format("int hits;", "g.hits++"))
+    assert result.refusals == []
+    assert needs(result) == {("pointer-opaque", "g")}
+
+
+def test_bytes_that_may_be_two_things_are_refused(plain: Project) -> None:
+    """It may be a pointer to `g.a`, or one to `g`."""
+    source = "struct s {{ {} int a; }} g; char *p = (char *)&g; int serve(int x) {{ return (g.a += x) + {} + *p; }}"
+    result = change(plain, source.format("", 0), source.format("int hits;", "g.hits++"))
+    assert "data-pointers-changed" in refused(result)
+
+
+def test_local_variable_of_a_changed_type_needs_a_decision(plain: Project) -> None:
+    source = STRUCT + "int serve(int x) {{ struct stats mine = g; mine.a += x; g = mine; return g.a + {}; }}"
+    result = change(plain, source.format("", 0), source.format("int hits;", "g.hits"))
+    assert result.refusals == []
+    assert needs(result) == {("type-changed-elsewhere", "struct stats")}
+
+
+def test_type_behind_another_type_needs_a_decision(plain: Project) -> None:
+    """No pointer to the type itself, only to what holds one."""
+    source = STRUCT + "struct outer {{ int n; struct stats s[2]; }}; struct outer *o; "
+    use = "int serve(int x) {{ return o ? o->n : g.a + x + {}; }}"
+    result = change(plain, (source + use).format("", 0), (source + use).format("int hits;", "g.hits"))
+    assert ("type-changed-elsewhere", "struct stats") in needs(result)
+
+
+def refused(result: Result) -> set[str]:
+    """The codes of what was refused."""
+    return {code for code, _ in result.refusals}
+
+
+def test_renamed_field_is_asked_about(plain: Project) -> None:
+    source = "struct s {{ int {0}; }}; static struct s g = {{ 3 }}; int serve(int x) {{ return g.{0} += x * {1}; }}"
+    result = change(plain, source.format("a", 1), source.format("b", 3))
+    assert refused(result) == {"type-changed", "variable-type-changed"}
+    assert any("rename" in r.text for r in result.patch.reasons)
+
+
+def test_exported_variable_is_refused(tmp_path: Path) -> None:
+    project = Project(tmp_path, Variant("gcc", "-O2", "shared"))
+    result = change(project, (STRUCT + SERVE).format("", 0), (STRUCT + SERVE).format("int hits;", "g.hits++"))
+    assert "data-resized" in refused(result)
+
+
+def test_thread_local_is_refused(plain: Project) -> None:
+    source = "static _Thread_local struct {{ int a; {} }} g; int serve(int x) {{ return g.a += x + {}; }}"
+    result = change(plain, source.format("", 0), source.format("int b;", "g.b++"))
+    assert "thread-local-changed" in refused(result)
+
+
+def test_table_with_an_element_in_its_midst_is_refused(plain: Project) -> None:
+    source = "int tab[] = {{ 1, {} 3 }}; int serve(int x) {{ tab[0] += x; return tab[x & 1]; }}"
+    result = change(plain, source.format(""), source.format("2,"))
+    assert refused(result) == {"data-pointers-changed"}
+
+
+def test_table_with_an_element_at_its_end_is_carried_over(project: Project) -> None:
+    source = (
+        "static int f(int x) {{ return x * 3; }} static int h(int x) {{ return x * 5; }} "
+        "static int (*tab[])(int) = {{ f, h, {} }}; "
+        "int serve(int x) {{ if (x == 77) tab[0] = h; return tab[x % (sizeof tab / 8)](x); }}"
+    )
+    result = change(project, source.format(""), source.format("f"))
+    assert result.refusals == []
+    assert list(moved(result)) == ["tab"]
+
+
+def test_removed_function_that_uses_it_and_may_be_called_is_refused(plain: Project) -> None:
+    keep = NOINLINE + "static int old(int x) {{ return g.a + x; }} int (*volatile hook)(int); "
+    before = STRUCT + keep + "int serve(int x) {{ hook = old; return hook(x) + {}; }}"
+    after = STRUCT + "int (*volatile hook)(int); int serve(int x) {{ return (hook ? hook(x) : 1) + {}; }}"
+    result = change(plain, before.format("", 0), after.format("int hits;", "g.hits++"))
+    assert "removed-code-relies-on-old" in refused(result)
+
+
+def test_old_code_must_not_go_on_with_the_old_object(plain: Project) -> None:
+    result = change(plain, (STRUCT + SERVE).format("", 0), (STRUCT + SERVE).format("int hits;", "g.hits++"))
+    found = {(result.patch.replacements[r.caller].name, r.through) for r in result.patch.reliances
+             if r.basis is Basis.DATA_MOVED}  # fmt: skip
+    assert ("serve", "g") in found
+
+
+def test_unchanged_object_that_uses_it_by_name(tmp_path: Path) -> None:
+    """An object that does not see the type does not change, and leads to the variable all the same."""
+    result = Project(tmp_path).change(
+        {
+            "main.c": MAIN,
+            "a.c": "struct s { int a; } g = { 3 }; int look(void); int serve(int x) { g.a += x; return look(); }",
+            "b.c": "extern int g; int look(void) { return g; }",
+        },
+        {"a.c": "struct s { int a, b; } g = { 3 }; int look(void); int serve(int x) { g.b += x; return look(); }"},
+    )
+    assert result.refusals == []
+    assert {e.name.partition("+")[0] for e in result.patch.data_edits} == {"look"}
