@@ -62,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="state that all objects of this type are variables: none is on the heap or in a frame",
     )
     parser.add_argument(
+        "--not-imported",
+        action="append",
+        type=variable_name,
+        default=[],
+        metavar="VARIABLE",
+        help="state that no library or plug-in, now or later, uses this variable of the program by its name",
+    )
+    parser.add_argument(
         "--follow",
         action="append",
         type=variable_name,
@@ -77,6 +85,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
     granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
     granted += [Grant(Option.ONLY_STATIC, name) for name in arguments.only_static]
+    granted += [Grant(Option.NOT_IMPORTED, name) for name in arguments.not_imported]
     granted += [Grant(Option.FOLLOW, name) for name in arguments.follow]
     refuse_unless_ready(po, granted)
     identity = patch_id(data)

@@ -46,6 +46,7 @@ class Code(StrEnum):
     STORAGE_UNKNOWN = "data-storage-unknown"
     TYPE_ELSEWHERE = "type-changed-elsewhere"
     POINTER_OPAQUE = "pointer-opaque"
+    DATA_EXPORTED = "data-exported"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"

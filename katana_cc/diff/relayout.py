@@ -126,6 +126,12 @@ def _consider(
     if why := _elements_shifted(diff, place, old_place, found):
         _note(diff, Code.DATA_POINTERS_CHANGED, REFUSED, v, f"{v.qualified} {_how(found)}, and {why}")
         return
+    if _is_exported(diff, place):
+        text = (
+            f"{v.qualified} {_how(found)} and is made anew elsewhere, and the program exports its name (-rdynamic): a "
+            "library that used it by name would go on with the old one (all is well if none does, now or later)"
+        )
+        _note(diff, Code.DATA_EXPORTED, NEEDS, v, text)
     diff.changes.moved[place] = Move(old_place, found)
     diff.changes.recreated.add(place)
     text = f"{v.qualified} {_how(found)}: it is made anew, and its live value carried over"
@@ -153,12 +159,16 @@ def _why_fixed(diff: Diff, place: Place, v: Variable, old_place: Place | None, w
             return "it has no writable section of its own (build with -fdata-sections)"
     if view.elf.sections[place.section].size != v.size or was.size != _size(diff, old_place):
         return "its section holds more than its type tells"
-    exported = (s.name for s in view.symbols_in.get(place.section, ()) if s.binding != c.STB_LOCAL)
-    if any(name in diff.old.tables.by_name for name in exported):
+    if diff.old.is_library and _is_exported(diff, place):
         return "other modules may hold its address (it is exported)"
     if why := diff.old.unplaced.get(old_place):
         return f"its place in the old output is not known: {why}"
     return ""
+
+
+def _is_exported(diff: Diff, place: Place) -> bool:
+    symbols = diff.view(diff.new, place.unit).symbols_in.get(place.section, ())
+    return any(s.binding != c.STB_LOCAL and s.name in diff.old.tables.by_name for s in symbols)
 
 
 def _size(diff: Diff, place: Place) -> int:

@@ -23,6 +23,7 @@ class Option(StrEnum):
     TAKE_INITIALISER = "--take-initialiser"
     FOLLOW = "--follow"
     ONLY_STATIC = "--only-static"
+    NOT_IMPORTED = "--not-imported"
 
 
 class Grant(NamedTuple):
@@ -41,6 +42,7 @@ GRANTED_BY: Final[dict[str, Option]] = {
     Code.STORAGE_UNKNOWN: Option.TAKE_INITIALISER,
     Code.TYPE_ELSEWHERE: Option.ONLY_STATIC,
     Code.POINTER_OPAQUE: Option.FOLLOW,
+    Code.DATA_EXPORTED: Option.NOT_IMPORTED,
 }
 
 

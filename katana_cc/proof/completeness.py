@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 
 from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.program import Place, Program
+from katana_cc.diff.reasons import Code
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import PatchObject
@@ -221,7 +222,8 @@ class _Proof:
 
     def _exported(self, rebound: set[str]) -> Iterator[Finding]:
         """Names by which other modules would go on reaching what is not meant any more."""
-        for name in sorted(rebound):
+        decided = {r.subject for r in self.patch.reasons if r.code == Code.DATA_EXPORTED}
+        for name in sorted(rebound - decided):
             known = self.old.program.tables.by_name.get(name)
             if known is not None and known.defined:
                 target = self.new.defined(name)[0]

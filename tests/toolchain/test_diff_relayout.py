@@ -214,6 +214,13 @@ def test_exported_variable_is_refused(tmp_path: Path) -> None:
     assert "data-resized" in refused(result)
 
 
+def test_variable_that_a_program_exports_needs_a_decision(plain: Project) -> None:
+    sources = ((STRUCT + SERVE).format("", 0), (STRUCT + SERVE).format("int hits;", "g.hits++"))
+    result = change(plain, *sources, link_flags=["-rdynamic"])
+    assert result.refusals == []
+    assert needs(result) == {("data-exported", "g")}
+
+
 def test_thread_local_is_refused(plain: Project) -> None:
     source = "static _Thread_local struct {{ int a; {} }} g; int serve(int x) {{ return g.a += x + {}; }}"
     result = change(plain, source.format("", 0), source.format("int b;", "g.b++"))

@@ -12,7 +12,10 @@
 
 #define COMPLAIN(text) snprintf(out, size, "ERROR %s (commands.c:%d)\n", text, __LINE__)
 
-static long requests;
+/* What STATS tells. */
+static struct counters {
+    long requests;
+} counters;
 
 static int cmd_set(char *key, char *rest, char *out, size_t size)
 {
@@ -73,7 +76,8 @@ static int cmd_add(char *key, char *rest, char *out, size_t size)
 static int cmd_stats(char *key, char *rest, char *out, size_t size)
 {
     (void)key, (void)rest;
-    return snprintf(out, size, "requests=%ld keys=%ld\n", __atomic_load_n(&requests, __ATOMIC_RELAXED), store_keys());
+    return snprintf(out, size, "requests=%ld keys=%ld\n", __atomic_load_n(&counters.requests, __ATOMIC_RELAXED),
+                    store_keys());
 }
 
 static const struct command {
@@ -90,7 +94,7 @@ size_t answer(char *line, char *out, size_t size)
     char *name = strsep(&rest, " ");
     char *key = strsep(&rest, " ");
     int length = -1;
-    __atomic_add_fetch(&requests, 1, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&counters.requests, 1, __ATOMIC_RELAXED);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (strcmp(commands[i].name, name) == 0)
             length = commands[i].run(key, rest, out, size);
