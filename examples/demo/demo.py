@@ -58,7 +58,9 @@ FIX = (
 )
 
 # What `katana apply` says of one process.
-APPLIED = re.compile(r"pid \d+ \(\S+\): applied(?: after \d+ tries)?: .* stopped for (?P<pause>[\d.]+) ms\n  moved counters .*")
+APPLIED = re.compile(
+    r"pid \d+ \(\S+\): applied(?: after \d+ tries)?: .* stopped for (?P<pause>[\d.]+) ms\n  moved counters .*"
+)
 
 
 class Deviation(Exception):

@@ -20,7 +20,7 @@ from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
-from katana_cc.process.revert import RevertReport, revert_patch
+from katana_cc.process.revert import RevertReport, Wishes, revert_patch
 from katana_cc.report.moves import moved_back_line, moves_json
 from katana_cc.report.summary import edited
 
@@ -50,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when it moves back, take every word that leads into it for a pointer, also where nothing says so",
     )
 
+    parser.add_argument(
+        "--discard",
+        action="append",
+        type=variable_name,
+        default=[],
+        metavar="VARIABLE",
+        help="when it moves back, lose the values of fields that the old layout has no room for",
+    )
+
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Reverts, and says what was done to whom."""
@@ -60,7 +69,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         _identity(arguments.patch),
         wait=arguments.wait,
         must_match=listing is None,
-        followed=arguments.follow,
+        wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard)),
     )
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:

@@ -31,7 +31,7 @@ from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import NotThisBuildError, Plan, prepare
 from katana_cc.process.preview import preview, refuse_early
 from katana_cc.process.registration import may_be_registered, register, withdraw
-from katana_cc.process.revert import revert_one
+from katana_cc.process.revert import Wishes, revert_one
 from katana_cc.process.target import Target
 from katana_cc.process.unwinders import must_register
 
@@ -262,7 +262,7 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
         if work.report is not None:
             try:
                 with Target(work.target.pid) as again:
-                    revert_one(again, work.plan.patch_id, wait)
+                    revert_one(again, work.plan.patch_id, wait, Wishes(discards_all=True))
             except KatanaError as error:
                 if _is_there(work.target.pid):
                     stuck.append(f"the patch stays applied to pid {work.target.pid}: {error.what}")

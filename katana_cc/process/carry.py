@@ -80,7 +80,8 @@ class Cargo:
     `registers`: what each is to hold.  `live`: what each passage's object holds, in their order.  `followed`: what was
     rewritten, by its type or because somebody said so; `strays`: what is not.  `lost`: sentences, of values that cannot
     be carried over; `broken`: sentences, of typed pointers that lead nowhere then; `dropped`: (variable, sentence) of
-    values whose field the new build does not have.
+    values whose field the new build does not have.  `discardable`: the variables that would have to lose such values,
+    where that is all that is lost.
     """
 
     objects: tuple[tuple[int, bytes], ...]
@@ -92,6 +93,7 @@ class Cargo:
     lost: tuple[str, ...]
     broken: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
+    discardable: tuple[str, ...]
 
 
 def look(
@@ -154,7 +156,7 @@ def look(
         for word in kernel
         if carry.leads.seeker.leads(word.value)
     ]
-    lost, dropped = _losses(carry, live)
+    lost, dropped, discardable = _losses(carry, live)
     return Cargo(
         tuple((address, bytes(data)) for address, data in objects.items()),
         tuple(words),
@@ -165,6 +167,7 @@ def look(
         tuple(lost),
         tuple(broken),
         tuple(dropped),
+        discardable,
     )
 
 
@@ -204,15 +207,20 @@ def _held(carry: Carry, passage: Passage, content: bytes) -> Iterator[Finding]:
     return held_by(passage, content, carry.leads, carry.edited)
 
 
-def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[str, str]]]:
-    lost, dropped = [], []
+def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[str, str]], tuple[str, ...]]:
+    """(what is lost, what is dropped, the variables of which may be discarded what they lose)."""
+    lost: list[str] = []
+    dropped: list[tuple[str, str]] = []
+    kinds: dict[str, set[LossKind]] = {}
     for p, content in zip(carry.passages, live, strict=True):
         for loss in _lost(p.transformation, content, p.usual) if not p.stays else ():
             if loss.kind is LossKind.DROPPED and p.may_drop:
                 dropped.append((p.name, loss.text))
             else:
                 lost.append(f"{p.name}: {loss.text}")
-    return lost, dropped
+                kinds.setdefault(p.name, set()).add(loss.kind)
+    only_dropped = all(found == {LossKind.DROPPED} for found in kinds.values())
+    return lost, dropped, tuple(kinds) if only_dropped else ()
 
 
 def _change(f: Finding, regions: MemoryMap) -> tuple[int, int] | None:

@@ -67,12 +67,14 @@ def forth(moves: Iterable[Move]) -> tuple[Passage, ...]:
     return tuple(Passage(m.transformation, m.old, m.new, m.initial, None, m.is_followed, True) for m in moves)
 
 
-def back(moves: Iterable[Move], followed: Iterable[str] = ()) -> tuple[Passage, ...]:
-    """The passages of reverting it; `followed` are variables that are followed though they were not on the way
-    forth."""
-    more = frozenset(followed)
+def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterable[str] = ()) -> tuple[Passage, ...]:
+    """The passages of reverting it; `followed` are variables that are followed though they were not on the way forth,
+    `discarded` those of which fields may be lost that only the new build has."""
+    more, less = frozenset(followed), frozenset(discarded)
     return tuple(
-        Passage(invert(m.transformation), m.new, m.old, None, m.initial, m.is_followed or m.name in more, False)
+        Passage(
+            invert(m.transformation), m.new, m.old, None, m.initial, m.is_followed or m.name in more, m.name in less
+        )
         for m in moves
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
@@ -101,11 +102,14 @@ def followed_by(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
     return frozenset(asked)
 
 
-def refuse_unknown(asked: Collection[str], known: Collection[str], where: str) -> None:
-    """Raises RefusedError when `--follow` names a variable that does not move."""
+DISCARD: Final = "--discard"  # of `katana revert`
+
+
+def refuse_unknown(asked: Collection[str], known: Collection[str], where: str, option: str = Option.FOLLOW) -> None:
+    """Raises RefusedError when an option names a variable that does not move."""
     if unknown := sorted(set(asked) - set(known)):
         moved = f"it moves {', '.join(sorted(known))}" if known else "it moves none"
-        raise RefusedError(f"{Option.FOLLOW}: the patch does not move {', '.join(unknown)} ({moved})", where=where)
+        raise RefusedError(f"{option}: the patch does not move {', '.join(unknown)} ({moved})", where=where)
 
 
 # -- in the ledger -----------------------------------------------------------------------------------------------------

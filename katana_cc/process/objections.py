@@ -4,12 +4,14 @@ nowhere, words that nothing explains.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from katana_cc.errors import RefusedError
 from katana_cc.patch.needs import Grant, Option
 from katana_cc.process.carry import NOWHERE, Cargo, Carry, Stray
 from katana_cc.process.ledger import Ledger
+from katana_cc.process.moves import DISCARD
 
 _LISTED = 20  # words that an error lists
 
@@ -29,10 +31,12 @@ def judge(carry: Carry, cargo: Cargo) -> None:
         StrayWordsError: words that nothing explains.
     """
     if cargo.lost:
+        options = " ".join(f"{DISCARD} {shlex.quote(name)}" for name in cargo.discardable)
+        remedy = f"if that may be lost, {carry.retry} {options}; or " if options else ""
         raise RefusedError(
             "a value would be lost, and nothing was touched" + _listed(cargo.lost),
             where=carry.where,
-            remedy="change the value by the program's own means, or restart it with the new build",
+            remedy=f"{remedy}change the value by the program's own means, or restart it",
         )
     if cargo.broken:
         raise RefusedError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.process.activity import Guard
@@ -17,7 +18,7 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import back
 from katana_cc.process.ledger import Ledger, MemoryEdit
-from katana_cc.process.moves import refuse_unknown
+from katana_cc.process.moves import DISCARD, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.preview import refuse_early
@@ -39,19 +40,32 @@ class RevertReport:
     kept: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person decided of variables that move back, by name: `followed`, of which every word that leads into them
+    is a pointer; `discarded`, of which the values may be lost that only the new layout has room for (`discards_all`: of
+    any)."""
+
+    followed: Collection[str] = ()
+    discarded: Collection[str] = ()
+    discards_all: bool = False
+
+
+NO_WISHES: Final = Wishes()
+
+
 def revert_patch(
     pids: Iterable[int],
     patch_id: str = "",
     *,
     wait: float = 5.0,
     must_match: bool = True,
-    followed: Collection[str] = (),
+    wishes: Wishes = NO_WISHES,
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
     What is meant must be one patch, the same in all processes: with several, taking all of them out is never guessed.
-    Without `must_match`, processes that end meanwhile are left out.  `followed` are variables that move back, of which
-    every word that leads into them is a pointer.
+    Without `must_match`, processes that end meanwhile are left out.
 
     Processes are checked first; when one fails later, those already reverted stay so and the error says which: a patch
     cannot be applied again without its patch object.
@@ -81,13 +95,13 @@ def revert_patch(
         # From here on it is fixed which patch is meant.
         for carriers in found.values():
             for target, ledger in carriers:
-                carry = _carry(target, ledger, ledger.edits, followed)
+                carry = _carry(target, ledger, ledger.edits, wishes)
                 if carry is not None:
                     refuse_early(target, carry)
         reports: list[RevertReport] = []
         for target in ready:
             try:
-                report = revert_one(target, meant, wait, followed)
+                report = revert_one(target, meant, wait, wishes)
             except KatanaError as error:
                 done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
                 if done:
@@ -144,13 +158,15 @@ def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
     return in_force
 
 
-def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], followed: Collection[str] = ()) -> Carry | None:
+def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: Wishes) -> Carry | None:
     """The variables that move back; None when none does.
 
     Raises:
-        RefusedError: `followed` names one that does not, or a katana died while it moved them.
+        RefusedError: a wish names one that does not, or a katana died while it moved them.
     """
-    refuse_unknown(followed, {m.name for m in ledger.moves if not m.stays}, target.where)
+    known = {m.name for m in ledger.moves if not m.stays}
+    refuse_unknown(wishes.followed, known, target.where)
+    refuse_unknown(wishes.discarded, known, target.where, DISCARD)
     if not ledger.moves:
         return None
     if ledger.found_bytes(target.memory) is Bytes.TORN:
@@ -160,11 +176,18 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], followed
         ((m.start, m.end) for m in target.modules if m.build_id == ledger.from_build_id and m.bias == ledger.bias),
         (0, 0),
     )
-    return Carry(back(ledger.moves, followed), tuple(edits), own, module, target.where, "revert it with")
+    return Carry(
+        back(ledger.moves, wishes.followed, known if wishes.discards_all else wishes.discarded),
+        tuple(edits),
+        own,
+        module,
+        target.where,
+        "revert it with",
+    )
 
 
-def revert_one(target: Target, patch_id: str, wait: float, followed: Collection[str] = ()) -> RevertReport:
-    """Revert in one process; `followed` as in `revert_patch`."""
+def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_WISHES) -> RevertReport:
+    """Revert in one process."""
     in_force = ledgers_in_force(target, patch_id)
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
     ledger = in_force[0] if in_force else None
@@ -180,7 +203,7 @@ def revert_one(target: Target, patch_id: str, wait: float, followed: Collection[
     # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
     guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
     edits = tuple(e.reversed() for e in reversed(own))
-    carry = _carry(target, ledger, edits, followed)
+    carry = _carry(target, ledger, edits, wishes)
     steps = Step.BEGIN_REVERT, Step.END_REVERT
     commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
