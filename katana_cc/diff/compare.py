@@ -5,6 +5,9 @@ the one refers to what the corresponding relocation of the other refers to: corr
 literals and unnamed data of equal contents (followed recursively), the same import.  Nothing is resolved to addresses:
 everything moves in every link.
 
+Code that leads to a variable that is made anew elsewhere is rewritten there in any case, so it is the same also where
+the offset it leads to is another, if the same field is there.
+
 A function that differs only in immediates that are its own line numbers (`__LINE__` in an assertion) is told apart:
 with equal size and equal references, every differing field must hold, before and after, a line at or shortly after that
 of its own instruction, and have moved as far as the instruction's line did.
@@ -24,7 +27,9 @@ from katana_cc.diff.harmless import same_but_built_later
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.view import Kind, ObjectView, Reference
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS, masked
+from katana_cc.elf.fields import EXTENTS, PC_RELATIVE, masked
+from katana_cc.transform.model import Transformation
+from katana_cc.transform.places import moved_offset
 
 
 class Outcome(Enum):
@@ -38,6 +43,8 @@ class Outcome(Enum):
     HANDLERS = auto()  # the code may be the same: what it catches or cleans up is not
 
 
+_CODE = (Kind.FUNCTION, Kind.CODE)
+_VALUE = "a value"  # what an instruction reads or writes: never a struct as a whole
 _BY_CONTENT = (Kind.ANONYMOUS, Kind.EXCEPTIONS, Kind.INDIRECT)
 
 
@@ -51,6 +58,8 @@ class Comparison:
         self.new = new
         self.correlation = correlation
         self.view = view
+        # Variables that are made anew elsewhere: new → old, and how.
+        self.moved: dict[Place, tuple[Place, Transformation]] = {}
         self._dated = False
         self._known: dict[tuple[Place, Place], Outcome] = {}
 
@@ -179,7 +188,8 @@ class Comparison:
         if here is None or there is None:
             return here is there and self.old.meant(a.name) == self.new.meant(b.name) and a.addend == b.addend
         (old_target, old_base), (new_target, new_base) = here, there
-        if old_base + a.addend != new_base + b.addend:
+        offsets = old_base + a.addend, new_base + b.addend
+        if offsets[0] != offsets[1] and not self._is_same_field(new, b, old_target, new_target, offsets):
             return False
         if self.correlation.old_place(new_target) == old_target:
             return True
@@ -192,6 +202,18 @@ class Comparison:
         outcome = self.compare(old_target, new_target)
         self._dated |= outcome is Outcome.DATES
         return outcome in (Outcome.SAME, Outcome.DATES)
+
+    def _is_same_field(
+        self, place: Place, field: Reference, old_target: Place, new_target: Place, offsets: tuple[int, int]
+    ) -> bool:
+        """Whether code leads to the same field as before of a variable that is made anew, which has another offset."""
+        move = self.moved.get(new_target)
+        view = self.view(self.new, place.unit)
+        if move is None or move[0] != old_target or view.kinds.get(place.section) not in _CODE:
+            return False
+        relative = field.relocation.type in PC_RELATIVE
+        added = view.starts(place.section, field.relocation.offset) if relative else 0
+        return moved_offset(move[1], offsets[0] + added, _VALUE) == offsets[1] + added
 
     def resolve(self, program: Program, place: Place, reference: Reference) -> tuple[Place, int] | None:
         """The section and offset a reference means; None for imports, COMMON and linker-made symbols.

@@ -133,6 +133,7 @@ def _consider(
         )
         _note(diff, Code.DATA_EXPORTED, NEEDS, v, text)
     diff.changes.moved[place] = Move(old_place, found)
+    diff.comparison.moved[place] = old_place, found
     diff.changes.recreated.add(place)
     text = f"{v.qualified} {_how(found)}: it is made anew, and its live value carried over"
     _note(diff, Code.DATA_TRANSFORMED, INFO, v, text)

@@ -12,6 +12,7 @@ from katana_cc.diff.frames import FrameEntry, read_frames
 from katana_cc.diff.keys import CanonicalKeys
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import PC_RELATIVE, is_branch
+from katana_cc.elf.instructions import instructions
 from katana_cc.elf.reader import ElfFile, Relocation, Section, Symbol
 from katana_cc.recorder.record import literal_at, stem
 
@@ -86,6 +87,7 @@ class ObjectView:
         self.elf = elf
         self.keys = CanonicalKeys(elf)
         self._references: dict[int, tuple[Reference, ...]] = {}
+        self._ends: dict[int, dict[int, int]] = {}
 
     @cached_property
     def file(self) -> str:
@@ -205,6 +207,14 @@ class ObjectView:
             return False
         name = self.elf.sections[section].name
         return not any(name.endswith("." + s.name) for s in self.symbols_in.get(section, ()))
+
+    def starts(self, section: int, at: int) -> int:
+        """What to add to the addend of the field at an offset of code to get the offset it leads to: a displacement
+        counts from the end of its instruction."""
+        if section not in self._ends:
+            found = instructions(self.data(section))
+            self._ends[section] = {i.displacement_at: i.end for i in found if i.displacement_at >= 0}
+        return self._ends[section].get(at, at + 4) - at
 
     def holds_labels(self, section: int) -> bool:
         """Whether a datum holds addresses inside one function and its parts, and nothing else that is relocated."""

@@ -90,6 +90,30 @@ def test_main_that_uses_it_need_not_be_left(tmp_path: Path) -> None:
     assert {e.name.partition("+")[0] for e in result.patch.data_edits} == {"main"}
 
 
+def test_code_that_only_leads_to_another_offset_stays(tmp_path: Path) -> None:
+    """A field in front: everything behind it moves, and main is never left."""
+    struct = "struct stats { %s long a, b; }; extern struct stats g; int serve(int);"
+    main = '#include "s.h"\nint main(void) { while (serve(g.b)) {} return 0; }'
+    serve = '#include "s.h"\nstruct stats g; int serve(int x) { return %s; }'
+    result = Project(tmp_path).change(
+        {"s.h": struct % "", "main.c": main, "a.c": serve % "x * 7 + x % 5"},
+        {"s.h": struct % "long hits;", "a.c": serve % "g.hits += x"},
+    )
+    assert result.refusals == []
+    assert needs(result) == set()
+    assert result.replaced == ["serve"]
+    assert {e.name.partition("+")[0] for e in result.patch.data_edits} == {"main"}
+
+
+def test_code_that_leads_to_another_field_is_replaced(plain: Project) -> None:
+    """It must not be active: half of it would use the one field, half the other."""
+    source = "struct s {{ long a, b; {} }} g; int serve(int x) {{ g.{} += x; return x * 3; }}"
+    result = change(plain, source.format("", "a"), source.format("long c;", "b"))
+    assert result.replaced == ["serve"]
+    result = change(plain, source.format("", "b"), source.format("long c;", "b"))
+    assert result.replaced == []
+
+
 @pytest.mark.parametrize("storage", ["", "static "])
 def test_array_that_grows_is_carried_over(project: Project, storage: str) -> None:
     source = storage + "int tab[{0}]; int n; int serve(int x) {{ tab[n++ % {0}] += x; return tab[0]; }}"
