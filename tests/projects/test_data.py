@@ -1,0 +1,136 @@
+"""Real programs whose live data changes its layout: what their history added to a struct goes into a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.projects.debian import Source, fetch, need_packages
+from tests.projects.running import build, free_port, load, run, server
+
+pytestmark = pytest.mark.timeout(600)
+ONLY_STATIC = "--only-static", "struct itemstats_t"
+
+# memcached's statistics of each class of items: a table of structs that grew by one counter after the other.  Each
+# version of the past is the present one without a counter, by the lines that tell of it.
+COUNTERS = {
+    "evicted_active": (
+        "    uint64_t evicted_active; /* items evicted that should have been shuffled */\n",
+        "            totals.evicted_active += itemstats[i].evicted_active;\n",
+        '        APPEND_STAT("evicted_active", "%llu",\n'
+        "                    (unsigned long long)totals.evicted_active);\n",
+        '            APPEND_NUM_FMT_STAT(fmt, n, "evicted_active",\n'
+        '                                "%llu", (unsigned long long)totals.evicted_active);\n',
+        "                    if ((search->it_flags & ITEM_ACTIVE)) {\n"
+        "                        itemstats[id].evicted_active++;\n                    }\n",
+    ),
+    "direct_reclaims": (
+        "    uint64_t direct_reclaims;\n",
+        "            totals.direct_reclaims += itemstats[i].direct_reclaims;\n",
+        '        APPEND_STAT("direct_reclaims", "%llu",\n'
+        "                    (unsigned long long)totals.direct_reclaims);\n",
+        '            APPEND_NUM_FMT_STAT(fmt, n, "direct_reclaims",\n'
+        '                                "%llu", (unsigned long long)totals.direct_reclaims);\n',
+        "        itemstats[id].direct_reclaims += i;\n",
+    ),
+    "tailrepairs": (
+        "    uint64_t tailrepairs;\n",
+        "            totals.tailrepairs += itemstats[i].tailrepairs;\n",
+        '        APPEND_NUM_FMT_STAT(fmt, n, "tailrepairs",\n'
+        '                            "%llu", (unsigned long long)totals.tailrepairs);\n',
+        "                itemstats[id].tailrepairs++;\n",
+    ),
+}
+
+
+def statistics(port: int) -> dict[str, int]:
+    """What `stats items` tells, summed over the classes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, connection.makefile("rb") as file:
+        connection.sendall(b"stats items\r\n")
+        found: dict[str, int] = {}
+        for line in iter(file.readline, b"END\r\n"):
+            _, name, value = line.decode().split()
+            label = name.rpartition(":")[2]
+            found[label] = found.get(label, 0) + int(value)
+        return found
+
+
+def without(text: str, counter: str) -> str:
+    """The source before it had this counter."""
+    for lines in COUNTERS[counter]:
+        assert lines in text, f"memcached has changed: {lines}"
+        text = text.replace(lines, "")
+    assert counter not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def memcached(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """memcached, configured."""
+    need_packages("libevent-dev", "pkg-config", "dpkg-dev", "patch", "make", "gcc")
+    source = fetch("memcached", tmp_path_factory.mktemp("memcached") / "memcached")
+    build(source, ["./configure", "--disable-docs"])
+    return source
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_counter_goes_into_the_live_table(
+    memcached: Source, counter: str, record_property: Callable[..., None]
+) -> None:
+    """A bug would be a wrong answer, an error, a counter that lost its value, or one that did not come back."""
+    items = memcached.folder / "items.c"
+    now = items.read_text()
+    make = ["make", f"-j{os.cpu_count()}", "memcached"]
+    try:
+        items.write_text(without(now, counter))
+        build(memcached, make)
+        run(memcached, "katana-release", f"before-{counter}")
+        started = memcached.folder / f"memcached-{counter}"
+        started.write_bytes((memcached.folder / "memcached").read_bytes())
+        started.chmod(0o755)
+    finally:
+        items.write_text(now)
+    said = build(memcached, make)
+    line = next(text for text in said.splitlines() if f"(before-{counter} → " in text)
+    assert "1 variable carried over, needs --only-static 'struct itemstats_t': " in line
+    patch = line.rpartition(": ")[2]
+
+    port = free_port()
+    arguments = "-p", str(port), "-U", "0", "-l", "127.0.0.1", "-u", "root", "-t", "4", "-m", "4"
+    with server(memcached, started.name, *arguments, listens=port) as pid, load("memcached", port) as finish:
+        fill(port, 20_000)
+        before = statistics(port)
+        assert before["evicted"] > 0, "there is something to keep"
+        assert counter not in before
+        run(memcached, "katana", "apply", patch, "--pid", str(pid), status=3)
+        assert counter not in statistics(port), "without the decision nothing happens"
+        applied = run(memcached, "katana", "apply", patch, "--pid", str(pid), *ONLY_STATIC, "--json")
+        after = statistics(port)
+        assert after[counter] == 0
+        assert after["evicted"] >= before["evicted"]
+        fill(port, 20_000)
+        assert statistics(port)["evicted"] > after["evicted"], "the live counters go on"
+        reverted = run(memcached, "katana", "revert", "--pid", str(pid), "--discard", "itemstats", "--json")
+        back = statistics(port)
+        assert counter not in back
+        assert back["evicted"] > after["evicted"], "what was counted meanwhile is kept"
+        tally = finish()
+    assert tally["errors"] == []
+    assert tally["wrong"] == 0
+    record_property("transcript", {"line": line, "load": tally})
+    pauses = [json.loads(text)["processes"][0] for text in (applied, reverted)]
+    print(line, tally, [p.get("pause_us") for p in pauses])
+
+
+def fill(port: int, number: int) -> None:
+    """Store more than fits, so that items are evicted."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, connection.makefile("rb") as file:
+        value = b"x" * 500
+        for start in range(0, number, 100):
+            keys = range(start, start + 100)
+            connection.sendall(b"".join(b"set fill:%d 0 0 500\r\n%s\r\n" % (k, value) for k in keys))
+            assert all(file.readline() == b"STORED\r\n" for _ in keys)
