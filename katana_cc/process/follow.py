@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 from katana_cc.process.moves import Move
 from katana_cc.process.words import WORD, Seeker, Word
+from katana_cc.transform.destinations import Destinations
 from katana_cc.transform.inverse import invert
 from katana_cc.transform.model import Transformation
-from katana_cc.transform.places import field_at, moved_offset, pointer_at, word_at
+from katana_cc.transform.places import field_at, pointer_at, word_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,17 @@ def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterabl
 
 
 class Lead(NamedTuple):
-    """Where a word leads: a variable that moves, the offset in it, the field there, and the address that the same thing
-    will have; None: nothing of the new object is meant for sure."""
+    """Where a word leads: a variable that moves, the offset in it, and the address that the same thing will have; None:
+    nothing of the new object is meant for sure."""
 
     passage: Passage
     offset: int
-    field: str
     moved: int | None
+
+    @property
+    def field(self) -> str:
+        """The path of the field there."""
+        return field_at(self.passage.transformation, self.offset)
 
     @property
     def depth(self) -> str:
@@ -96,9 +101,8 @@ class Lead(NamedTuple):
     def __str__(self) -> str:
         if not self.offset:
             return self.passage.name
-        if not self.field:
-            return f"{self.passage.name} + {self.offset}"
-        return self.passage.named(self.field)
+        field = self.field
+        return self.passage.named(field) if field else f"{self.passage.name} + {self.offset}"
 
 
 class Leads:
@@ -107,31 +111,40 @@ class Leads:
     def __init__(self, passages: Iterable[Passage]) -> None:
         self._moving = sorted((p for p in passages if not p.stays), key=lambda p: p.source)
         self._starts = [p.source for p in self._moving]
+        self._destinations = [Destinations(p.transformation) for p in self._moving]
+        self._known: dict[tuple[int, str], Lead] = {}
         self.seeker = Seeker((p.source, p.transformation.old_size) for p in self._moving)
 
     def of(self, value: int, pointee: str = "") -> Lead:
         """Where a word that leads into a moving variable leads; `pointee`: what it is known to point to."""
-        passage = self._moving[bisect_right(self._starts, value) - 1]
-        offset = value - passage.source
-        t = passage.transformation
-        at = moved_offset(t, offset, pointee)
-        return Lead(passage, offset, field_at(t, offset), None if at is None else passage.destination + at)
+        lead = self._known.get((value, pointee))
+        if lead is None:
+            number = bisect_right(self._starts, value) - 1
+            passage = self._moving[number]
+            offset = value - passage.source
+            at = self._destinations[number].of(offset, pointee)
+            lead = Lead(passage, offset, None if at is None else passage.destination + at)
+            self._known[value, pointee] = lead
+        return lead
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """A word that leads into a variable that moves.
 
-    `holder` is the variable that holds it, None elsewhere; `field` the path there.  `new_address` is where it will
-    stand, None where it cannot be carried over; `is_explained`: its type says that it is a pointer.
+    `holder` is the variable that holds it, None elsewhere.  `new_address` is where it will stand, None where it cannot
+    be carried over; `is_explained`: its type says that it is a pointer.
     """
 
     word: Word
     lead: Lead
     holder: Passage | None
-    field: str
     new_address: int | None
     is_explained: bool
+
+    @property
+    def field(self) -> str:
+        """The path of the field of `holder` that it is in."""
+        return field_at(self.holder.transformation, self.word.address - self.holder.source) if self.holder else ""
 
 
 def held_by(passage: Passage, content: bytes, leads: Leads, edited: Edited) -> Iterator[Finding]:
@@ -144,7 +157,7 @@ def held_by(passage: Passage, content: bytes, leads: Leads, edited: Edited) -> I
         pointer = pointer_at(t, offset)
         if pointer is not None:
             at = passage.destination + pointer.new
-            yield Finding(word, leads.of(word.value, pointer.pointee), passage, field_at(t, offset), at, True)
+            yield Finding(word, leads.of(word.value, pointer.pointee), passage, at, True)
             continue
         place = word_at(t, offset)
         if word.address % WORD or not (place.carried or passage.stays):
@@ -153,7 +166,7 @@ def held_by(passage: Passage, content: bytes, leads: Leads, edited: Edited) -> I
             new: int | None = word.address
         else:
             new = None if place.new is None else passage.destination + place.new
-        yield Finding(word, leads.of(word.value), passage, field_at(t, offset), new, False)
+        yield Finding(word, leads.of(word.value), passage, new, False)
 
 
 class Edited:
@@ -173,7 +186,7 @@ def elsewhere(words: Iterable[Word], leads: Leads, edited: Edited) -> Iterator[F
     """The findings among words of other memory."""
     for word in words:
         if not edited.covers(word.address):
-            yield Finding(word, leads.of(word.value), None, "", word.address, False)
+            yield Finding(word, leads.of(word.value), None, word.address, False)
 
 
 def spared(passages: Iterable[Passage]) -> list[tuple[int, int]]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from katana_cc.transform.destinations import Destinations
 from katana_cc.transform.model import (
     POINTER_SIZE,
     Copy,
     Dropped,
-    Float,
     Initial,
     Integer,
     Pointer,
@@ -105,90 +105,9 @@ def _pointer_at(steps: Sequence[Step], offset: int, old: int, new: int, prefix: 
     return None
 
 
-_STRUCTS = "struct ", "union ", "class "
-_BYTES = "char", "signed char", "unsigned char"  # such a pointer may lead to anything
-
-
 def moved_offset(t: Transformation, offset: int, pointee: str = "") -> int | None:
-    """Where byte `offset` of the old object is in the new one: for pointers into an object that moves.
-
-    `pointee` is what the pointer is known to point to (as in `model.Pointer`), "" where nothing is known: then whoever
-    points to the start means the object.  The character types may point to anything.  None where nothing of the new
-    object is meant for sure: in fields that are dropped, in the middle of a value that is converted, in padding, at the
-    end; and where several things begin (the object, a nested struct, its first field) that part ways, unless the
-    pointee tells which is meant:
-
-        struct { int a; struct { int x; } in; }  →  struct { int a; struct { int n, x; } in; }
-
-    A pointer to byte 4 may be one to `in`, which is still there, or one to `in.x`, which is 4 bytes on.
-    """
-    if offset == 0 and pointee in ("", "void", t.type):
-        return 0
-    if offset == 0 and pointee.startswith(_STRUCTS):
-        found = {0, *_nested(t.steps, 0)}
-    else:
-        found = set(_destinations(t.steps, offset))
-        if offset == 0 and pointee in _BYTES:
-            found.add(0)
-    return found.pop() if len(found) == 1 else None
-
-
-def _destinations(steps: Sequence[Step], offset: int) -> Iterator[int | None]:
-    """Where each thing lies now that a pointer to byte `offset` may mean; None: nowhere."""
-    for step in steps:
-        start, end = old_range(step)
-        if isinstance(step, Initial) or not start <= offset * 8 < end:
-            continue
-        yield from _within_step(step, offset - start // 8)
-    yield from _nested(steps, offset)
-
-
-def _within_step(step: Step, inside: int) -> Iterator[int | None]:
-    """The same for byte `inside` of a step's old side."""
-    match step:
-        case Copy():
-            yield step.new + inside
-        case Pointer():
-            yield None if inside else step.new
-        case Float():
-            yield None if inside else step.new
-        case Integer():
-            # Nothing points to a bit-field.
-            if not (step.old % 8 or step.new % 8 or step.old_bits % 8 or step.new_bits % 8):
-                whole = step.old_bits == step.new_bits and not step.truth
-                yield step.new // 8 + inside if whole or not inside else None
-        case Repeat():
-            index, rest = divmod(inside, step.old_stride)
-            start = step.new + index * step.new_stride
-            if not rest:
-                yield start
-            yield from (None if at is None else start + at for at in _destinations(step.steps, rest))
-        case _:
-            yield None
-
-
-def _nested(steps: Sequence[Step], offset: int) -> Iterator[int | None]:
-    """The same for structs in the object: they are told by the paths of their fields, in whichever build has them."""
-    pairs = {
-        (before, after)
-        for step in steps
-        if not isinstance(step, Initial | Dropped)
-        for before, after in zip(_outer(step.source), _outer(step.field), strict=False)
-    }
-    for before, after in pairs:
-        starts = [old_range(s)[0] // 8 for s in steps if not isinstance(s, Initial) and before in _outer(s.source)]
-        if min(starts) == offset:
-            yield min(new_range(s)[0] // 8 for s in steps if not isinstance(s, Dropped) and after in _outer(s.field))
-
-
-def _outer(path: str) -> list[str]:
-    """The paths of the structs that a field lies in: of `a.b.c`, `a` and `a.b`."""
-    found, depth = [], 0
-    for i, char in enumerate(path):
-        depth += (char in "(<[") - (char in ")>]")
-        if char == "." and not depth:
-            found.append(path[:i])
-    return found
+    """Where byte `offset` of the old object is in the new one: `katana_cc.transform.destinations`, asked once."""
+    return Destinations(t).of(offset, pointee)
 
 
 class WordPlace(NamedTuple):
