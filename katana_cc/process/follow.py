@@ -65,7 +65,7 @@ class Passage:
 
 def forth(moves: Iterable[Move]) -> tuple[Passage, ...]:
     """The passages of applying a patch."""
-    return tuple(Passage(m.transformation, m.old, m.new, m.initial, None, m.is_followed, True) for m in moves)
+    return tuple(Passage(m.transformation, m.old, m.new, m.begun, None, m.is_followed, True) for m in moves)
 
 
 def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterable[str] = ()) -> tuple[Passage, ...]:
@@ -74,7 +74,7 @@ def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterabl
     more, less = frozenset(followed), frozenset(discarded)
     return tuple(
         Passage(
-            invert(m.transformation), m.new, m.old, None, m.initial, m.is_followed or m.name in more, m.name in less
+            invert(m.transformation), m.new, m.old, None, m.begun, m.is_followed or m.name in more, m.name in less
         )
         for m in moves
     )

@@ -27,9 +27,9 @@ _FOLLOWED = 1  # flag on disk, append-only
 class Move:
     """A variable of the target that gets a new layout at a new place, or one that stays and holds pointers.
 
-    `old`, `new`: addresses in the target, equal for one that stays.  `initial`: what the new object begins as, of one
-    that stays empty.  `is_followed`: words that lead to it are taken for pointers, whatever else they may be
-    (`--follow`).
+    `old`, `new`: addresses in the target, equal for one that stays.  `initial`: what the new object begins as; empty:
+    zeros (a large array shall not be in the ledger), and of one that stays.  `is_followed`: words that lead to it are
+    taken for pointers, whatever else they may be (`--follow`).
     """
 
     transformation: Transformation
@@ -42,6 +42,11 @@ class Move:
     def name(self) -> str:
         """The variable's name."""
         return self.transformation.name
+
+    @property
+    def begun(self) -> bytes:
+        """What the new object begins as, in full."""
+        return self.initial or bytes(self.transformation.new_size)
 
     @property
     def stays(self) -> bool:
@@ -83,11 +88,12 @@ def _move(
     if symbol.value + t.new_size > section.size:
         raise InvalidPatchError(f"the new {t.name} reaches beyond its section", where=po.identity.output)
     is_followed = t.name in followed
+    is_zero = section.type == c.SHT_NOBITS
     if layout is None or linked is None or symbol.section is None:
         # An address that no old object has: sizes must not depend on it.
-        return Move(t, old, 0, bytes(t.new_size), is_followed)
+        return Move(t, old, 0, b"" if is_zero else bytes(t.new_size), is_followed)
     at = layout.sections[symbol.section] + symbol.value
-    return Move(t, old, base + at, linked.image[at : at + t.new_size], is_followed)
+    return Move(t, old, base + at, b"" if is_zero else linked.image[at : at + t.new_size], is_followed)
 
 
 def followed_by(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:

@@ -541,3 +541,19 @@ def fail_back(
     if len(written) == 18:
         raise TargetError("forbidden")
     write(memory, address, data, *rest)
+
+
+def test_large_array_of_zeros_is_not_in_the_ledger(tmp_path: Path) -> None:
+    """A bug: the mapping is twice as large as it has to be."""
+    program = HEAD + "/*TYPE*/int n[1 << 20]; NOINLINE int answer(int x) { seen++; n[x] += 5; return n[x]; }" + MAIN
+    old = build(tmp_path / "old", "server", program)
+    new = build(tmp_path / "new", "server", program.replace("/*TYPE*/int", "long"))
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer",), moved=("n",)))
+    with serving(old.output) as server:
+        assert server.ask("a 77777") == "5"
+        # The loader cleared what begins there, and its frames are still on the stack.
+        (told,) = katana_json("apply", patch, "--pid", server.pid, "--follow", "n")["processes"]
+        assert 8 << 20 < told["mapping"]["size"] < 9 << 20
+        assert server.ask("a 77777") == "10"
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("a 77777") == "15"
