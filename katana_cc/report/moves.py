@@ -16,13 +16,13 @@ _FIELDS: Final = 40  # of one variable that are listed for a person
 _WORDS: Final = 40
 
 
-def moved_line(move: Move) -> str:
+def moved_line(move: Move, verb: str = "moved") -> str:
     """Where a variable went, in one line."""
     t = move.transformation
     if move.stays:
         return clean(f"pointers in {move.name} at {move.old:#x}")
     sizes = f"{count(t.old_size, 'byte')} -> {count(t.new_size, 'byte')}"
-    return clean(f"moved {move.name} {move.old:#x} -> {move.new:#x}, {sizes}")
+    return clean(f"{verb} {move.name} {move.old:#x} -> {move.new:#x}, {sizes}")
 
 
 def moved_back_line(move: Move) -> str:
@@ -34,7 +34,7 @@ def preview_lines(moves: Sequence[Move], seen: Cargo) -> list[str]:
     """What would happen to each variable, field by field, and to each word that leads into one."""
     lines: list[str] = []
     for move, found in _with_fates(moves, seen):
-        lines.append(moved_line(move))
+        lines.append(moved_line(move, "move    "))
         lines += [f"    {_fate_line(fate)}" for fate in found[:_FIELDS]]
         if len(found) > _FIELDS:
             lines.append(f"    and {len(found) - _FIELDS} fields more")

@@ -6,6 +6,7 @@ import math
 import struct
 
 _FORMATS = {4: "<f", 8: "<d"}
+_SHOWN = 16  # bytes of a field that is no number
 
 
 def read_bits(data: bytes, bit: int, width: int, signed: bool) -> int:
@@ -35,3 +36,16 @@ def float_bytes(value: float, size: int) -> bytes:
         return struct.pack(_FORMATS[size], value)
     except OverflowError:  # beyond the largest float: C rounds to infinity
         return struct.pack(_FORMATS[size], math.copysign(math.inf, value))
+
+
+def plain(data: bytes, bit: int, bits: int, field: str) -> str:
+    """The value of a field of which only the size is known, for a person: a number if it can be one (in hex where it
+    may be an address), else its bytes; `field`, its path, tells several elements of an array."""
+    if bits <= 64 and ".." not in field:
+        value = read_bits(data, bit, bits, False)
+        return f"{value:#x}" if value >> 32 else str(value)
+    size = bits // 8
+    held = data[bit // 8 : bit // 8 + size]
+    if not any(held):
+        return f"{size} bytes, all 0"
+    return f"{size} bytes, {held[:_SHOWN].hex(' ')}{' ...' if size > _SHOWN else ''}"

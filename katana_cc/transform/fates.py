@@ -11,11 +11,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from katana_cc.dwarf.forms import Encoding
-from katana_cc.transform.bits import read_bits, read_float
+from katana_cc.transform.bits import plain, read_bits, read_float
 from katana_cc.transform.model import Dropped, Float, Initial, Integer, Repeat, Step, Transformation, joined
 from katana_cc.transform.places import element_path
-
-_SHOWN = 16  # bytes of a field that is no number
 
 
 class FateKind(StrEnum):
@@ -52,9 +50,19 @@ def _fates(
     for step in steps:
         match step:
             case Initial():
-                yield Fate(FateKind.COMES, joined(field, step.field), "", _plain(made, new * 8 + step.new, step.bits))
+                yield Fate(
+                    FateKind.COMES,
+                    joined(field, step.field),
+                    "",
+                    plain(made, new * 8 + step.new, step.bits, step.field),
+                )
             case Dropped():
-                yield Fate(FateKind.GOES, joined(source, step.source), _plain(live, old * 8 + step.old, step.bits), "")
+                yield Fate(
+                    FateKind.GOES,
+                    joined(source, step.source),
+                    plain(live, old * 8 + step.old, step.bits, step.source),
+                    "",
+                )
             case Integer() if (step.old_bits, step.old_encoding) != (step.new_bits, step.new_encoding):
                 before = _number(live, old * 8 + step.old, step.old_bits, step.old_encoding)
                 after = _number(made, new * 8 + step.new, step.new_bits, step.new_encoding)
@@ -82,14 +90,3 @@ def _tells(step: Step) -> bool:
 
 def _number(data: bytes, bit: int, bits: int, encoding: Encoding) -> str:
     return str(read_bits(data, bit, bits, encoding is Encoding.SIGNED))
-
-
-def _plain(data: bytes, bit: int, bits: int) -> str:
-    """A field of which only the size is known: a number if it can be one, else its bytes."""
-    if bits <= 64:
-        return str(read_bits(data, bit, bits, False))
-    size = bits // 8
-    shown = data[bit // 8 : bit // 8 + min(size, _SHOWN)]
-    if not any(data[bit // 8 : bit // 8 + size]):
-        return f"{size} bytes, all 0"
-    return f"{size} bytes, {shown.hex(' ')}{' ...' if size > _SHOWN else ''}"

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import UsageError
-from katana_cc.transform.bits import float_bytes, read_bits, read_float, write_bits
+from katana_cc.transform.bits import float_bytes, plain, read_bits, read_float, write_bits
 from katana_cc.transform.model import Dropped, Float, Integer, Repeat, Step, Transformation, joined
 from katana_cc.transform.places import element_path
 
@@ -66,7 +66,8 @@ def _losses(steps: tuple[Step, ...], live: bytes, usual: bytes, at: int, prefix:
             case Dropped():
                 if _bits(live, at, step) != _bits(usual, at, step):
                     field = joined(prefix, step.source)
-                    yield Loss(LossKind.DROPPED, field, f"`{field}` holds a value, and there is no such field")
+                    held = plain(live, at * 8 + step.old, step.bits, field)
+                    yield Loss(LossKind.DROPPED, field, f"`{field}` is {held}, and there is no such field")
             case Repeat() if any(_may_lose(s) for s in step.steps):
                 for i in range(step.count):
                     path = element_path(prefix, step.source, i)

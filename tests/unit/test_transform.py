@@ -154,7 +154,7 @@ def test_bytes_of_another_size_are_refused() -> None:
         (Integer(0, 16, U, 0, 32, S, "n", "n"), struct.pack("<i", -1), "`n` is -1, which 16 bits do not hold"),
         (Integer(0, 8, B, 0, 32, S, "n", "old"), struct.pack("<i", 2), "`old` is 2, which a truth value does not hold"),
         (Float(0, 4, 0, 8, "d", "d"), struct.pack("<d", 0.1), "`d` is 0.1, which no float holds exactly"),
-        (Dropped(0, 3, "flags"), b"\4", "`flags` holds a value, and there is no such field"),
+        (Dropped(0, 3, "flags"), b"\4", "`flags` is 4, and there is no such field"),
         (Repeat(3, 0, 1, 0, 2, (Integer(0, 8, S, 0, 16, S, "x", "x"),), "a[]", "a[]"), struct.pack("<3h", 1, -128, 300),
          "`a[2].x` is 300, which 8 signed bits do not hold"),
     ],
