@@ -73,9 +73,7 @@ def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterabl
     `discarded` those of which fields may be lost that only the new build has."""
     more, less = frozenset(followed), frozenset(discarded)
     return tuple(
-        Passage(
-            invert(m.transformation), m.new, m.old, None, m.begun, m.is_followed or m.name in more, m.name in less
-        )
+        Passage(invert(m.transformation), m.new, m.old, None, m.begun, m.is_followed or m.name in more, m.name in less)
         for m in moves
     )
 

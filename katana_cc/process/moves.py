@@ -128,7 +128,8 @@ def packed(moves: Sequence[Move]) -> Iterator[bytes]:
         yield block(encode([m.transformation for m in moves]))
     for m in moves:
         found = tuple(labels(m.transformation.steps))
-        yield text(m.name) + struct.pack("<QQQI", m.transformation.old_size, m.old, m.new, m.is_followed * _FOLLOWED)
+        yield text(m.name) + text(m.transformation.type)
+        yield struct.pack("<QQQI", m.transformation.old_size, m.old, m.new, m.is_followed * _FOLLOWED)
         yield block(m.initial) + struct.pack("<I", len(found))
         for label in found:
             yield b"".join(text(each) for each in label)
@@ -144,10 +145,10 @@ def unpacked(cursor: Cursor) -> tuple[Move, ...]:
     count = cursor.count()
     tables = decode(cursor.block()) if count else ()
     for i in range(count):
-        name = cursor.text()
+        name, of_type = cursor.text(), cursor.text()
         size, old, new, flags = cursor.take("<QQQI")
         initial = cursor.block()
         names = iter([Label(cursor.text(), cursor.text(), cursor.text()) for _ in range(cursor.count())])
-        t = Transformation(name, size, tables[i].new_size, labelled(tables[i].steps, names))
+        t = Transformation(name, size, tables[i].new_size, labelled(tables[i].steps, names), of_type)
         moves.append(Move(t, old, new, initial, bool(flags & _FOLLOWED)))
     return tuple(moves)
