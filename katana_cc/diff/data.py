@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from katana_cc.diff.compare import Outcome
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
-from katana_cc.diff.relayout import leads_along
+from katana_cc.diff.relayout import leads_along, misaligned
 from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
 
@@ -29,25 +29,31 @@ def compare_constant(diff: Diff, place: Place, old_place: Place | None) -> None:
     elif old_kind is not Kind.CONST:
         text = "it was a writable variable and is read-only now; the live value would be lost"
         diff.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
+    elif misaligned(diff, place, old_place) and outcome is not Outcome.SIZE:
+        _make_anew(diff, place, "lies at a multiple of more bytes than before")
     elif outcome is Outcome.SAME or _rearranged(diff, place, old_place):
         return
     elif outcome is Outcome.SIZE and diff.view(diff.new, place.unit).label(place.section).startswith(_VTABLES):
         text = "virtual functions or bases of this class came or went; live objects have the old table"
         diff.reason(Code.TYPE_CHANGED, REFUSED, place, text)
     elif outcome is Outcome.SIZE:
-        diff.changes.recreated.add(place)
-        exported = [s.name for s in diff.view(diff.new, place.unit).symbols_in.get(place.section, ())
-                    if s.binding != c.STB_LOCAL and s.name in diff.old.tables.by_name]  # fmt: skip
-        if exported:
-            text = "this read-only table changed its size, and other modules may hold its address"
-            diff.reason(Code.CONSTANT_SHARED, REFUSED, place, text)
-        else:
-            diff.reason(Code.CONSTANT_RECREATED, INFO, place, "this read-only table changed its size; made anew")
+        _make_anew(diff, place, "changed its size")
     elif outcome is Outcome.DATES:
         diff.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
     else:
         diff.changes.edits[place] = old_place
         diff.reason(Code.CONSTANT_CHANGED, INFO, place, "this read-only data is rewritten where it is")
+
+
+def _make_anew(diff: Diff, place: Place, why: str) -> None:
+    diff.changes.recreated.add(place)
+    exported = [s.name for s in diff.view(diff.new, place.unit).symbols_in.get(place.section, ())
+                if s.binding != c.STB_LOCAL and s.name in diff.old.tables.by_name]  # fmt: skip
+    if exported:
+        text = f"this read-only table {why}, and other modules may hold its address"
+        diff.reason(Code.CONSTANT_SHARED, REFUSED, place, text)
+    else:
+        diff.reason(Code.CONSTANT_RECREATED, INFO, place, f"this read-only table {why}; made anew")
 
 
 def _rearranged(diff: Diff, place: Place, old_place: Place) -> bool:
@@ -80,6 +86,9 @@ def compare_variable(diff: Diff, place: Place, old_place: Place | None, kind: Ki
         diff.reason(Code.DATA_KIND_CHANGED, REFUSED, place, text)
     elif _rearranged(diff, place, old_place):
         return
+    elif needed := misaligned(diff, place, old_place):
+        text = f"it must lie at a multiple of {needed} bytes now, which it does not"
+        diff.reason(Code.THREAD_LOCAL if kind is Kind.THREAD else Code.DATA_RESIZED, REFUSED, place, text)
     elif outcome in (Outcome.REFERENCES, Outcome.SIZE) and view.holds_labels(place.section):
         pass  # a label table: recreate.py
     elif outcome is Outcome.SIZE:

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
 
 
+_PAGE = 4096
+
+
 class Move(NamedTuple):
     """A variable made anew: the old place, and how the new object comes of the old one."""
 
@@ -92,7 +95,8 @@ def _consider(
     old_unit = old_place.unit if old_place is not None else paired
     assert old_unit is not None
     same = (was.type, was.size, was.aggregate) == (v.type, v.size, v.aggregate)
-    if same and v.aggregate not in _changed_types(diff, old_unit, place.unit):
+    needed = misaligned(diff, place, old_place) if old_place is not None and v.is_stored else 0
+    if same and not needed and v.aggregate not in _changed_types(diff, old_unit, place.unit):
         return
     before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, place.unit)
     view = diff.view(diff.new, place.unit)
@@ -104,9 +108,10 @@ def _consider(
     ):
         return  # nothing live
     found = between_variables(was, before, v, after)
-    if not isinstance(found, Transformation) or not found.is_identity:
+    stays = isinstance(found, Transformation) and found.is_identity and not needed
+    if not stays:
         diff.settled.add(place)
-    if isinstance(found, Transformation) and found.is_identity:
+    if isinstance(found, Transformation) and stays:
         text = f"{v.qualified} was {was.type} and is {v.type}: its live value means the same"
         if was.type != v.type:
             _note(diff, Code.VARIABLE_TYPE_CHANGED, INFO, v, text)
@@ -120,11 +125,11 @@ def _consider(
     why = _why_fixed(diff, place, v, old_place, was)
     if why:
         code = Code.THREAD_LOCAL if v.thread_local or was.thread_local else Code.DATA_RESIZED
-        _note(diff, code, REFUSED, v, f"{v.qualified} {_how(found)}, and {why}")
+        _note(diff, code, REFUSED, v, f"{v.qualified} {_how(found, needed)}, and {why}")
         return
     assert old_place is not None
     if why := _elements_shifted(diff, place, old_place, found):
-        _note(diff, Code.DATA_POINTERS_CHANGED, REFUSED, v, f"{v.qualified} {_how(found)}, and {why}")
+        _note(diff, Code.DATA_POINTERS_CHANGED, REFUSED, v, f"{v.qualified} {_how(found, needed)}, and {why}")
         return
     if _is_exported(diff, place):
         text = (
@@ -135,11 +140,28 @@ def _consider(
     diff.changes.moved[place] = Move(old_place, found)
     diff.comparison.moved[place] = old_place, found
     diff.changes.recreated.add(place)
-    text = f"{v.qualified} {_how(found)}: it is made anew, and its live value carried over"
+    text = f"{v.qualified} {_how(found, needed)}: it is made anew, and its live value carried over"
     _note(diff, Code.DATA_TRANSFORMED, INFO, v, text)
 
 
-def _how(t: Transformation) -> str:
+def misaligned(diff: Diff, place: Place, old_place: Place) -> int:
+    """The alignment that new code relies on and the old object does not have; 0 where there is none.
+
+    Nobody has to ask for it: an optimiser that widens accesses raises the alignment of what it accesses.
+    """
+    old_view, view = diff.view(diff.old, old_place.unit), diff.view(diff.new, place.unit)
+    was, needed = (v.elf.sections[p.section].alignment for v, p in ((old_view, old_place), (view, place)))
+    address = diff.old.address(old_place)
+    if needed <= was or address is None:
+        return 0
+    # The address in the output tells nothing of these: modules begin at any page, threads' objects anywhere.
+    unknown = needed > _PAGE or view.kinds.get(place.section) is Kind.THREAD
+    return needed if unknown or address % needed else 0
+
+
+def _how(t: Transformation, needed: int) -> str:
+    if needed and t.is_identity:
+        return f"must lie at a multiple of {needed} bytes, which it does not"
     if t.old_size == t.new_size:
         return "is laid out otherwise"
     verb = "grows" if t.new_size > t.old_size else "shrinks"

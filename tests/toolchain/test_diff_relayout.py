@@ -295,3 +295,41 @@ def test_unchanged_object_that_uses_it_by_name(tmp_path: Path) -> None:
     )
     assert result.refusals == []
     assert {e.name.partition("+")[0] for e in result.patch.data_edits} == {"look"}
+
+
+ALIGNED = "{} long v[2] = {{ 3, 4 }}; int serve(int x) {{ v[0] += x; v[1] -= x; return v[x & 1] + {}; }}"
+
+
+@pytest.mark.parametrize("storage", ["", "static volatile"])
+def test_variable_that_needs_more_alignment_is_made_anew(project: Project, storage: str) -> None:
+    """A bug: new code reads it by an instruction that faults where the old one lies."""
+    aligned = f"__attribute__((aligned(4096))) {storage}"
+    result = change(project, ALIGNED.format(storage, 0), ALIGNED.format(aligned, 1))
+    assert result.refusals == []
+    (transform,) = moved(result).values()
+    assert transform.transformation.is_identity
+    assert transform.symbol is not None
+    number = result.patch.symbols[transform.symbol].section
+    assert number is not None
+    assert result.patch.sections[number].alignment == 4096
+
+
+def test_variable_that_has_the_alignment_by_chance_stays(project: Project) -> None:
+    source = "{} long v[32] = {{ 3, 4 }}; int serve(int x) {{ v[0] += x; return v[x & 1] + {}; }}"
+    before, after = "__attribute__((aligned(2048)))", "__attribute__((aligned(1024)))"
+    result = change(project, source.format(before, 0), source.format(after, 1))
+    assert result.refusals == []
+    assert moved(result) == {}
+
+
+def test_constant_that_needs_more_alignment_is_made_anew(project: Project) -> None:
+    source = "{} const int t[4] = {{ 3, 4, 5, {} }}; int serve(int x) {{ return t[x & 3]; }}"
+    result = change(project, source.format("", 6), source.format("__attribute__((aligned(4096)))", 6))
+    assert result.refusals == []
+    assert result.about("constant-recreated") == ["t"]
+
+
+def test_thread_local_that_needs_more_alignment_is_refused(plain: Project) -> None:
+    source = "{} _Thread_local long v = 3; int serve(int x) {{ v += x; return v + {}; }}"
+    result = change(plain, source.format("", 0), source.format("__attribute__((aligned(64)))", 1))
+    assert "thread-local-changed" in refused(result)
