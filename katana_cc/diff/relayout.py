@@ -32,6 +32,7 @@ from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import Reason
+from katana_cc.transform.alike import base_key
 from katana_cc.transform.between import between_types, between_variables
 from katana_cc.transform.execute import apply
 from katana_cc.transform.model import Repeat, Step, Transformation
@@ -94,11 +95,6 @@ def _consider(
 ) -> None:
     old_unit = old_place.unit if old_place is not None else paired
     assert old_unit is not None
-    same = (was.type, was.size, was.aggregate) == (v.type, v.size, v.aggregate)
-    needed = misaligned(diff, place, old_place) if old_place is not None and v.is_stored else 0
-    if same and not needed and v.aggregate not in _changed_types(diff, old_unit, place.unit):
-        return
-    before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, place.unit)
     view = diff.view(diff.new, place.unit)
     kind = view.kinds.get(place.section)
     if (
@@ -107,6 +103,19 @@ def _consider(
         or (old_place is not None and diff.old.address(old_place) is None)
     ):
         return  # nothing live
+    if key := _described_elsewhere(diff, v, old_unit, place.unit):
+        diff.settled.add(place)
+        text = (
+            f"it holds a struct {key}, which is laid out otherwise, and only another object describes it (build with "
+            "-femit-class-debug-always, clang: -fstandalone-debug)"
+        )
+        _note(diff, Code.VARIABLE_TYPE_CHANGED, REFUSED, v, text)
+        return
+    same = (was.type, was.size, was.aggregate) == (v.type, v.size, v.aggregate)
+    needed = misaligned(diff, place, old_place) if old_place is not None and v.is_stored else 0
+    if same and not needed and v.aggregate not in _changed_types(diff, old_unit, place.unit):
+        return
+    before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, place.unit)
     found = between_variables(was, before, v, after)
     stays = isinstance(found, Transformation) and found.is_identity and not needed
     if not stays:
@@ -142,6 +151,28 @@ def _consider(
     diff.changes.recreated.add(place)
     text = f"{v.qualified} {_how(found, needed)}: it is made anew, and its live value carried over"
     _note(diff, Code.DATA_TRANSFORMED, INFO, v, text)
+
+
+def _described_elsewhere(diff: Diff, v: Variable, old_unit: int, unit: int) -> str:
+    """The key of a type that a variable holds by value, whose layout changed, and that its own object only declares; ""
+    if there is none.
+
+    Compilers describe a class in the object of its first virtual function only, or where it is constructed.
+    """
+    for program, here in ((diff.old, old_unit), (diff.new, unit)):
+        known = _layouts(diff, program, here)
+        waiting, seen = [v.aggregate], {""}
+        while waiting:
+            key = waiting.pop()
+            if key in seen:
+                continue
+            seen.add(key)
+            layout = known.get(key)
+            if layout is not None:
+                waiting += [m.aggregate for m in layout.members] + [base_key(b.name) for b in layout.bases]
+            elif any(key in _changed_types(diff, *pair) for pair in diff.correlation.changed_units):
+                return key
+    return ""
 
 
 def misaligned(diff: Diff, place: Place, old_place: Place) -> int:

@@ -333,3 +333,44 @@ def test_thread_local_that_needs_more_alignment_is_refused(plain: Project) -> No
     source = "{} _Thread_local long v = 3; int serve(int x) {{ v += x; return v + {}; }}"
     result = change(plain, source.format("", 0), source.format("__attribute__((aligned(64)))", 1))
     assert "thread-local-changed" in refused(result)
+
+
+KEY = "struct Vb {{ Vb(); virtual long f(long); int {}; }};"
+HOME = '#include "v.h"\nVb::Vb() {} long Vb::f(long x) { return x + a * 3 + c; }'
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize(
+    ("declared", "used"),
+    [
+        ("Vb v;", "v"),
+        ("static Vb v[2];", "v[x & 1]"),
+        ("struct H { long n; Vb in; } v;", "v.in"),
+        ("struct D : Vb { D() {} long n; }; D v;", "v"),
+    ],
+)
+def test_class_that_another_object_describes(tmp_path: Path, compiler: str, declared: str, used: str) -> None:
+    """A bug: compilers describe a class in one object only, that of its first virtual function, and its variables
+    elsewhere are taken for unchanged."""
+    project = Project(tmp_path, Variant(compiler, "-O2", "pie"))
+    user = (
+        f'#include "v.h"\n{declared} extern "C" int serve(int x) {{ {used}.a += x; return {used}.a + {used}.c * %d; }}'
+    )
+    main = 'extern "C" int serve(int); int main(int c, char **) { return serve(c); }'
+    files = {"v.h": KEY.format("a = 3, c = 5"), "main.cc": main, "a.cc": user % 1, "b.cc": HOME}
+    flags = {"compile_flags": ("-fno-exceptions",), "link_flags": ("-Wl,--no-as-needed", "-lstdc++")}
+    result = project.change(files, {"v.h": KEY.format("c = 5, a = 3"), "a.cc": user % 2}, **flags)
+    assert ("variable-type-changed", "v") in result.refusals
+    assert any("struct Vb" in r.text and "-femit-class-debug-always" in r.text for r in result.patch.reasons)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_class_that_another_object_describes_as_before(tmp_path: Path, compiler: str) -> None:
+    project = Project(tmp_path, Variant(compiler, "-O2", "pie"))
+    user = '#include "v.h"\nVb v; extern "C" int serve(int x) { v.a += x; return v.a + v.c * %d; }'
+    main = 'extern "C" int serve(int); int main(int c, char **) { return serve(c); }'
+    files = {"v.h": KEY.format("a = 3, c = 5"), "main.cc": main, "a.cc": user % 1, "b.cc": HOME}
+    flags = {"compile_flags": ("-fno-exceptions",), "link_flags": ("-Wl,--no-as-needed", "-lstdc++")}
+    result = project.change(files, {"a.cc": user % 2, "b.cc": HOME.replace("* 3", "* 4")}, **flags)
+    assert result.refusals == []
+    assert moved(result) == {}
