@@ -99,7 +99,7 @@ def _consider(
     kind = view.kinds.get(place.section)
     if (
         kind is Kind.CONST
-        or view.holds_labels(place.section)
+        or (kind is not None and view.holds_labels(place.section))
         or (old_place is not None and diff.old.address(old_place) is None)
     ):
         return  # nothing live

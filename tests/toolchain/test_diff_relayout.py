@@ -374,3 +374,11 @@ def test_class_that_another_object_describes_as_before(tmp_path: Path, compiler:
     result = project.change(files, {"a.cc": user % 2, "b.cc": HOME.replace("* 3", "* 4")}, **flags)
     assert result.refusals == []
     assert moved(result) == {}
+
+
+def test_common_variable_that_grows_is_refused(project: Project) -> None:
+    """A bug: it has no section, and the diff broke."""
+    source = "int tab[{0}]; int serve(int x) {{ tab[x % {0}] += x; return tab[0]; }}"
+    result = change(project, source.format(4), source.format(9), compile_flags=["-fcommon"])
+    assert ("data-resized", "tab") in result.refusals
+    assert any("-fno-common" in r.text for r in result.patch.reasons)
