@@ -1,8 +1,9 @@
-"""Every kind of code change, live, in every kind of build (docs/support-matrix.md).
+"""Every kind of change, live, in every kind of build (docs/support-matrix.md).
 
-`make test` takes a sample that repeats itself exactly: each case together with others in four of the sixteen variants,
-and by itself in one of them.  `make matrix` sets KATANA_MATRIX: all cases in every variant, those that may be refused
-each by itself; its log becomes the committed results, and the sample must agree with those.
+`make test` takes a sample that repeats itself exactly: each case of code together with others in four of the sixteen
+variants, and by itself in one of them; less of those of live data (`sample`).  `make matrix` sets KATANA_MATRIX: all
+cases in every variant, those that may be refused each by itself; its log becomes the committed results, and the sample
+must agree with those.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from tests.live.matrix.cases import CASES, sample, single
+from tests.live.matrix.cases import CASES, is_alone_in_sample, sample, single
 from tests.live.matrix.model import PROGRAMS, VARIANTS, WORKS, Case, Outcome
 from tests.live.matrix.results import FAILED, committed, label, record
 from tests.live.matrix.runner import Workshop
@@ -52,7 +53,9 @@ SHOPS = list(_shops())
 
 def _singles(shop: Shop) -> list[Case]:
     """The cases of a shop that are also patched by themselves."""
-    return [c for c in shop.cases if shop.variant == single(CASES.index(c)) or (FULL and not c.must)]
+    numbers = [CASES.index(case) for case in shop.cases]
+    chosen = [CASES[n] for n in numbers if shop.variant == single(n) and (FULL or is_alone_in_sample(n))]
+    return chosen + [c for c in shop.cases if FULL and c not in chosen and (c.refused or not c.must)]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_change(workshop: Workshop, case: Case | None) -> None:
         _run_together(workshop)
         return
     outcome = _run_alone(workshop, case)
-    assert outcome.state == WORKS or not case.must, workshop.refusals
+    assert outcome.state == WORKS or case.refused or not case.must, workshop.refusals
     known = KNOWN.get((case.name, label(workshop.asked_for)))
     assert FULL or known == outcome, "docs/support-matrix.md says otherwise: make matrix"
 
@@ -101,7 +104,11 @@ def _run_alone(workshop: Workshop, case: Case) -> Outcome:
 
 def _run_together(workshop: Workshop) -> None:
     variant = label(workshop.asked_for)
-    fit = [c for c in workshop.cases if c.must or (not FULL and KNOWN[c.name, variant].state == WORKS)]
+    fit = [
+        c
+        for c in workshop.cases
+        if c.refused is None and (c.must or (not FULL and KNOWN[c.name, variant].state == WORKS))
+    ]
     if not fit:
         return
     try:

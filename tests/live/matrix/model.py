@@ -37,7 +37,28 @@ KINDS: Mapping[int, tuple[str, str]] = {
         "exceptions thrown, caught, passed on and cleaned up by new code",
         MUST,
     ),
+    20: ("static local and global keep their values and addresses; numbering of `.NNN` suffixes shifts", MUST),
+    21: ("new global, new static, new static local; new bss", MUST),
+    22: ("string literal; floating constant; `const` table changed, grown, reordered", MUST),
+    23: ("initialiser of a writable variable changed: the live value is kept; taken over where asked", MUST),
+    24: ("writable table of function pointers gains or changes an entry, live value still the old initial one", MUST),
+    25: (
+        "struct of a global gains, loses, moves, renames, widens or narrows a field; nested; arrays of them; "
+        "bit-fields; unions; enums",
+        MUST,
+    ),
+    26: ("global array grows", MUST),
+    27: (
+        "pointers to a moved object: in other globals, in heap objects reached by typed pointers, behind `void *`",
+        f"{MUST} for typed, {JUDGE} for opaque",
+    ),
+    28: ("heap objects whose type changed", f"{MUST} where all are reached by typed pointers, else {JUDGE}"),
+    29: ("thread-local variable: existing one referenced; new one; changed one", f"{MUST} / {JUDGE} / {JUDGE}"),
+    30: ("variable removed; variable turns static, const or thread-local", f"{MUST} / {JUDGE}"),
+    31: ("padding, alignment, packed attribute changed", MUST),
 }
+
+FIRST_OF_DATA = 20
 
 COMPILERS = ("gcc", "clang")
 LEVELS = ("-O0", "-O2", "-O3", "-Os")
@@ -47,6 +68,25 @@ VARIANTS: tuple[Variant, ...] = tuple(
 )
 
 _CHOICE = re.compile(r"<<<(.*?)=>(.*?)>>>", re.DOTALL)
+
+
+AT_APPLY, AT_REVERT = "at-apply", "at-revert"  # what stands for a code where live values decide
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """That a case is refused, in every build.
+
+    Attributes:
+        code: of the reason in the patch, whether it is refused for it or needs a decision that nobody granted;
+            `AT_APPLY` or `AT_REVERT` where what the process holds speaks against it.
+        text: what a person has to be told (a regular expression).
+        is_right: whether nothing better could come of it.
+    """
+
+    code: str
+    text: str
+    is_right: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +106,9 @@ class Case:
         codes: codes of reasons the patch must give.
         flags: for the compiler, of this case's files.
         exits: whether it answers at exit too.
+        granted: options of `katana apply` that it needs, and is refused without, naming them.
+        moved: the variables that must be made anew elsewhere, with their values.
+        refused: how it is refused, if it is.
         program: which program it is part of (see `PROGRAMS`).
     """
 
@@ -81,6 +124,9 @@ class Case:
     codes: frozenset[str] = frozenset()
     flags: tuple[str, ...] = ()
     exits: bool = False
+    granted: tuple[str, ...] = ()
+    moved: frozenset[str] = frozenset()
+    refused: Refusal | None = None
     program: str = "c"
     suffix: str = ".c"
 
@@ -106,6 +152,8 @@ PROGRAMS: Mapping[str, Program] = {
     "icf": Program(link_flags=("-Wl,--icf=all",), linker={"gcc": "gold", "clang": "lld"}),
     "startup": Program(),
     "version": Program(),
+    "data": Program(),
+    "data_cxx": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
     "imports": Program(),  # apart: what any case imports, all would find imported before
 }
 

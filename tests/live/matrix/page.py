@@ -1,6 +1,6 @@
-"""`docs/support-matrix.md`, made from `docs/support-matrix.json`:  python3 -m tests.live.matrix.page [LOG]
+"""`docs/support-matrix.md`, made from `docs/support-matrix.json`:  python3 -m tests.live.matrix.page [[--part] LOG]
 
-With a log of results it writes both files; without, the page alone.
+With a log of results it writes both files; without, the page alone.  What a log with `--part` does not tell of stays.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from tests.live.matrix.cases import CASES
-from tests.live.matrix.model import KINDS, LEVELS, MUST, REFUSED, VARIANTS, WORKS, Case
+from tests.live.matrix.model import JUDGE, KINDS, LEVELS, MUST, REFUSED, VARIANTS, WORKS, Case
 from tests.live.matrix.results import COMMITTED, label, merge
 
 PAGE = COMMITTED.with_suffix(".md")
 _HEAD = """\
 # Support matrix
 
-Every kind of code change, each built in both versions, applied to a running process, compared with the new build run
+Every kind of change, each built in both versions, applied to a running process, compared with the new build run
 beside it, reverted, and compared with the old one.  Made by `make matrix` from the results of
 `tests/live/test_matrix.py`; not edited by hand.  The cases and their sources are in `tests/live/matrix/`.
 
 The cases of a program are patched together; each also by itself in one of the builds, and in all of them if it may be
 refused.
 
-- **must**: has to work.  **judge**: works, or is refused with a useful reason.
-- `✓` works; a code means refused when the patch is made, with that reason; `-` not run; `FAILS` is a bug.
+- **must**: has to work.  **judge**: works, or is refused with a useful reason.  **refuse**: all else is wrong.
+- An option beside it (`--follow`) means that it works with that; without, it is refused and the option named.
+- `✓` works; a code means refused when the patch is made, with that reason; `at-apply`: refused when it is applied, for
+  what the process holds; `at-revert`: applied, and not taken back, for what the process holds by then; `-` not run;
+  `FAILS` is a bug.
 - Each cell stands for a position-independent executable and one that is not, in this order, as one mark if they agree.
 """
 
@@ -62,9 +65,15 @@ def _table(kind: int, results: Mapping[str, Mapping[str, Sequence[str]]]) -> lis
     for case in _of(kind):
         row = results.get(case.name, {})
         cells = [_cell(row.get(f"{c} {level} pie"), row.get(f"{c} {level} nopie")) for c, level in columns]
-        demand = MUST if case.must else "judge"
-        lines.append(f"| {case.name.replace('_', ' ')} | {demand} | " + " | ".join(cells) + " |")
+        lines.append(f"| {case.name.replace('_', ' ')} | {_demand(case)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _demand(case: Case) -> str:
+    if case.refused is not None and case.refused.is_right:
+        return "refuse"
+    options = dict.fromkeys(f"`{words.partition(' ')[0]}`" for words in case.granted)
+    return ", ".join([MUST if case.must else JUDGE, *options])
 
 
 def _cell(pie: Sequence[str] | None, nopie: Sequence[str] | None) -> str:
@@ -83,7 +92,9 @@ def _mark(result: Sequence[str] | None) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Write the page, and with a log the results too."""
     if arguments:
-        COMMITTED.write_text(json.dumps(merge(Path(arguments[0])), indent=1, ensure_ascii=False) + "\n")
+        others = json.loads(COMMITTED.read_text())["results"] if "--part" in arguments else {}
+        raw = merge(Path(arguments[-1]), {case.name: others[case.name] for case in CASES if case.name in others})
+        COMMITTED.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text(render(json.loads(COMMITTED.read_text())))
 
 

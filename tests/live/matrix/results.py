@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,17 @@ def committed() -> dict[tuple[str, str], Outcome]:
     return {(case, variant): Outcome(v[0], tuple(v[1:])) for case, row in raw.items() for variant, v in row.items()}
 
 
-def merge(log: Path) -> dict[str, Any]:
-    """The results of a log, as they are committed: case → variant → [state, code, ...]."""
+def merge(log: Path, others: Mapping[str, Mapping[str, list[str]]] | None = None) -> dict[str, Any]:
+    """The results of a log, as they are committed: case → variant → [state, code, ...].  `others` are results of the
+    same form for what the log does not tell of."""
     found: dict[str, dict[str, list[str]]] = {}
     for text in log.read_text().splitlines():
         line = json.loads(text)
         row, outcome = found.setdefault(line["case"], {}), [line["state"], *line["codes"]]
         if row.get(line["variant"], [WORKS])[0] == WORKS:  # together and by itself: the worse counts
             row[line["variant"]] = outcome
+    for case, kept in (others or {}).items():
+        found[case] = {**kept, **found.get(case, {})}
     tools = {name: _version(name) for name in COMPILERS}
     return {"tools": tools, "results": {case: dict(sorted(row.items())) for case, row in sorted(found.items())}}
 

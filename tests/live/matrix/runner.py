@@ -8,22 +8,27 @@ patched process and is asked the same questions, equally often; after the revert
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
+from katana_cc.errors import RefusedError
 from katana_cc.patch.codec import patch_id
+from katana_cc.patch.needs import Grant, Option, unmet
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.revert import revert_one
 from katana_cc.process.target import Target
-from tests.live.matrix.model import PROGRAMS, REFUSED, WORKS, Case, Outcome
+from tests.live.matrix.model import AT_APPLY, AT_REVERT, PROGRAMS, REFUSED, WORKS, Case, Outcome
 from tests.live.server import Server, code_of, serving
 from tests.support.project import Build, Project, Result, Variant
 
 Answers = dict[tuple[str, int], str]
+
+_WAIT = 5.0  # seconds for a moment at which nothing speaks against it
 
 PRELUDE = "#define NOINLINE __attribute__((noinline))\nstatic volatile long seen;\n"
 
@@ -34,6 +39,11 @@ _DRIVER = r"""
 typedef long question(long);
 %(declared)s
 static const struct { const char *name; question *ask; } cases[] = { %(listed)s };
+/* What calls leave behind on the stack is part of later frames, and looks like pointers that live. */
+__attribute__((noinline)) static void wash(void) {
+  volatile char room[16384];
+  for (unsigned i = 0; i < sizeof room; i++) room[i] = 0;
+}
 int main(void) {
   char line[200], name[100]; long x;
   puts("ready"); fflush(stdout);
@@ -42,6 +52,7 @@ int main(void) {
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
       if (!strcmp(cases[i].name, name)) printf("%%ld\n", cases[i].ask(x));
     fflush(stdout);
+    wash();
   }
   return 0;
 }
@@ -142,9 +153,18 @@ class Workshop:
         if refused:
             self.refusals = [f"{r.subject} ({r.file}:{r.line}): {r.text} [{r.code}]" for r in refused]
             assert all(r.text and (r.subject or r.file) for r in refused), about
-            return Outcome(REFUSED, tuple(sorted({r.code for r in refused})))
+            codes = {r.code for r in refused}
+            for case in changed:
+                if (wanted := case.refused) is not None:
+                    told = "\n".join(r.text for r in refused if r.code == wanted.code)
+                    assert re.search(wanted.text, told), (about, self.refusals)
+            return Outcome(REFUSED, tuple(sorted(codes)))
         for case in changed:
             self._check_case(case, result)
+            if (wanted := case.refused) is not None:
+                with contextlib.ExitStack() as stack:
+                    self._compare_refused(stack, new, result, case, about)
+                return Outcome(REFUSED, (wanted.code,))
         if result.nothing:
             with contextlib.ExitStack() as stack:
                 self._compare_nothing(stack, new, about)
@@ -164,6 +184,8 @@ class Workshop:
         if case.replaced is not None:
             assert changed <= case.replaced, about
         assert case.codes <= codes, (about, codes)
+        moved = {d.transformation.name for d in result.patch.transforms if d.symbol is not None}
+        assert case.moved <= moved, (about, moved)
 
     def _compare_nothing(self, stack: contextlib.ExitStack, new: Build, about: str) -> None:
         """Nothing to patch is right only if the new build answers like the old one."""
@@ -177,10 +199,22 @@ class Workshop:
         identity = patch_id(result.data)
         live, before, after = (stack.enter_context(serving(b.path)) for b in (self.old, self.old, new))
         code = code_of(live.pid)
+
+        def apply(granted: Iterable[Grant]) -> None:
+            apply_patch(result.patch, identity, [live.pid], wait=_WAIT, granted=list(granted))
+
         assert _asked(live, self.cases) == _asked(before, self.cases), about
         _asked(after, self.cases)
 
-        apply_patch(result.patch, identity, [live.pid])
+        granted = list(dict.fromkeys(g for case in changed for g in _grants(case)))
+        needed = [g for g in granted if g.option is not Option.TAKE_INITIALISER]  # which is a wish
+        for one in needed if len(changed) == 1 else ():
+            error = _refused(partial(apply, [g for g in granted if g != one]), about)
+            assert str(one) in error, (about, error)
+            assert code_of(live.pid) == code, f"{about}: refused, and touched"
+        if needed and len(changed) > 1:
+            _refused(partial(apply, []), about)
+        apply(granted)
         old_answers, new_answers = _asked(before, self.cases), _asked(after, self.cases)
         expected = new_answers | {key: old_answers[key] for key in _as_old(changed)}
         _same(_asked(live, self.cases), expected, f"{about}: patched")
@@ -188,15 +222,60 @@ class Workshop:
             assert expected != old_answers, f"{about}: the questions do not tell the versions apart"
 
         with Target(live.pid) as target:
-            revert_one(target, identity, 5.0)
+            revert_one(target, identity, _WAIT)
         assert code_of(live.pid) == code, f"{about}: the code is not what it was"
         _same(_asked(live, self.cases), _asked(before, self.cases), f"{about}: reverted")
         if any(case.exits for case in changed):
-            apply_patch(result.patch, identity, [live.pid])
+            apply(granted)
             for server in (live, before):
                 _asked(server, self.cases)
             _asked(after, self.cases)
             assert live.finish() == after.finish(), f"{about}: at exit"
+
+    def _compare_refused(self, stack: contextlib.ExitStack, new: Build, result: Result, case: Case, about: str) -> None:
+        """A refusal tells what it has to, and the process goes on as the build that it runs by then."""
+        assert case.refused is not None
+        identity = patch_id(result.data)
+        live, before, after = (stack.enter_context(serving(b.path)) for b in (self.old, self.old, new))
+        code = code_of(live.pid)
+        assert _asked(live, self.cases) == _asked(before, self.cases), about
+        _asked(after, self.cases)
+        twin = before
+
+        def apply() -> None:
+            apply_patch(result.patch, identity, [live.pid], wait=_WAIT, granted=list(_grants(case)))
+
+        def revert() -> None:
+            with Target(live.pid) as target:
+                revert_one(target, identity, _WAIT)
+
+        if case.refused.code == AT_REVERT:
+            apply()
+            code, twin = code_of(live.pid), after
+            _same(_asked(live, self.cases), _asked(after, self.cases), f"{about}: patched")
+            told = _refused(revert, about)
+        else:
+            needed = {n.reason.code for n in unmet(result.patch, list(_grants(case)))}
+            assert case.refused.code == AT_APPLY or case.refused.code in needed, (about, needed)
+            told = _refused(apply, about)
+        assert re.search(case.refused.text, told), (about, told)
+        assert code_of(live.pid) == code, f"{about}: refused, and touched"
+        _same(_asked(live, self.cases), _asked(twin, self.cases), f"{about}: refused")
+
+
+def _grants(case: Case) -> Iterator[Grant]:
+    for words in case.granted:
+        option, _, value = words.partition(" ")
+        yield Grant(Option(option), value)
+
+
+def _refused(attempt: Callable[[], None], about: str) -> str:
+    """What a refusal tells."""
+    try:
+        attempt()
+    except RefusedError as error:
+        return str(error)
+    raise AssertionError(f"{about}: not refused")
 
 
 def _as_old(cases: Iterable[Case]) -> Iterator[tuple[str, int]]:
