@@ -67,3 +67,38 @@ def test_small_function_has_a_neighbour_at_once(tmp_path: Path, name: str) -> No
     (after,) = (s for s in found.values() if s.name in ("tg_next", "ta_next", "tt_next"))
     assert 0 < tiny.size < 5
     assert after.value == tiny.value + tiny.size
+
+
+def objects(folder: Path, name: str, variant: Variant) -> list[ElfFile]:
+    """The first object of both versions of a case."""
+    case = next(case for case in CASES if case.name == name)
+    found = []
+    for side in (0, 1):
+        (folder / str(side)).mkdir()
+        project = Project(folder / str(side), variant)
+        made = project.compile(
+            {file: PRELUDE + text for file, text in case.files(side).items()}, compile_flags=case.flags
+        )
+        found.append(ElfFile((project.folder / next(iter(made.values()))).read_bytes()))
+    return found
+
+
+def test_numbers_of_statics_shift(tmp_path: Path) -> None:
+    sides = [
+        {s.name for s in elf.symbols if s.name.startswith("count.")}
+        for elf in objects(tmp_path, "static_locals_shift", Variant("gcc", "-O2"))
+    ]
+    assert len(sides[0]) == 2
+    assert len(sides[1]) == 3
+    assert not sides[0] <= sides[1]
+
+
+def test_optimiser_raises_the_alignment(tmp_path: Path) -> None:
+    variant = Variant("clang", "-O2", "pie", "lld")
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    sides = [
+        {s.name: s.alignment for s in elf.sections if s.name.startswith(".data.oa_")}
+        for elf in objects(tmp_path, "optimiser_raises_the_alignment", variant)
+    ]
+    assert sides == [{".data.oa_v": 8, ".data.oa_w": 8}, {".data.oa_v": 16, ".data.oa_w": 16}]
