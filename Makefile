@@ -1,6 +1,7 @@
 # make demo    a server patched while it runs, in under two minutes
 # make test    everything that is checked at each commit
-# make matrix  every kind of code change in every kind of build, live: writes docs/support-matrix.md (ten minutes)
+# make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
+#              ONLY=pie-data runs and writes a part
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
@@ -56,8 +57,8 @@ test: deps .venv lint
 # What fails is in the page too: `make test` does not let it be committed.
 matrix: deps .venv
 	rm -f .matrix.log
-	-KATANA_MATRIX=1 KATANA_MATRIX_LOG=.matrix.log $(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py
-	$(BIN)/python3 -m tests.live.matrix.page .matrix.log
+	-KATANA_MATRIX=1 KATANA_MATRIX_LOG=.matrix.log $(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup $(if $(ONLY),-k '$(ONLY)') tests/live/test_matrix.py
+	$(BIN)/python3 -m tests.live.matrix.page $(if $(ONLY),--part) .matrix.log
 	rm -f .matrix.log
 
 # Counterexamples go to build/fuzz/; `python3 -m tests.fuzz replay FILE` checks one again.
