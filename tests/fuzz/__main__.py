@@ -21,9 +21,10 @@ from hypothesis.errors import Flaky
 from katana_cc.errors import KatanaError
 from tests.fuzz.cases import Case, cases, load
 from tests.fuzz.check import Checker, Counterexample
+from tests.fuzz.edits import EDITS
 
 PROBLEMS = (AssertionError, KatanaError, LookupError, ValueError, TypeError, subprocess.CalledProcessError)
-ROUND = 50  # examples of one seed
+ROUND = 25  # examples of one seed: those of a seed are much alike
 
 
 class Tally:
@@ -54,8 +55,9 @@ class Tally:
 
 
 def run_round(
-    number: int, checker: Checker, tally: Tally, out: Path, deadline: float, shrink: bool, keep: set[str]
-) -> str:
+    number: int, checker: Checker, tally: Tally, out: Path, deadline: float, shrink: bool, keep: set[str],
+    first: tuple[str, ...],
+) -> str:  # fmt: skip
     """One seed's examples; what is wrong, or ""."""
     path = out / f"seed-{number}.json"
 
@@ -69,7 +71,7 @@ def run_round(
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    @given(cases())
+    @given(cases(first))
     def examples(case: Case) -> None:
         if time.monotonic() > deadline:
             return
@@ -114,6 +116,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="where counterexamples go")
     parser.add_argument("--no-shrink", action="store_true", help="store counterexamples as they were found")
     parser.add_argument("--keep", action="append", default=[], help="store cases of an outcome or a refusal, too")
+    parser.add_argument("--edit", action="append", default=[], choices=sorted(EDITS), help="begin with one of these")
     words = parser.parse_args()
     if words.what == "replay":
         return max((replay(f) for f in words.files), default=0)
@@ -123,7 +126,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checker = Checker(Path(folder))
         while time.monotonic() < deadline:
-            problem = run_round(number, checker, tally, words.out, deadline, not words.no_shrink, set(words.keep))
+            problem = run_round(
+                number, checker, tally, words.out, deadline, not words.no_shrink, set(words.keep), tuple(words.edit)
+            )
             if problem:
                 wrong += 1
                 print(f"seed {number}: COUNTEREXAMPLE {problem}", flush=True)

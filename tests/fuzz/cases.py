@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import edits, generate
 from tests.fuzz import program as p
-from tests.fuzz.model import Machine, OutOfFuelError, State, begin, resized, take_over, written
+from tests.fuzz.model import Handover, Machine, OutOfFuelError, State, begin, shifted, take_over, written
 from tests.fuzz.render import DRIVER, Source, entries, render
 from tests.support.project import Variant
 
@@ -33,10 +33,12 @@ class Exchange:
 class Case:
     """What to build and what to expect.
 
-    `first` is what the new build says from its start; `before`, `after` and `reverted` are one process's life.
-    `refused`: it must not be patched, since a variable that is written has another size.
+    `first` is what the new build says from its start; `before`, `after` and `reverted` are one process's life; `kept`
+    follows `after` where reverting is refused.  `refused`: it must not be patched, since a table is shifted.
     `conflict`: applying may be refused at run time, since a pointer to rewrite has another value; `revert_conflict`:
-    the same of reverting.
+    the same of reverting.  `lost` and `broken`, `revert_lost` and `revert_broken`: names of variables with a value that
+    does not go over, and of pointers that would lead nowhere, for which it must be refused.  `into`: names of pointers
+    into a struct that is laid out otherwise, which may lead to what is not known for sure.
     """
 
     variant: Variant
@@ -50,6 +52,12 @@ class Case:
     refused: bool = False
     conflict: bool = False
     revert_conflict: bool = False
+    kept: tuple[Exchange, ...] = ()
+    lost: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    revert_lost: tuple[str, ...] = ()
+    revert_broken: tuple[str, ...] = ()
+    into: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The case as text."""
@@ -68,10 +76,13 @@ def load(path: Path) -> Case:
 
     v = raw["variant"]
     variant = Variant(**{**v, "compile_flags": tuple(v["compile_flags"]), "link_flags": tuple(v["link_flags"])})
-    talk = {name: exchanges(raw[name]) for name in ("first", "before", "after", "reverted")}
+    talk = {name: exchanges(raw.get(name, [])) for name in ("first", "before", "after", "reverted", "kept")}
     return Case(
         variant, raw["old"], raw["new"], tuple(raw["edits"]), **talk,
         refused=raw["refused"], conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
+        lost=tuple(raw.get("lost", ())), broken=tuple(raw.get("broken", ())),
+        revert_lost=tuple(raw.get("revert_lost", ())), revert_broken=tuple(raw.get("revert_broken", ())),
+        into=tuple(raw.get("into", ())),
     )  # fmt: skip
 
 
@@ -142,6 +153,7 @@ def _unknown(program: p.Program, state: State) -> bool:
             (state.cells, initial.cells),
             (state.texts, initial.texts),
             (state.handlers, initial.handlers),
+            (state.pointers, initial.pointers),
         )
         for key, value in there.items()
     )
@@ -157,12 +169,12 @@ def _lines(*versions: dict[str, Source]) -> Lines:
 
 
 @st.composite
-def cases(draw: generate.Draw) -> Case:
-    """A program, edits of it, a history, and what is to be expected."""
+def cases(draw: generate.Draw, first: tuple[str, ...] = ()) -> Case:
+    """A program, edits of it, a history, and what is to be expected; `first`: as of `edits.edited`."""
     variant = draw(variants())
     old = draw(generate.programs())
     assume(not p.problem(old))
-    new, kinds = draw(edits.edited(old))
+    new, kinds = draw(edits.edited(old, first))
     assume(kinds)
     return make(
         variant, old, new, kinds, draw(commands(old)), draw(commands(new)), draw(commands(old)), draw(commands(new))
@@ -178,22 +190,49 @@ def make(
     before, state = converse(old, begin(old), todo[0], lines)
     after: tuple[Exchange, ...] = ()
     reverted: tuple[Exchange, ...] = ()
-    conflict = revert_conflict = False
-    # clang may take a static apart: then the cells keep their values, and new ones are new variables.
+    kept: tuple[Exchange, ...] = ()
+    # clang may take a static apart: that is refused for a reason of its own, or nothing reads it.
     apart = {v.key for v in old.variables.values() if v.static and variant.compiler == "clang"}
-    refused = bool((resized(old, new) - apart) & (written(old) | written(new)))
-    if not refused:
-        state, conflict = take_over(old, new, state)
+    refused = bool((shifted(old, new) - apart) & written(old) & written(new))
+    left, forth = state, take_over(old, new, state)
+    back = Handover(state)
+    if not refused and not forth.broken:
+        state = forth.state
         is_known = not _unknown(new, state)
         if is_known:
             after, state = converse(new, state, todo[1], lines)
-        state, revert_conflict = take_over(new, old, state)
-        gone = any(k not in old.functions for live in state.handlers.values() for k in live)
-        if is_known and not gone and not _unknown(old, state):
-            reverted, _ = converse(old, state, todo[2], lines)
+        names = {f.key for f in entries(new)}
+        back = take_over(new, old, state, left)
+        if is_known:
+            kept, _ = converse(new, state, tuple(x for x in todo[2] if x[0] in names), lines)
+        gone = any(k not in old.functions for live in back.state.handlers.values() for k in live)
+        if is_known and not gone and not back.broken and not _unknown(old, back.state):
+            reverted, _ = converse(old, back.state, todo[2], lines)
     first, _ = converse(new, begin(new), todo[3], _lines(sources[1]))
     texts = tuple({"main.c": DRIVER, **{name: s.text for name, s in side.items()}} for side in sources)
-    return Case(variant, texts[0], texts[1], kinds, first, before, after, reverted, refused, conflict, revert_conflict)
+    return Case(
+        variant, texts[0], texts[1], kinds, first, before, after, reverted,
+        refused, bool(forth.rewritten), bool(back.rewritten), kept,
+        _names(new, forth.lost), _names(new, forth.broken), _names(new, back.lost), _names(new, back.broken),
+        _names(new, _into(old, new)),
+    )  # fmt: skip
+
+
+def _names(program: p.Program, keys: set[str]) -> tuple[str, ...]:
+    """What C calls these; of statics with one name in both units only debug information tells which is which."""
+    known = {v.key: v.name for v in program.variables.values()} | {h.key: h.name for h in program.handlers.values()}
+    names = list(known.values())
+    return tuple(sorted(known[key] for key in keys if names.count(known[key]) == 1))
+
+
+def _into(old: p.Program, new: p.Program) -> set[str]:
+    """Pointers into a struct of another layout."""
+    shapes = {key: v.shape for key, v in old.variables.items() if v.kind == "struct"}
+    return {
+        key
+        for key, v in new.variables.items()
+        if v.kind == "pointer" and v.target in shapes and shapes[v.target] != new.variables[v.target].shape
+    }
 
 
 def with_variant(case: Case, variant: Variant) -> Case:

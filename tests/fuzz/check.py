@@ -15,7 +15,10 @@ from pathlib import Path
 from katana_cc.diff.reasons import Code
 from katana_cc.errors import KatanaError, RefusedError
 from katana_cc.patch.codec import patch_id
+from katana_cc.patch.model import PatchObject
+from katana_cc.patch.needs import Grant, Option, needs_of
 from katana_cc.process.apply import apply_patch
+from katana_cc.process.carry import StrayWordsError
 from katana_cc.process.revert import revert_patch
 from tests.fuzz import edits
 from tests.fuzz.cases import Case, Exchange
@@ -27,6 +30,8 @@ from tests.support.project import Project, Result
 # its last writer; a compiler keeps one whole that it took apart, so that nothing tells which part is which.
 _STORAGE = {Code.STORAGE_LOST.value, Code.STORAGE_UNKNOWN.value, Code.STORAGE_RESTYLED.value}
 EXCUSED = frozenset({"function-too-small"} | _STORAGE)
+# What the programs here never have: objects of their types anywhere else, and pointers that are something else.
+GRANTED = frozenset({Option.ONLY_STATIC, Option.FOLLOW})
 
 
 class Counterexample(AssertionError):
@@ -61,14 +66,16 @@ class Checker:
         old_path, new_path, result = self._build(case, project)
         with serving(new_path) as server:
             talk(server, case.first, "the new build from its start")
-        if result.refusals or result.needs:
+        needs = needs_of(result.patch)
+        granted = [n.grant for n in needs if n.grant is not None and n.grant.option in GRANTED]
+        if result.refusals or len(granted) < len(needs):
             return _refused(case, result)
         if case.refused:
             raise Counterexample(f"{case.edits} should have been refused: {_reasons(result)}")
         if not result.nothing and (wrong := inequivalences(result.patch, old_path, new_path)):
             raise Counterexample(f"the patch is not what the new build holds: {wrong}")
         with serving(old_path) as server:
-            return _live(case, result, server)
+            return _live(case, result, server, granted)
 
     def _build(self, case: Case, project: Project) -> tuple[Path, Path, Result]:
         v = case.variant
@@ -105,7 +112,7 @@ def _refused(case: Case, result: Result) -> Outcome:
     return Outcome("refused", codes)
 
 
-def _live(case: Case, result: Result, server: Server) -> Outcome:
+def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> Outcome:
     talk(server, case.before, "the old build")
     if result.nothing:
         # Nobody patches anything; but then there must be nothing to it.
@@ -113,23 +120,57 @@ def _live(case: Case, result: Result, server: Server) -> Outcome:
         return Outcome("nothing")
     code = code_of(server.pid)
     identity = patch_id(result.data)
+    moved = {d.transformation.name for d in result.patch.transforms if d.symbol is not None}
+    lost = moved & set(case.lost), moved & set(case.revert_lost)
+    stray: tuple[str, ...] = ()
     try:
-        apply_patch(result.patch, identity, [server.pid])
+        try:
+            apply_patch(result.patch, identity, [server.pid], granted=granted)
+        except StrayWordsError:
+            # Stale ones on the stack: nothing of a program here looks like a pointer and is none.
+            stray = ("stray-words",)
+            apply_patch(result.patch, identity, [server.pid], granted=[*granted, *_follow(result.patch)])
     except RefusedError as error:
-        if case.conflict:
-            return Outcome("refused live")
-        raise Counterexample(f"refused at run time: {error}; {_reasons(result)}") from error
+        _justified(f"{error}", lost[0], case.broken, case.into, case.conflict, f"apply; {_reasons(result)}")
+        talk(server, case.before[-1:], "the process that was left alone")
+        return Outcome("refused live", stray)
+    if lost[0]:
+        raise Counterexample(f"{lost[0]} should have kept the patch out; {_reasons(result)}")
     talk(server, case.after, f"the patched process ({_reasons(result)})")
     try:
-        revert_patch([server.pid], identity)
+        try:
+            revert_patch([server.pid], identity)
+        except StrayWordsError:
+            stray = ("stray-words",)
+            revert_patch([server.pid], identity, followed=moved)
     except RefusedError as error:
-        if case.revert_conflict:
-            return Outcome("patched")
-        raise Counterexample(f"revert refused: {error}; {_reasons(result)}") from error
+        _justified(
+            f"{error}", lost[1], case.revert_broken, case.into, case.revert_conflict, f"revert; {_reasons(result)}"
+        )
+        talk(server, case.kept, "the process that stays patched")
+        return Outcome("patched", stray)
+    if lost[1]:
+        raise Counterexample(f"{lost[1]} should have kept the patch in; {_reasons(result)}")
     talk(server, case.reverted, f"the reverted process ({_reasons(result)})")
     if code_of(server.pid) != code:
         raise Counterexample("code is not what it was before")
-    return Outcome("patched")
+    return Outcome("patched", stray)
+
+
+def _follow(po: PatchObject) -> list[Grant]:
+    return [Grant(Option.FOLLOW, d.transformation.name) for d in po.transforms if d.symbol is not None]
+
+
+def _justified(
+    text: str, lost: set[str], broken: tuple[str, ...], into: tuple[str, ...], conflict: bool, what: str
+) -> None:
+    """Whether it was refused for what the model knows, and says so."""
+    if lost:
+        missing = [name for name in lost if name not in text]
+        if missing:
+            raise Counterexample(f"the refusal does not name {missing}: {text}; {what}")
+    elif not conflict and not any(name in text for name in (*broken, *into)):
+        raise Counterexample(f"refused at run time: {text}; {what}")
 
 
 def talk(server: Server, exchanges: tuple[Exchange, ...], who: str) -> None:

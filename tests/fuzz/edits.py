@@ -202,7 +202,8 @@ def add_variable(draw: st.DrawFn, program: p.Program) -> p.Program | None:
 
 
 def remove_variable(draw: st.DrawFn, program: p.Program) -> p.Program | None:
-    v = _pick(draw, [v for v in program.variables.values() if v.kind != "text"])
+    targets = {v.target for v in program.variables.values()}
+    v = _pick(draw, [v for v in program.variables.values() if v.kind != "text" and v.key not in targets])
     if v is None:
         return None
     gone = v
@@ -210,14 +211,16 @@ def remove_variable(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     def drop(n: p.Node) -> p.Node | None:
         if n is gone or (isinstance(n, p.Peek) and n.variable == gone.key):
             return None
-        if isinstance(n, p.Cell) and n.variable == gone.key:
+        if isinstance(n, p.Cell | p.Deref) and gone.key in p.uses(n):
             return p.Const(5)
         return n
 
+    def drop_assignments(n: p.Node) -> p.Node | None:
+        to = n.cell if isinstance(n, p.Set) else n.to if isinstance(n, p.SetThrough) else n
+        return None if isinstance(n, p.Set | p.SetThrough | p.Aim) and gone.key in p.uses(to) else n
+
     # Assignments first: their cells are no operands.
-    made: p.Program = p.transform(
-        p.transform(program, lambda n: None if isinstance(n, p.Set) and n.cell.variable == gone.key else n), drop
-    )
+    made: p.Program = p.transform(p.transform(program, drop_assignments), drop)
     return made
 
 
@@ -232,9 +235,11 @@ def rename_variable(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     def rename(n: p.Node) -> p.Node:
         if n is v:
             return renamed
-        if isinstance(n, p.Cell) and n.variable == v.key:
+        if isinstance(n, p.Cell | p.SetText | p.Peek) and n.variable == v.key:
             return replace(n, variable=key)
-        return replace(n, variable=key) if isinstance(n, p.SetText | p.Peek) and n.variable == v.key else n
+        if isinstance(n, p.Deref | p.Aim) and n.pointer == v.key:
+            return replace(n, pointer=key)
+        return replace(n, target=key) if isinstance(n, p.Variable | p.Aim) and n.target == v.key else n
 
     made: p.Program = p.transform(program, rename)
     return made
@@ -359,14 +364,70 @@ def change_handlers(draw: st.DrawFn, program: p.Program) -> p.Program | None:
 
 def grow_array(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     v = _pick(draw, [v for v in program.variables.values() if v.kind == "array"])
-    return _exchange(program, v, replace(v, initial=(*v.initial, 0))) if v else None
+    more = draw(st.sampled_from([(0,), (7,), (0, 0)]))
+    return _exchange(program, v, replace(v, initial=(*v.initial, *more))) if v else None
+
+
+def shrink_array(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    v = _pick(draw, [v for v in program.variables.values() if v.kind == "array" and len(v.initial) > 1])
+    return _exchange(program, v, replace(v, initial=v.initial[:-1])) if v else None
+
+
+def change_width(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    """A variable widens, or narrows; the first field of a struct is always wide enough for a peek."""
+    v = _pick(draw, [v for v in program.variables.values() if v.kind in g.POINTED])
+    if v is None:
+        return None
+    at = draw(st.integers(0, len(v.names) - 1)) if v.names else 0
+    others = [w for w in ((4, 8) if not at else (1, 2, 4, 8)) if w != v.width(at)]
+    widths = [v.width(i) for i in range(len(v.names) or 1)]
+    widths[at] = draw(st.sampled_from(others))
+    return _exchange(program, v, replace(v, widths=tuple(widths)))
+
+
+def _structs(program: p.Program) -> list[p.Variable]:
+    return [v for v in program.variables.values() if v.kind == "struct"]
 
 
 def grow_struct(draw: st.DrawFn, program: p.Program) -> p.Program | None:
-    v = _pick(draw, [v for v in program.variables.values() if v.kind == "struct"])
-    return _exchange(program, v, replace(v, initial=(*v.initial, 0))) if v else None
+    """A struct gains a field: at the end, in the middle or in front."""
+    v = _pick(draw, _structs(program))
+    if v is None:
+        return None
+    name = next(n for i in range(3, 100) if (n := f"w{i}") not in v.names)
+    order = list(v.order or v.names)
+    order.insert(len(order) - draw(st.integers(0, len(order))), name)
+    more = replace(
+        v,
+        initial=(*v.initial, draw(st.sampled_from([0, 7]))),
+        names=(*v.names, name),
+        widths=(*v.widths, draw(st.sampled_from([4, 8, 1]))),
+        order=tuple(order),
+    )
+    return _exchange(program, v, more)
 
 
+def shrink_struct(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    """A struct loses a field, but for the first."""
+    v = _pick(draw, [v for v in _structs(program) if len(v.names) > 1])
+    if v is None:
+        return None
+    at = draw(st.integers(1, len(v.names) - 1))
+    order = tuple(n for n in v.order or v.names if n != v.names[at])
+
+    def without(items: tuple[Any, ...]) -> tuple[Any, ...]:
+        return items[:at] + items[at + 1 :]
+
+    less = replace(v, initial=without(v.initial), names=without(v.names), widths=without(v.widths), order=order)
+    return _exchange(program, v, less)
+
+
+def reorder_fields(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    v = _pick(draw, _structs(program))
+    return _exchange(program, v, replace(v, order=tuple(draw(st.permutations(v.order or v.names))))) if v else None
+
+
+RELAYOUTS: Final = (grow_array, shrink_array, change_width, grow_struct, shrink_struct, reorder_fields)
 EDITS: Final[dict[str, Edit]] = {
     f.__name__: f
     for f in (
@@ -374,7 +435,7 @@ EDITS: Final[dict[str, Edit]] = {
         change_factor, add_statement, add_static_local, add_library_call, remove_statement, swap_statements,
         add_function, remove_function, add_variable, remove_variable, rename_variable, rename_function, change_initial,
         toggle_static, toggle_inline, change_linkage, add_table, change_signature, change_tail, insert_lines, reorder,
-        move_function, change_table, change_handlers, grow_array, grow_struct,
+        move_function, change_table, change_handlers, *RELAYOUTS,
     )
 }  # fmt: skip
 MUST: Final = {
@@ -383,9 +444,13 @@ MUST: Final = {
 }  # fmt: skip
 
 
+# What only some programs have something for comes twice.
+_WEIGHTED: Final = sorted([*EDITS, *(f.__name__ for f in RELAYOUTS)])
+
+
 @st.composite
-def edited(draw: st.DrawFn, program: p.Program) -> tuple[p.Program, tuple[str, ...]]:
-    """The program after one or a few edits, and which these were.
+def edited(draw: st.DrawFn, program: p.Program, first: tuple[str, ...] = ()) -> tuple[p.Program, tuple[str, ...]]:
+    """The program after one or a few edits, and which these were; `first`: one of these, if any are named.
 
     What an earlier edit removed never comes back as something else of the same key, which would be taken for a change.
     """
@@ -395,7 +460,7 @@ def edited(draw: st.DrawFn, program: p.Program) -> tuple[p.Program, tuple[str, .
     for _ in range(wanted + 3):
         if len(kinds) == wanted:
             break
-        name = draw(st.sampled_from(sorted(EDITS)))
+        name = draw(st.sampled_from(first if first and not kinds else _WEIGHTED))
         made = EDITS[name](draw, program)
         if made is None or made == program or p.problem(made):
             continue

@@ -19,6 +19,8 @@ NUMBERS = st.one_of(
 )
 WORDS = ("", "a", "ya", "alpha", "betaalpha", "gamma ray", "a rather long literal of more words", "percent", "x")
 STATIC_VARIABLES = ("count", "total", "state")
+STATIC_POINTERS = ("cursor", "at")
+FIELDS, WIDTHS = ("x", "y", "z"), (4, 1, 2)
 STATIC_FUNCTIONS = ("helper", "step", "twist")
 STATIC_LOCALS = ("n", "m", "seen", "last")
 OPERATORS = ("+", "-", "*", "^", "|", "&", "/", "%", "<<", ">>")
@@ -62,6 +64,7 @@ def fresh(program: p.Program, prefix: str) -> str:
     return next(k for i in range(10_000) if (k := f"{prefix}{i}") not in taken)
 
 
+POINTED = ("scalar", "array", "struct")
 NUMERIC = ("scalar", "array", "struct", "thread", "flag")
 
 
@@ -70,6 +73,11 @@ def cells(draw: Draw, scope: Scope) -> p.Cell:
     """A cell of a variable there is."""
     v = draw(st.sampled_from(scope.variables(*NUMERIC)))
     return p.Cell(v.key, draw(st.integers(0, 3)), draw(st.booleans()))
+
+
+def derefs(pointers: list[p.Variable]) -> st.SearchStrategy[p.Deref]:
+    """What one of these points to."""
+    return st.builds(p.Deref, st.sampled_from(pointers).map(lambda v: v.key), st.integers(0, 3))
 
 
 @st.composite
@@ -85,6 +93,8 @@ def operands(draw: Draw, scope: Scope) -> p.Operand:
     ]
     if scope.variables(*NUMERIC):
         makers += [cells(scope)] * 3
+    if pointers := scope.variables("pointer"):
+        makers.append(derefs(pointers))
     if texts := scope.variables("text"):
         makers.append(st.sampled_from(texts).map(lambda v: p.Cell(v.key)))
     if tables := scope.tables():
@@ -93,8 +103,23 @@ def operands(draw: Draw, scope: Scope) -> p.Operand:
 
 
 OPS = st.sampled_from(OPERATORS)
-SIMPLE = ("mix", "set", "peek", "text", "select", "labels", "count", "print", "line", "library", "invoke", "jump")
-CALLS = ("invoke", "through", "store", "same", "sort", "sum", "recurse")
+SIMPLE = (
+    "mix",
+    "set",
+    "through",
+    "aim",
+    "peek",
+    "text",
+    "select",
+    "labels",
+    "count",
+    "print",
+    "line",
+    "library",
+    "invoke",
+    "jump",
+)
+CALLS = ("invoke", "handler", "store", "same", "sort", "sum", "recurse")
 NESTED = ("if", "loop", "switch")
 
 
@@ -129,6 +154,12 @@ def _simple(draw: Draw, scope: Scope, kind: str) -> p.Statement | None:
             if scope.program.variables[cell.variable].kind == "flag":
                 return p.Set(cell, "=", p.Const(1))
             return p.Set(cell, draw(st.sampled_from(("=", *OPERATORS))), draw(operands(scope)))
+        case "through" if pointers := scope.variables("pointer"):
+            to = draw(derefs(pointers))
+            return p.SetThrough(to, draw(st.sampled_from(("=", *OPERATORS))), draw(operands(scope)))
+        case "aim" if aimable := _aimable(scope):
+            v = draw(st.sampled_from(aimable))
+            return p.Aim(v.key, v.target, draw(st.integers(0, 3)))
         case "peek" if known := scope.variables(*NUMERIC):
             return p.Peek(draw(st.sampled_from(known)).key)
         case "text" if texts := scope.variables("text"):
@@ -150,13 +181,19 @@ def _simple(draw: Draw, scope: Scope, kind: str) -> p.Statement | None:
     return None
 
 
+def _aimable(scope: Scope) -> list[p.Variable]:
+    """The pointers whose targets can be named, too."""
+    seen = {v.key for v in scope.variables(*POINTED)}
+    return [v for v in scope.variables("pointer") if v.target in seen]
+
+
 def _call(draw: Draw, scope: Scope, kind: str) -> p.Statement | None:
     callbacks = scope.functions("callback")
     match kind:
         case "invoke" if callees := scope.functions("plain", "callback"):
             arguments = tuple(draw(operands(scope)) for _ in range(draw(st.integers(1, 2))))
             return p.Invoke(draw(OPS), draw(st.sampled_from(callees)).key, arguments)
-        case "through" if tables := scope.handlers():
+        case "handler" if tables := scope.handlers():
             return p.Through(draw(OPS), draw(st.sampled_from(tables)).key)
         case "store" if callbacks and (tables := scope.handlers(writable=True)):
             h = draw(st.sampled_from(tables))
@@ -218,7 +255,25 @@ def variables(draw: Draw, program: p.Program) -> p.Variable:
     zero = kind == "flag" or draw(st.booleans())
     initial = tuple(0 if zero else draw(NUMBERS) for _ in range(size))
     text = draw(TEXTS) if kind == "text" else ""
-    return p.Variable(key, name, kind, static, initial, text, kind != "flag" and draw(st.integers(0, 3)) > 0)
+    poked = kind != "flag" and draw(st.integers(0, 3)) > 0
+    names = FIELDS if kind == "struct" else ()
+    widths = WIDTHS if kind == "struct" else (8,) if kind in POINTED and draw(st.integers(0, 3)) == 3 else ()
+    return p.Variable(key, name, kind, static, initial, text, poked, widths, names)
+
+
+@st.composite
+def pointers(draw: Draw, program: p.Program, unit: p.Unit) -> p.Variable | None:
+    """A pointer into a variable that a unit sees, if there is one."""
+    known = Scope(program, unit, 0).variables(*POINTED)
+    if not known:
+        return None
+    target = draw(st.sampled_from(known))
+    key = fresh(program, "p")
+    static = draw(st.booleans())
+    name = draw(st.sampled_from(STATIC_POINTERS)) if static else f"g_{key}"
+    whole = target.kind == "struct" and draw(st.booleans())
+    initial = (draw(st.integers(0, len(target.aims) - 1)),)
+    return p.Variable(key, name, "pointer", static, initial, target=target.key, whole=whole)
 
 
 @st.composite
@@ -276,6 +331,10 @@ def programs(draw: Draw) -> p.Program:
             program = put_if_valid(program, unit, variables=(draw(variables(program)),))
         for _ in range(draw(st.integers(0, 2))):
             program = put_if_valid(program, unit, tables=(draw(tables(program)),))
+    for n in range(draw(st.integers(0, 2))):
+        pointer = draw(pointers(program, program.units[n]))
+        if pointer is not None:
+            program = put_if_valid(program, program.units[n].name, variables=(pointer,))
     rank = 0
     for round_ in range(draw(st.integers(2, 4))):
         for n, unit in enumerate(("a", "b")):
@@ -293,7 +352,11 @@ def programs(draw: Draw) -> p.Program:
 def _hub(unit: p.Unit, rank: int) -> p.Function:
     """A function that uses all of a unit, since compilers drop what nothing uses."""
     body: list[p.Statement] = [p.Mix("+", p.Entry(t.key)) for t in unit.tables]
-    body += [p.Mix("^", p.Cell(v.key, i)) for v in unit.variables for i in range(max(1, len(v.initial)))]
+    for v in unit.variables:
+        if v.kind == "pointer":
+            body.append(p.Mix("+", p.Deref(v.key)))
+        else:
+            body += [p.Mix("^", p.Cell(v.key, i)) for i in range(max(1, len(v.initial)))]
     body += [p.Through("+", h.key) for h in unit.handlers]
     for f in unit.functions:
         if f.kind == "order":

@@ -14,7 +14,6 @@ from tests.fuzz import program as p
 MASK = 0xFFFFFFFF
 FUEL = 3000  # steps of one command
 MARKS = 64  # line numbers that the driver keeps of one command
-STRUCT = (MASK, 0xFF, 0xFFFF)  # what the fields of a struct hold; further ones are like the first
 
 
 def hash_text(text: bytes, start: int = 5381) -> int:
@@ -93,25 +92,38 @@ class OutOfFuelError(Exception):
 
 @dataclass(slots=True)
 class State:
-    """The values of all variables: cells of numbers, strings, and handlers by the keys of what they point at."""
+    """The values of all variables: cells of numbers, strings, handlers by the keys of what they point at, and pointers
+    by the labels of the cells."""
 
     cells: dict[str, list[int]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     handlers: dict[str, list[str]] = field(default_factory=dict)
+    pointers: dict[str, str] = field(default_factory=dict)
 
     def copy(self) -> State:
         return State(
             {k: list(v) for k, v in self.cells.items()},
             dict(self.texts),
             {k: list(v) for k, v in self.handlers.items()},
+            dict(self.pointers),
         )
 
 
 def masks(variable: p.Variable) -> tuple[int, ...]:
     """What each cell of a variable can hold."""
-    if variable.kind == "struct":
-        return tuple(STRUCT[i] if i < len(STRUCT) else MASK for i in range(len(variable.initial)))
-    return (MASK,) * len(variable.initial)
+    return tuple((1 << 8 * variable.width(i)) - 1 for i in range(len(variable.initial)))
+
+
+def aimed(program: p.Program, pointer: p.Variable, index: int) -> str:
+    """The label of the cell that a pointer points to with an index; "" for the whole."""
+    aims = program.variables[pointer.target].aims
+    return "" if pointer.whole else aims[index % len(aims)]
+
+
+def poke_value(value: int, index: int, width: int) -> int:
+    """What `poke` writes to a cell: of a wide one, the high half too."""
+    low = (value + index) & MASK
+    return low | (value & 1) << 32 if width == 8 else low & ((1 << 8 * width) - 1)
 
 
 def begin(program: p.Program, state: State | None = None) -> State:
@@ -120,6 +132,8 @@ def begin(program: p.Program, state: State | None = None) -> State:
     for v in program.variables.values():
         if v.kind == "text":
             made.texts.setdefault(v.key, v.text)
+        elif v.kind == "pointer":
+            made.pointers.setdefault(v.key, aimed(program, v, v.initial[0]))
         else:
             made.cells.setdefault(v.key, [x & m for x, m in zip(v.initial, masks(v), strict=True)])
     for f in program.functions.values():
@@ -170,6 +184,13 @@ class Machine:
             return cell.index % len(v.initial)
         return acc % len(v.initial)
 
+    def _led_to(self, deref: p.Deref) -> tuple[p.Variable, int]:
+        """The variable, and which of its cells."""
+        pointer = self.variables[deref.pointer]
+        v = self.variables[pointer.target]
+        at = deref.index % len(v.initial) if pointer.whole else v.labels.index(self.state.pointers[pointer.key])
+        return v, at
+
     def value(self, operand: p.Operand, args: list[int], acc: int) -> int:
         """What an operand is worth."""
         match operand:
@@ -183,6 +204,9 @@ class Machine:
                 if operand.variable in self.state.texts:
                     return hash_text(self.state.texts[operand.variable].encode())
                 return self.state.cells[operand.variable][self._index(operand, acc)]
+            case p.Deref():
+                variable, at = self._led_to(operand)
+                return self.state.cells[variable.key][at]
             case p.Entry():
                 table = self.tables[operand.table]
                 if table.texts:
@@ -203,6 +227,12 @@ class Machine:
                 cells, at = self.state.cells[s.cell.variable], self._index(s.cell, acc)
                 mask = masks(self.variables[s.cell.variable])[at]
                 cells[at] = OPERATORS[s.op](cells[at], self.value(s.operand, args, acc)) & mask
+            case p.SetThrough():
+                v, at = self._led_to(s.to)
+                cells = self.state.cells[v.key]
+                cells[at] = OPERATORS[s.op](cells[at], self.value(s.operand, args, acc)) & masks(v)[at]
+            case p.Aim():
+                self.state.pointers[s.pointer] = aimed(self.program, self.variables[s.pointer], s.index)
             case p.SetText():
                 self.state.texts[s.variable] = s.text
             case p.If():
@@ -236,7 +266,7 @@ class Machine:
         match s:
             case p.Invoke():
                 callee = self.functions[s.function]
-                values = [self.value(s.arguments[i % len(s.arguments)], args, acc) for i in range(callee.params)]
+                values = [self.value(s.arguments[i % len(s.arguments)], args, acc) & MASK for i in range(callee.params)]
                 return OPERATORS[s.op](acc, self.call(s.function, values))
             case p.Through():
                 entries = self.pointers(s.handlers)
@@ -248,7 +278,7 @@ class Machine:
                 entries = self.pointers(s.handlers)
                 return acc ^ (s.number if entries[s.index % len(entries)] == s.function else 0)
             case p.Print():
-                text = f"{s.text} {self.value(s.operand, args, acc)}"
+                text = f"{s.text} {self.value(s.operand, args, acc) & MASK}"
                 return acc ^ hash_text(text.encode()[:47])
             case p.Sort():
                 factor = self.functions[s.comparator].constant | 1
@@ -262,7 +292,7 @@ class Machine:
             case p.Jump():
                 return acc ^ s.jumped if acc & 1 else acc + s.returned
             case p.Peek():
-                return acc ^ self.state.cells[s.variable][0]
+                return acc ^ (self.state.cells[s.variable][0] & MASK)
             case p.Line():
                 if len(self.lines) < MARKS:
                     self.lines.append(s.key)
@@ -280,6 +310,10 @@ class Machine:
         words = []
         for u in self.program.units:
             for v in u.variables:
+                if v.kind == "pointer":
+                    target, at = self._led_to(p.Deref(v.key))
+                    words += [f"{v.key}={self.state.cells[target.key][at]}@{self.state.pointers[v.key]}"]
+                    continue
                 live = [self.state.texts[v.key]] if v.kind == "text" else self.state.cells[v.key]
                 words += [f"{v.key}={x}" for x in live]
             for h in u.handlers:
@@ -292,8 +326,8 @@ class Machine:
         poked = pokable(unit)
         if poked:
             v = poked[number % len(poked)]
-            for i, mask in enumerate(masks(v)):
-                self.state.cells[v.key][i] = (value + i) & mask
+            for i in range(len(v.initial)):
+                self.state.cells[v.key][i] = poke_value(value, i, v.width(i))
         return value
 
 
@@ -304,7 +338,7 @@ def candidates(program: p.Program, unit: p.Unit) -> list[p.Function]:
 
 def pokable(unit: p.Unit) -> list[p.Variable]:
     """The variables that `poke` writes."""
-    return [v for v in unit.variables if v.poked and v.kind != "text"]
+    return [v for v in unit.variables if v.poked and v.kind not in ("text", "pointer")]
 
 
 def written(program: p.Program) -> set[str]:
@@ -314,42 +348,93 @@ def written(program: p.Program) -> set[str]:
         match n:
             case p.Set():
                 found.add(n.cell.variable)
-            case p.SetText(variable=key) | p.Store(handlers=key) | p.Count(key=key):
+            case p.SetThrough(to=to):
+                found.add(program.variables[to.pointer].target)
+            case p.SetText(variable=key) | p.Store(handlers=key) | p.Count(key=key) | p.Aim(pointer=key):
                 found.add(key)
             case _:
                 pass
     return found
 
 
-def resized(old: p.Program, new: p.Program) -> set[str]:
-    """Keys of the variables that have another size."""
-    sizes = [
-        {v.key: len(v.initial) for v in side.variables.values()}
-        | {h.key: len(h.entries) for h in side.handlers.values() if not h.const}
-        for side in (old, new)
-    ]
-    return {key for key, size in sizes[1].items() if sizes[0].get(key, size) != size}
-
-
-def take_over(old: p.Program, new: p.Program, state: State) -> tuple[State, bool]:
-    """The state after a patch, and whether a pointer to rewrite is not what it was initially (then it is refused).
-
-    Where what changed its size is not refused, nothing ever writes it, or each of its cells is a variable of its own.
-    """
-    made, conflict = begin(new, state), False
-    initial = begin(new)
-    for key in resized(old, new):
-        if key in initial.cells:
-            live, fresh = made.cells[key], initial.cells[key]
-            made.cells[key] = (live + fresh[len(live) :])[: len(fresh)]
-        else:
-            made.handlers[key] = initial.handlers[key]
+def shifted(old: p.Program, new: p.Program) -> set[str]:
+    """Keys of the tables of another size that begin with other values: which live value is which, nobody knows."""
+    found = set()
+    for key, v in new.variables.items():
+        was = old.variables.get(key)
+        if was is not None and v.kind == "array" and len(was.initial) != len(v.initial):
+            pairs = zip(was.initial, v.initial, masks(was), masks(v), strict=False)
+            if any(a & m & n != b & n for a, b, m, n in pairs):
+                found.add(key)
     for key, h in new.handlers.items():
         before = old.handlers.get(key)
-        if before is None or h.const or before.const or len(before.entries) != len(h.entries):
+        if before is None or h.const or before.const or len(before.entries) == len(h.entries):
+            continue
+        if any(a != b for a, b in zip(before.entries, h.entries, strict=False)):
+            found.add(key)
+    return found
+
+
+@dataclass(slots=True)
+class Handover:
+    """What a patch, or taking it out, makes of a state.
+
+    It is refused when there is anything in `rewritten` (tables of handlers with an entry to rewrite that is not what it
+    was initially), in `lost` (variables that hold a value which does not go over), or in `broken` (pointers to a cell
+    that is no more): keys.
+    """
+
+    state: State
+    rewritten: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+
+
+def take_over(old: p.Program, new: p.Program, state: State, left: State | None = None) -> Handover:
+    """The state after a patch; or after it is taken out, when the old objects still hold what they did when they were
+    `left`, and what the patch added must not hold a value of its own."""
+    done = Handover(begin(new, state))
+    begun = begin(old), begin(new)
+    for key, v in new.variables.items():
+        was = old.variables.get(key)
+        if was is None or key not in begun[1].cells or was.shape == v.shape:
+            continue
+        live = dict(zip(was.labels, state.cells[key], strict=True))
+        there = begun[1].cells[key] if left is None else left.cells[key]
+        values = [live.pop(label, fresh) for label, fresh in zip(v.labels, there, strict=True)]
+        fitting = [x & m for x, m in zip(values, masks(v), strict=True)]
+        done.state.cells[key] = fitting
+        if fitting != values:
+            done.lost.add(key)
+        first = dict(zip(was.labels, begun[0].cells[key], strict=True))
+        if left is not None and any(first[label] != value for label, value in live.items()):
+            done.lost.add(key)
+    for key, v in new.variables.items():
+        if v.kind == "pointer" and key in old.variables and not v.whole:
+            target = new.variables[v.target]
+            if done.state.pointers[key] not in target.labels:
+                done.broken.add(key)
+    _take_over_handlers(old, new, done, left)
+    return done
+
+
+def _take_over_handlers(old: p.Program, new: p.Program, done: Handover, left: State | None) -> None:
+    for key, h in new.handlers.items():
+        before = old.handlers.get(key)
+        if before is None or h.const or before.const:
+            continue
+        live = done.state.handlers[key]
+        if len(before.entries) != len(h.entries):
+            common = min(len(before.entries), len(h.entries))
+            if left is not None and live[common:] != list(before.entries[common:]):
+                done.lost.add(key)
+            there = list(h.entries) if left is None else left.handlers[key]
+            # One that nothing writes is a constant, and made anew.
+            keeps = before.entries[:common] == h.entries[:common]
+            done.state.handlers[key] = [*live[:common], *there[common:]] if keeps else list(h.entries)
             continue
         for i, (a, b) in enumerate(zip(before.entries, h.entries, strict=True)):
             if a != b:
-                conflict |= made.handlers[key][i] != a
-                made.handlers[key][i] = b
-    return made, conflict
+                if live[i] != a:
+                    done.rewritten.add(key)
+                live[i] = b

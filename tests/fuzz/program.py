@@ -81,7 +81,15 @@ class LocalTable(Node):
     fixed: bool = False
 
 
-Operand = Const | Acc | Arg | Cell | Entry | Text | Real | LocalTable
+@dataclass(frozen=True, slots=True)
+class Deref(Node):
+    """What a pointer points to; of a pointer to a whole struct, a field of it."""
+
+    pointer: str
+    index: int = 0
+
+
+Operand = Const | Acc | Arg | Cell | Deref | Entry | Text | Real | LocalTable
 
 # Statements
 
@@ -101,6 +109,24 @@ class Set(Node):
     cell: Cell
     op: str
     operand: Operand
+
+
+@dataclass(frozen=True, slots=True)
+class SetThrough(Node):
+    """What a pointer points to = the same op operand"""
+
+    to: Deref
+    op: str
+    operand: Operand
+
+
+@dataclass(frozen=True, slots=True)
+class Aim(Node):
+    """A pointer is pointed at another cell of its `target`, which is named here since the code names it."""
+
+    pointer: str
+    target: str
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +289,8 @@ class Recurse(Node):
 
 
 Statement = (
-    Mix | Set | SetText | Peek | If | Loop | Switch | Select | Labels | Count | Invoke | Through | Store | Same | Print
-    | Sort | Sum | Jump | Line | Library | Recurse
+    Mix | Set | SetThrough | Aim | SetText | Peek | If | Loop | Switch | Select | Labels | Count | Invoke | Through
+    | Store | Same | Print | Sort | Sum | Jump | Line | Library | Recurse
 )  # fmt: skip
 
 # Entities
@@ -272,11 +298,15 @@ Statement = (
 
 @dataclass(frozen=True, slots=True)
 class Variable(Node):
-    """A writable variable.  `kind`: scalar, array, struct, thread, flag, or text (a pointer to a literal).
+    """A writable variable.  `kind`: scalar, array, struct, thread, flag, text (a pointer to a literal) or pointer.
 
     A flag is 0 and nothing but 1 is ever written to it, which a compiler may keep in a byte.
 
     `initial` holds a value a cell (for text none); `poked`: a command can write it, so that every version writes it.
+    `widths`: bytes of a cell; of an array and a scalar one for all, 4 where it is empty.  Of a struct, `names` are its
+    fields, a cell each, and `order` is how it declares them.
+
+    A pointer points into variable `target`, at the cell that `initial` names; or, when it is `whole`, to all of it.
     """
 
     key: str
@@ -286,6 +316,30 @@ class Variable(Node):
     initial: tuple[int, ...]
     text: str = ""
     poked: bool = True
+    widths: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    target: str = ""
+    whole: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tells a cell from the others, through edits."""
+        return self.names or tuple(str(i) for i in range(len(self.initial)))
+
+    def width(self, index: int) -> int:
+        """Bytes of a cell."""
+        return self.widths[index if self.names else 0] if self.widths else 4
+
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """The cells that a pointer into it may point to: those of one type."""
+        return tuple(label for i, label in enumerate(self.labels) if self.width(i) == self.width(0))
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What another layout differs in."""
+        return self.labels, [self.width(i) for i in range(len(self.initial))], self.order or self.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +462,12 @@ def uses(value: Any) -> set[str]:
     for n in walk(value):
         match n:
             case Cell(variable=key) | SetText(variable=key) | Peek(variable=key) | Entry(table=key):
+                found.add(key)
+            case Deref(pointer=key):
+                found.add(key)
+            case Aim():
+                found |= {n.pointer, n.target}
+            case Variable(target=key) if key:
                 found.add(key)
             case Invoke(function=key) | Sort(comparator=key) | Sum(function=key):
                 found.add(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.fuzz import program as p
-from tests.fuzz.model import LIBRARY, STRUCT, candidates, masks, pokable
+from tests.fuzz.model import LIBRARY, aimed, candidates, masks, pokable
 
 DRIVER = r"""
 int printf(const char *, ...); int puts(const char *); int fflush(void *); unsigned alarm(unsigned);
@@ -50,9 +50,7 @@ int printf(const char *, ...); int snprintf(char *, unsigned long, const char *,
 void qsort(void *, unsigned long, unsigned long, int (*)(const void *, const void *));
 int _setjmp(void *) __attribute__((returns_twice)); void longjmp(void *, int) __attribute__((noreturn));
 """
-_FIELDS = ("x", "y", "z")
-_TYPES = {0xFF: "unsigned char", 0xFFFF: "unsigned short"}
-_WIDTHS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned"}
+_WIDTHS = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "unsigned long"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +118,7 @@ class _Renderer:
         self.lines: list[str] = []
         self.marks: dict[str, int] = {}
         self.labels = 0
+        self.structs: set[str] = set()
 
     def put(self, *lines: str) -> None:
         self.lines += lines
@@ -139,7 +138,8 @@ class _Renderer:
             self.put(f"{'static ' * f.static}{inline}{_ATTRIBUTES.get(f.attribute, '')}{_prototype(f)};")
             if f.attribute == "alias":
                 self.put(f'extern {_prototype(self._aliased(f))} __attribute__((alias("{f.name}")));')
-        for v in self.unit.variables:
+        # What pointers point to comes first.
+        for v in sorted(self.unit.variables, key=lambda v: v.kind == "pointer"):
             self._variable(v)
         for t in self.unit.tables:
             self._table(t)
@@ -171,8 +171,7 @@ class _Renderer:
             self.put(f"extern {_prototype(self._aliased(f) if f.attribute == 'alias' else f)};")
         elif key in self.variables:
             v = self.variables[key]
-            if v.kind == "struct":
-                self.put(self._struct(v))
+            self._struct(v)
             self.put(f"extern {self._declarator(v)};")
         elif key in self.tables:
             t = self.tables[key]
@@ -186,34 +185,50 @@ class _Renderer:
     def _element(t: p.Table) -> str:
         return "const char *const" if t.texts else f"const {_WIDTHS[t.width]}"
 
-    @staticmethod
-    def _struct(v: p.Variable) -> str:
-        members = " ".join(
-            f"{_TYPES.get(STRUCT[i], 'unsigned') if i < len(STRUCT) else 'unsigned'} {_field(i)};"
-            for i in range(len(v.initial))
-        )
-        return f"struct s_{v.key} {{ {members} }};"
+    def _struct(self, v: p.Variable) -> None:
+        """Define the struct that a variable is or points to, once."""
+        v = self.variables[v.target] if v.target else v
+        if v.kind == "struct" and v.key not in self.structs:
+            self.structs.add(v.key)
+            members = " ".join(f"{_WIDTHS[v.width(v.names.index(n))]} {n};" for n in v.order or v.names)
+            self.put(f"struct s_{v.key} {{ {members} }};")
 
-    @staticmethod
-    def _declarator(v: p.Variable) -> str:
+    def _declarator(self, v: p.Variable) -> str:
         if v.kind == "text":
             return f"const char *{v.name}"
         if v.kind == "struct":
             return f"struct s_{v.key} {v.name}"
+        if v.kind == "pointer":
+            target = self.variables[v.target]
+            return f"{f'struct s_{v.target}' if v.whole else _WIDTHS[target.width(0)]} *{v.name}"
         thread = "__thread " if v.kind == "thread" else ""
-        return f"{thread}unsigned {v.name}" + (f"[{len(v.initial)}]" if v.kind == "array" else "")
+        return f"{thread}{_WIDTHS[v.width(0)]} {v.name}" + (f"[{len(v.initial)}]" if v.kind == "array" else "")
 
     def _variable(self, v: p.Variable) -> None:
-        if v.kind == "struct":
-            self.put(self._struct(v))
-        numbers = ", ".join(f"{x & m}U" for x, m in zip(v.initial, masks(v), strict=True))
+        self._struct(v)
         if v.kind == "text":
             initial = f" = {_quoted(v.text)}"
+        elif v.kind == "pointer":
+            initial = f" = {self._aimed(v, v.initial[0])}"
         elif not any(v.initial):
             initial = ""
         else:
-            initial = f" = {{{numbers}}}" if v.kind in ("array", "struct") else f" = {numbers}"
+            numbers = [f"{x & m}U" for x, m in zip(v.initial, masks(v), strict=True)]
+            if v.kind == "struct":
+                numbers = [f".{name} = {n}" for name, n in zip(v.names, numbers, strict=True)]
+            initial = f" = {{{', '.join(numbers)}}}" if v.kind in ("array", "struct") else f" = {numbers[0]}"
         self.put(f"{'static ' * v.static}{self._declarator(v)}{initial};")
+
+    def _aimed(self, pointer: p.Variable, index: int) -> str:
+        """The address that a pointer is pointed to."""
+        target = self.variables[pointer.target]
+        label = aimed(self.program, pointer, index)
+        return f"&{self._cells(target)[target.labels.index(label)] if label else target.name}"
+
+    def _deref(self, o: p.Deref) -> str:
+        pointer = self.variables[o.pointer]
+        names = self.variables[pointer.target].names
+        return f"{pointer.name}->{names[o.index % len(names)]}" if pointer.whole else f"*{pointer.name}"
 
     def _table(self, t: p.Table) -> None:
         values = ", ".join([_quoted(x) for x in t.texts] or [str(x & ((1 << 8 * t.width) - 1)) + "U" for x in t.values])
@@ -249,14 +264,21 @@ class _Renderer:
         for v in self.unit.variables:
             if v.kind == "text":
                 self.put(f'    printf("{v.key}=%s ", {v.name});')
+            elif v.kind == "pointer":
+                # Where it leads by address, too: what it pointed to may hold the same value as what took its place.
+                target = self.variables[v.target]
+                labels = [""] if v.whole else target.aims
+                chain = "".join(f'{v.name} == {self._aimed(v, i)} ? "{x}" : ' for i, x in enumerate(labels))
+                value = f"(unsigned long)({self._deref(p.Deref(v.key))})"
+                self.put(f'    printf("{v.key}=%lu@%s ", {value}, {chain}"?");')
             elif v.kind == "array":
                 self.put(
                     f"    for (unsigned i = 0; i < {len(v.initial)}; i++)",
-                    f'        printf("{v.key}=%u ", {v.name}[i]);',
+                    f'        printf("{v.key}=%lu ", (unsigned long){v.name}[i]);',
                 )
             else:
                 for cell in self._cells(v):
-                    self.put(f'    printf("{v.key}=%u ", {cell});')
+                    self.put(f'    printf("{v.key}=%lu ", (unsigned long){cell});')
         for h in self.unit.handlers:
             chain = "".join(
                 f'{h.name}[i] == {self._name(f.key)} ? "{f.key}" : ' for f in candidates(self.program, self.unit)
@@ -268,7 +290,8 @@ class _Renderer:
         if poked:
             self.put(f"    switch (number % {len(poked)}) {{")
             for n, v in enumerate(poked):
-                writes = " ".join(f"{cell} = x + {i};" for i, cell in enumerate(self._cells(v)))
+                high = [" + ((unsigned long)(x & 1) << 32)" * (v.width(i) == 8) for i in range(len(v.initial))]
+                writes = " ".join(f"{cell} = (x + {i}){high[i]};" for i, cell in enumerate(self._cells(v)))
                 self.put(f"    case {n}: {writes} break;")
             self.put("    }")
         self.put("    return x;", "}")
@@ -278,14 +301,14 @@ class _Renderer:
         if v.kind == "array":
             return [f"{v.name}[{i}]" for i in range(len(v.initial))]
         if v.kind == "struct":
-            return [f"{v.name}.{_field(i)}" for i in range(len(v.initial))]
+            return [f"{v.name}.{name}" for name in v.names]
         return [v.name]
 
     def _cell(self, cell: p.Cell) -> str:
         v = self.variables[cell.variable]
         size = len(v.initial)
         if v.kind == "struct":
-            return f"{v.name}.{_field(cell.index % size)}"
+            return f"{v.name}.{v.names[cell.index % size]}"
         if v.kind == "array":
             return f"{v.name}[acc % {size}U]" if cell.dynamic else f"{v.name}[{cell.index % size}]"
         return v.name
@@ -302,6 +325,8 @@ class _Renderer:
                 if self.variables[o.variable].kind == "text":
                     return f"hash_str({self.variables[o.variable].name})"
                 return self._cell(o)
+            case p.Deref():
+                return self._deref(o)
             case p.Entry():
                 t = self.tables[o.table]
                 entry = f"{t.name}[acc % {len(t.texts or t.values)}U]"
@@ -331,6 +356,11 @@ class _Renderer:
             case p.Set():
                 cell = self._cell(s.cell)
                 return [self._combined(cell, s.op, self.operand(s.operand, f))]
+            case p.SetThrough():
+                return [self._combined(self._deref(s.to), s.op, self.operand(s.operand, f))]
+            case p.Aim():
+                pointer = self.variables[s.pointer]
+                return [f"{pointer.name} = {self._aimed(pointer, s.index)};"]
             case p.SetText():
                 return [f"{self.variables[s.variable].name} = {_quoted(s.text)};"]
             case p.If():
@@ -401,7 +431,7 @@ class _Renderer:
                 return [f"acc ^= {slot} == {self._name(s.function)} ? {s.number}U : 0;"]
             case p.Print():
                 return [
-                    f'{{ char b[48]; snprintf(b, sizeof b, "{s.text} %u", {self.operand(s.operand, f)}); '
+                    f'{{ char b[48]; snprintf(b, sizeof b, "{s.text} %u", (unsigned)({self.operand(s.operand, f)})); '
                     "acc ^= hash_str(b); }"
                 ]
             case p.Sort():
@@ -411,7 +441,7 @@ class _Renderer:
                     "acc ^= t[0] * 3 + t[1] * 5 + t[2] * 7 + t[3]; }"
                 ]
             case p.Sum():
-                operands = ", ".join(self.operand(o, f) for o in s.operands)
+                operands = ", ".join(f"(unsigned)({self.operand(o, f)})" for o in s.operands)
                 return [f"acc += {self._name(s.function)}(3, {operands});"]
             case p.Jump():
                 return [
@@ -420,7 +450,8 @@ class _Renderer:
                     "acc = kept; }",
                 ]
             case p.Peek():
-                return [f"acc ^= peek(&{self.variables[s.variable].name});"]
+                v = self.variables[s.variable]
+                return [f"acc ^= peek(&{self._cells(v)[0] if v.kind == 'struct' else v.name});"]
             case p.Line():
                 # The text of this line is put right after this returns.
                 self.marks[s.key] = len(self.lines) + 1
@@ -443,7 +474,3 @@ class _Renderer:
                 return f"{cell} = {cell} {op} (({operand}) & 15);"
             case _:
                 return f"{cell} = {cell} {op} ({operand});"
-
-
-def _field(index: int) -> str:
-    return _FIELDS[index] if index < len(_FIELDS) else f"w{index}"
