@@ -62,7 +62,9 @@ def _losses(steps: tuple[Step, ...], live: bytes, usual: bytes, at: int, prefix:
                 (back,) = struct.unpack("<f", float_bytes(value, 4))
                 if back != value and not math.isnan(value):
                     field = joined(prefix, step.source)
-                    yield Loss(LossKind.DOES_NOT_FIT, field, f"`{field}` is {value!r}, which no float holds exactly")
+                    yield Loss(
+                        LossKind.DOES_NOT_FIT, field, f"{_subject(field)} is {value!r}, which no float holds exactly"
+                    )
             case Dropped():
                 if _bits(live, at, step) != _bits(usual, at, step):
                     field = joined(prefix, step.source)
@@ -97,7 +99,12 @@ def _of_integer(step: Integer, live: bytes, at: int, prefix: str) -> Iterator[Lo
         field = joined(prefix, step.source)
         kind = "signed " if step.new_encoding is Encoding.SIGNED else ""
         room = "a truth value does" if step.truth else f"{step.new_bits} {kind}bits do"
-        yield Loss(LossKind.DOES_NOT_FIT, field, f"`{field}` is {value}, which {room} not hold")
+        yield Loss(LossKind.DOES_NOT_FIT, field, f"{_subject(field)} is {value}, which {room} not hold")
+
+
+def _subject(field: str) -> str:
+    """A field in a sentence; a variable that is one number has none."""
+    return f"`{field}`" if field else "its value"
 
 
 def _bits(data: bytes, at: int, step: Dropped) -> int:

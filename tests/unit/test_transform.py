@@ -157,6 +157,9 @@ def test_bytes_of_another_size_are_refused() -> None:
         (Dropped(0, 3, "flags"), b"\4", "`flags` is 4, and there is no such field"),
         (Repeat(3, 0, 1, 0, 2, (Integer(0, 8, S, 0, 16, S, "x", "x"),), "a[]", "a[]"), struct.pack("<3h", 1, -128, 300),
          "`a[2].x` is 300, which 8 signed bits do not hold"),
+        # A variable that is one number has no field.
+        (Integer(0, 16, U, 0, 32, U), struct.pack("<I", 70000), "its value is 70000, which 16 bits do not hold"),
+        (Float(0, 4, 0, 8), struct.pack("<d", 0.1), "its value is 0.1, which no float holds exactly"),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_survive_is_named(step: Step, live: bytes, text: str) -> None:
