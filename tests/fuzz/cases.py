@@ -210,19 +210,30 @@ def make(
             reverted, _ = converse(old, back.state, todo[2], lines)
     first, _ = converse(new, begin(new), todo[3], _lines(sources[1]))
     texts = tuple({"main.c": DRIVER, **{name: s.text for name, s in side.items()}} for side in sources)
+    conflict, revert_conflict = bool(forth.rewritten), bool(back.rewritten)
+    # Of statics with one name in both units only debug information tells which is which: those may be refused.
+    conflict |= bool(_several(new, forth.lost | forth.broken))
+    revert_conflict |= bool(_several(new, back.lost | back.broken))
     return Case(
-        variant, texts[0], texts[1], kinds, first, before, after, reverted,
-        refused, bool(forth.rewritten), bool(back.rewritten), kept,
+        variant, texts[0], texts[1], kinds, first, before, after, reverted, refused, conflict, revert_conflict, kept,
         _names(new, forth.lost), _names(new, forth.broken), _names(new, back.lost), _names(new, back.broken),
         _names(new, _into(old, new)),
     )  # fmt: skip
 
 
+def _called(program: p.Program) -> dict[str, str]:
+    """What C calls each variable and each table of handlers."""
+    return {v.key: v.name for v in program.variables.values()} | {h.key: h.name for h in program.handlers.values()}
+
+
+def _several(program: p.Program, keys: set[str]) -> set[str]:
+    """Those of which there is another with the same name."""
+    called = _called(program)
+    return {key for key in keys if list(called.values()).count(called[key]) > 1}
+
+
 def _names(program: p.Program, keys: set[str]) -> tuple[str, ...]:
-    """What C calls these; of statics with one name in both units only debug information tells which is which."""
-    known = {v.key: v.name for v in program.variables.values()} | {h.key: h.name for h in program.handlers.values()}
-    names = list(known.values())
-    return tuple(sorted(known[key] for key in keys if names.count(known[key]) == 1))
+    return tuple(sorted(_called(program)[key] for key in keys - _several(program, keys)))
 
 
 def _into(old: p.Program, new: p.Program) -> set[str]:

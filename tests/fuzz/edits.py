@@ -375,10 +375,16 @@ def shrink_array(draw: st.DrawFn, program: p.Program) -> p.Program | None:
 
 def change_width(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     """A variable widens, or narrows; the first field of a struct is always wide enough for a peek."""
-    v = _pick(draw, [v for v in program.variables.values() if v.kind in g.POINTED])
+    targets = {v.target for v in program.variables.values() if not v.whole}
+    if not draw(st.integers(0, 3)):
+        targets = set()
+    # What a pointer points to is seldom another type: that is refused.
+    v = _pick(
+        draw, [v for v in program.variables.values() if v.kind in g.POINTED and (v.names or v.key not in targets)]
+    )
     if v is None:
         return None
-    at = draw(st.integers(0, len(v.names) - 1)) if v.names else 0
+    at = draw(st.integers(int(v.key in targets), len(v.names) - 1)) if len(v.names) > 1 else 0
     others = [w for w in ((4, 8) if not at else (1, 2, 4, 8)) if w != v.width(at)]
     widths = [v.width(i) for i in range(len(v.names) or 1)]
     widths[at] = draw(st.sampled_from(others))
