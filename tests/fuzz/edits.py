@@ -1,6 +1,6 @@
 """Strategies for edits: each takes a program and gives another, or None where it does not fit.
 
-`EDITS` names them; those in `MUST` may not be refused by gcc and clang at -O2.
+`EDITS` names them; those in `MUST` may not be refused by gcc and clang at -O2, those in `MUST_WHOLE` not by gcc.
 """
 
 from __future__ import annotations
@@ -452,6 +452,8 @@ MUST: Final = {
 
 # What only some programs have something for comes twice.
 _WEIGHTED: Final = sorted([*EDITS, *(f.__name__ for f in RELAYOUTS)])
+
+MUST_WHOLE: Final = {"grow_array", "grow_struct", "reorder_fields"}  # where a variable is one whole
 
 
 @st.composite
