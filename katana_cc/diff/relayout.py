@@ -142,8 +142,9 @@ def _consider(
         return
     if _is_exported(diff, place):
         text = (
-            f"{v.qualified} {_how(found)} and is made anew elsewhere, and the program exports its name (-rdynamic): a "
-            "library that used it by name would go on with the old one (all is well if none does, now or later)"
+            f"{v.qualified} {_how(found, needed)} and is made anew elsewhere, and the program exports its name "
+            "(-rdynamic): a library that used it by name would go on with the old one (all is well if none does, now "
+            "or later)"
         )
         _note(diff, Code.DATA_EXPORTED, NEEDS, v, text)
     diff.changes.moved[place] = Move(old_place, found)

@@ -18,8 +18,8 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.patch.model import PatchObject
 from katana_cc.patch.needs import Grant, Option, needs_of
 from katana_cc.process.apply import apply_patch
-from katana_cc.process.carry import StrayWordsError
-from katana_cc.process.revert import revert_patch
+from katana_cc.process.objections import StrayWordsError
+from katana_cc.process.revert import Wishes, revert_patch
 from tests.fuzz import edits
 from tests.fuzz.cases import Case, Exchange
 from tests.live.server import Server, code_of, serving
@@ -148,7 +148,7 @@ def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> O
             revert_patch([server.pid], identity)
         except StrayWordsError:
             stray = ("stray-words",)
-            revert_patch([server.pid], identity, followed=moved)
+            revert_patch([server.pid], identity, wishes=Wishes(followed=moved))
     except StrayWordsError:
         talk(server, case.kept, "the process that stays patched")
         return Outcome("patched", stray)
