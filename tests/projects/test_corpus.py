@@ -128,7 +128,7 @@ PROGRAMS: Final = (
             Fix("0006-CVE-2025-32023"),
             Fix("0007-CVE-2025-48367"),
             Fix("CVE-2025-46817"),
-            Fix("CVE-2025-46818", refused=("redisServer",)),
+            Fix("CVE-2025-46818", refused=("static_configs",)),
             Fix("CVE-2025-49844"),
             Fix("CVE-2025-46819"),
             Fix("CVE-2025-67733"),
