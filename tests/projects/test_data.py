@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.projects.debian import Source, fetch, need_packages
+from tests.projects.resp import Client
 from tests.projects.running import build, free_port, load, run, server
 
 pytestmark = pytest.mark.timeout(600)
@@ -134,3 +137,61 @@ def fill(port: int, number: int) -> None:
             keys = range(start, start + 100)
             connection.sendall(b"".join(b"set fill:%d 0 0 500\r\n%s\r\n" % (k, value) for k in keys))
             assert all(file.readline() == b"STORED\r\n" for _ in keys)
+
+
+# The struct that holds nearly all of redis: 700 functions use it, `main` among them, which is always active.
+UNEXPECTED = (
+    (
+        "src/server.h",
+        "    long long stat_unexpected_error_replies; "
+        "/* Number of unexpected (aof-loading, replica to master, etc.) error replies */\n",
+    ),
+    ("src/server.c", "    server.stat_unexpected_error_replies = 0;\n"),
+    ("src/server.c", '            "unexpected_error_replies:%lld\\r\\n"\n'),
+    ("src/server.c", "            server.stat_unexpected_error_replies,\n"),
+    ("src/networking.c", "        server.stat_unexpected_error_replies++;\n"),
+)
+REDIS = "make", "-C", "src", f"-j{os.cpu_count()}", "OPTIMIZATION=-O2", "DEBUG=-g", "MALLOC=libc", "redis-server"
+
+
+def test_counter_goes_into_the_struct_that_holds_all_of_redis(
+    tmp_path: Path, record_property: Callable[..., None]
+) -> None:
+    """A bug would be a wrong answer, an error, a setting that is forgotten, or a server that is not itself any more."""
+    need_packages("dpkg-dev", "patch", "make", "gcc")
+    source = fetch("redis", tmp_path / "redis")
+    now = {name: (source.folder / name).read_text() for name, _ in UNEXPECTED}
+    for name, line in UNEXPECTED:
+        text = (source.folder / name).read_text()
+        assert text.count(line) == 1, f"redis has changed: {line}"
+        (source.folder / name).write_text(text.replace(line, ""))
+    build(source, REDIS)
+    run(source, "katana-release", "before")
+    started = shutil.copy2(source.folder / "src/redis-server", tmp_path / "redis-before")
+    for name, text in now.items():
+        (source.folder / name).write_text(text)
+    said = build(source, REDIS)
+    assert "1 variable carried over" in said, said
+    (patch,) = json.loads(run(source, "katana", "patches", "--json"))
+    decided = "--not-imported", "server", "--follow", "server"
+
+    port = free_port()
+    arguments = "--port", str(port), "--save", "", "--io-threads", "4", "--maxmemory-samples", "7"
+    with server(source, started, *arguments, listens=port) as pid, load("redis", port) as finish:
+        client = Client(port)
+        assert client.ask("CONFIG", "SET", "maxmemory-samples", "9") == "OK"
+        run(source, "katana", "apply", patch["path"], "--pid", str(pid), status=3)
+        applied = run(source, "katana", "apply", patch["path"], "--pid", str(pid), *decided, "--wait", "30", "--json")
+        assert "unexpected_error_replies:0" in str(client.ask("INFO", "stats"))
+        assert client.ask("CONFIG", "GET", "maxmemory-samples") == ["maxmemory-samples", "9"]
+        assert client.ask("CONFIG", "SET", "maxmemory-samples", "8") == "OK", "pointers into it are followed"
+        run(source, "katana", "revert", "--pid", str(pid), "--wait", "30")
+        assert "unexpected_error_replies" not in str(client.ask("INFO", "stats"))
+        assert client.ask("CONFIG", "GET", "maxmemory-samples") == ["maxmemory-samples", "8"]
+        client.close()
+        tally = finish()
+    assert tally["errors"] == []
+    assert tally["wrong"] == 0
+    (process,) = json.loads(applied)["processes"]
+    record_property("redis", tally)
+    print(said, process["threads"], process["pause_us"], tally)
