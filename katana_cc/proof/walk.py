@@ -20,7 +20,7 @@ from katana_cc.diff.program import Place
 from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import FIELD_SIZES, same_outside
-from katana_cc.patch.model import DataEdit, Replacement
+from katana_cc.patch.model import DataEdit, DataTransform, Replacement
 from katana_cc.proof.frames import frames_differ
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
@@ -62,6 +62,9 @@ class _Walker:
             yield from self._replacement(replacement)
         for edit in self.patch.data_edits:
             yield from self._edit(edit)
+        yield from self._drain()
+        for transform in self.patch.transforms:
+            self._bind_unused(transform)
         yield from self._drain()
         tables = Tables(self.judge)
         yield from tables.differences()
@@ -123,7 +126,7 @@ class _Walker:
 
     def _edit(self, edit: DataEdit) -> Iterator[Finding]:
         found = self.old.at(edit.address)
-        place = None if found is None or not isinstance(found[0], Place) else self._new_of(found[0], edit)
+        place = None if found is None or not isinstance(found[0], Place) else self._new_of(found[0], edit.name)
         if found is None or place is None:
             text = f"the patch rewrites {edit.name} at {edit.address:#x}, which is nothing of the new build's"
             yield Finding(edit.name, text)
@@ -137,13 +140,25 @@ class _Walker:
             if not self.judge.agree(after, before):
                 yield carried_finding(self.new, place, disagreement(self.old, self.new, after, before))
 
+    def _bind_unused(self, transform: DataTransform) -> None:
+        """Find the variable that moves though nothing carried refers to it: it is the one that its names tell."""
+        if transform.symbol is None or transform.address is None:
+            return
+        symbol, found = self.patch.symbols[transform.symbol], self.old.at(transform.address)
+        old = found[0] if found is not None else None
+        if symbol.section is None or Carried(symbol.section) in self.judge.carries or not isinstance(old, Place):
+            return
+        place = self._new_of(old, symbol.name)
+        if place is not None:
+            self.judge.bind(place, Carried(symbol.section))
+
     def _pointers(self, place: Place, at: int, carried: Carried) -> Iterable[tuple[Field, Field]]:
         before = {f.offset + at: f for f in self.judge.carried.fields(carried)}
         return ((f, before[f.offset]) for f in self.new.fields(place) if f.offset in before)
 
-    def _new_of(self, old: Place, edit: DataEdit) -> Place | None:
-        """The new place of an old datum, or of code, that is edited: by its names, and the old place they lead back
-        to."""
+    def _new_of(self, old: Place, called: str) -> Place | None:
+        """The new place of an old datum, or of code, that is `called` so in the patch: by its names, and the old place
+        they lead back to."""
         names = set(self.old.names(old))
         for name in sorted(names):
             target, _, _ = self.new.defined(name)
@@ -159,7 +174,7 @@ class _Walker:
         fitting = [p for p in dict.fromkeys(locals_) if self.judge.pairing.old_of(p) in (None, old)]
         exact = [p for p in fitting if self.judge.pairing.old_of(p) == old]
         own_unit = [p for p in fitting if self.judge.pairing.units.get(p.unit) == old.unit]
-        named = [p for p in own_unit if edit.name.partition("+")[0] in self.new.names(p)]
+        named = [p for p in own_unit if called.partition("+")[0] in self.new.names(p)]
         return next(iter([*exact, *named, *own_unit, *fitting]), None)
 
 

@@ -382,3 +382,12 @@ def test_common_variable_that_grows_is_refused(project: Project) -> None:
     result = change(project, source.format(4), source.format(9), compile_flags=["-fcommon"])
     assert ("data-resized", "tab") in result.refusals
     assert any("-fno-common" in r.text for r in result.patch.reasons)
+
+
+@pytest.mark.parametrize("storage", ["", "__attribute__((used)) static"])
+def test_variable_that_nothing_uses_is_carried_over_too(project: Project, storage: str) -> None:
+    """A bug: the proof did not find what fills it, and refused the patch.  (A pointer to it may be held on.)"""
+    source = "struct s {{ int a; {} }}; {} struct s spare = {{ 7 }}; int serve(int x) {{ return x * {}; }}"
+    result = change(project, source.format("", storage, 3), source.format("long more;", storage, 5))
+    assert result.refusals == []
+    assert list(moved(result)) == ["spare"]
