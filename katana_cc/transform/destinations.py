@@ -11,7 +11,8 @@ agree is it known.  Structs have no steps of their own: they are told by the pat
 has them, and begin where the first of these does.
 
 Byte 0 is the object itself, unless what the pointer is known to point to says otherwise: an `int *` leads to the first
-field.
+field.  A pointer of such a type does not follow a number to another width: it would go on reading and writing the old
+one.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Destinations:
         if offset == 0 and pointee.startswith(_OBJECTS):
             found: set[int | None] = {0, *(new for old, new in self._level.structs if old == 0)}
         else:
-            found = set(_destinations(self._level, offset))
+            typed = pointee not in _BYTES and pointee not in ("", "void") and not pointee.startswith(_OBJECTS)
+            found = set(_destinations(self._level, offset, typed))
             if offset == 0 and pointee in _BYTES:
                 found.add(0)
         return found.pop() if len(found) == 1 else None
@@ -84,33 +86,36 @@ def _level(steps: Sequence[Step]) -> _Level:
     return _Level(ranges, tuple(sorted(structs)))
 
 
-def _destinations(level: _Level, offset: int) -> Iterator[int | None]:
-    """Where each thing lies now that a pointer to byte `offset` may mean; None: nowhere."""
+def _destinations(level: _Level, offset: int, typed: bool) -> Iterator[int | None]:
+    """Where each thing lies now that a pointer to byte `offset` may mean; None: nowhere.  `typed`: the pointer says of
+    what width the value is."""
     for start, end, step, elements in level.steps:
         if start <= offset * 8 < end:
-            yield from _within(step, elements, offset - start // 8)
+            yield from _within(step, elements, offset - start // 8, typed)
     yield from (new for old, new in level.structs if old == offset)
 
 
-def _within(step: Step, elements: _Level | None, inside: int) -> Iterator[int | None]:
+def _within(step: Step, elements: _Level | None, inside: int, typed: bool) -> Iterator[int | None]:
     """The same for byte `inside` of a step's old side."""
     match step:
         case Copy():
             yield step.new + inside
-        case Pointer() | Float():
+        case Pointer():
             yield None if inside else step.new
+        case Float():
+            yield None if inside or typed else step.new
         case Integer():
             # Nothing points to a bit-field.
             if not (step.old % 8 or step.new % 8 or step.old_bits % 8 or step.new_bits % 8):
                 whole = step.old_bits == step.new_bits and not step.truth
-                yield step.new // 8 + inside if whole or not inside else None
+                yield step.new // 8 + inside if whole or not (inside or typed) else None
         case Repeat():
             index, rest = divmod(inside, step.old_stride)
             start = step.new + index * step.new_stride
             if not rest:
                 yield start
             if elements is not None:
-                yield from (None if at is None else start + at for at in _destinations(elements, rest))
+                yield from (None if at is None else start + at for at in _destinations(elements, rest, typed))
         case _:
             yield None
 

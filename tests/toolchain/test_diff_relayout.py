@@ -205,6 +205,16 @@ def test_bytes_that_may_be_two_things_are_refused(plain: Project) -> None:
     assert "data-pointers-changed" in refused(result)
 
 
+def test_typed_pointer_to_what_is_converted_is_refused(plain: Project) -> None:
+    """It would read half of the new field, and write only half."""
+    source = (
+        "struct stats {{ int a; {} b; }} g; int *into = (int *)&g.b; "
+        "int serve(int x) {{ return (g.a += x) + *into + {}; }}"
+    )
+    result = change(plain, source.format("int", 0), source.format("long", "g.b"))
+    assert "data-pointers-changed" in refused(result)
+
+
 def test_local_variable_of_a_changed_type_needs_a_decision(plain: Project) -> None:
     source = STRUCT + "int serve(int x) {{ struct stats mine = g; mine.a += x; g = mine; return g.a + {}; }}"
     result = change(plain, source.format("", 0), source.format("int hits;", "g.hits"))

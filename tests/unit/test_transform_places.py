@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from katana_cc.dwarf.forms import Encoding
-from katana_cc.transform.model import Copy, Dropped, Initial, Integer, Pointer, Repeat, Transformation
+from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Transformation
 from katana_cc.transform.places import PointerPlace, field_at, moved_offset, pointer_at, pointers
 
 U = Encoding.UNSIGNED
@@ -55,6 +55,18 @@ def test_a_struct_at_the_start_that_parts_from_it_is_not_told_apart() -> None:
     steps = Initial(0, 64, "fresh"), Copy(8, 0, 4, "in.x", "in.x"), Pointer(16, 8, "char", "in.p", "in.p")
     t = Transformation("v", 16, 24, steps)
     assert [moved_offset(t, 0, p) for p in ("", "struct in", "int")] == [0, None, 8]
+
+
+@pytest.mark.parametrize("pointee", ["unsigned int", "int", "float"])
+def test_a_typed_pointer_does_not_follow_a_number_to_another_width(pointee: str) -> None:
+    """It would read and write what lies behind a narrower one, and half of a wider one."""
+    for widths in ((32, 16), (16, 32)):
+        number = Integer(64, widths[1], U, 64, widths[0], U, "a", "a")
+        t = Transformation("v", 16, 16, (number,))
+        assert moved_offset(t, 8, pointee) is None
+        assert moved_offset(t, 8, "void") == 8
+    real = Float(8, 8, 8, 4, "d", "d")
+    assert moved_offset(Transformation("v", 16, 16, (real,)), 8, pointee) is None
 
 
 def test_names_with_dots_in_brackets_are_one_name() -> None:
