@@ -123,7 +123,9 @@ def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> O
     code = code_of(server.pid)
     identity = patch_id(result.data)
     moved = {d.transformation.name for d in result.patch.transforms if d.symbol is not None}
+    stays = {d.transformation.name for d in result.patch.transforms if d.symbol is None}
     lost = moved & set(case.lost), moved & set(case.revert_lost)
+    broken = stays & set(case.broken), stays & set(case.revert_broken)
     stray: tuple[str, ...] = ()
     try:
         try:
@@ -140,8 +142,8 @@ def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> O
         _justified(f"{error}", lost[0], case.broken, case.into, case.conflict, f"apply; {_reasons(result)}")
         talk(server, case.before[-1:], "the process that was left alone")
         return Outcome("refused live", stray)
-    if lost[0]:
-        raise Counterexample(f"{lost[0]} should have kept the patch out; {_reasons(result)}")
+    if lost[0] | broken[0]:
+        raise Counterexample(f"{lost[0] | broken[0]} should have kept the patch out; {_reasons(result)}")
     talk(server, case.after, f"the patched process ({_reasons(result)})")
     try:
         try:
@@ -158,8 +160,8 @@ def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> O
         )
         talk(server, case.kept, "the process that stays patched")
         return Outcome("patched", stray)
-    if lost[1]:
-        raise Counterexample(f"{lost[1]} should have kept the patch in; {_reasons(result)}")
+    if lost[1] | broken[1]:
+        raise Counterexample(f"{lost[1] | broken[1]} should have kept the patch in; {_reasons(result)}")
     talk(server, case.reverted, f"the reverted process ({_reasons(result)})")
     if code_of(server.pid) != code:
         raise Counterexample("code is not what it was before")

@@ -273,7 +273,8 @@ def pointers(draw: Draw, program: p.Program, unit: p.Unit) -> p.Variable | None:
     name = draw(st.sampled_from(STATIC_POINTERS)) if static else f"g_{key}"
     whole = target.kind == "struct" and draw(st.booleans())
     initial = (draw(st.integers(0, len(target.aims) - 1)),)
-    return p.Variable(key, name, "pointer", static, initial, target=target.key, whole=whole)
+    poked = draw(st.integers(0, 3)) > 0
+    return p.Variable(key, name, "pointer", static, initial, poked=poked, target=target.key, whole=whole)
 
 
 @st.composite

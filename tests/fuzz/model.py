@@ -326,6 +326,9 @@ class Machine:
         poked = pokable(unit)
         if poked:
             v = poked[number % len(poked)]
+            if v.kind == "pointer":
+                self.state.pointers[v.key] = aimed(self.program, v, value)
+                return value
             for i in range(len(v.initial)):
                 self.state.cells[v.key][i] = poke_value(value, i, v.width(i))
         return value
@@ -338,7 +341,7 @@ def candidates(program: p.Program, unit: p.Unit) -> list[p.Function]:
 
 def pokable(unit: p.Unit) -> list[p.Variable]:
     """The variables that `poke` writes."""
-    return [v for v in unit.variables if v.poked and v.kind not in ("text", "pointer")]
+    return [v for v in unit.variables if v.poked and v.kind != "text"]
 
 
 def written(program: p.Program) -> set[str]:
@@ -381,7 +384,7 @@ class Handover:
 
     It is refused when there is anything in `rewritten` (tables of handlers with an entry to rewrite that is not what it
     was initially), in `lost` (variables that hold a value which does not go over), or in `broken` (pointers to a cell
-    that is no more): keys.
+    that is no more, or of another type): keys.
     """
 
     state: State
@@ -412,7 +415,7 @@ def take_over(old: p.Program, new: p.Program, state: State, left: State | None =
     for key, v in new.variables.items():
         if v.kind == "pointer" and key in old.variables and not v.whole:
             target = new.variables[v.target]
-            if done.state.pointers[key] not in target.labels:
+            if done.state.pointers[key] not in target.aims:
                 done.broken.add(key)
     _take_over_handlers(old, new, done, left)
     return done

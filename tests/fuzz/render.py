@@ -290,6 +290,11 @@ class _Renderer:
         if poked:
             self.put(f"    switch (number % {len(poked)}) {{")
             for n, v in enumerate(poked):
+                if v.kind == "pointer":
+                    count = 1 if v.whole else len(self.variables[v.target].aims)
+                    chain = "".join(f"x % {count} == {i} ? {self._aimed(v, i)} : " for i in range(count - 1))
+                    self.put(f"    case {n}: {v.name} = {chain}{self._aimed(v, count - 1)}; break;")
+                    continue
                 high = [" + ((unsigned long)(x & 1) << 32)" * (v.width(i) == 8) for i in range(len(v.initial))]
                 writes = " ".join(f"{cell} = (x + {i}){high[i]};" for i, cell in enumerate(self._cells(v)))
                 self.put(f"    case {n}: {writes} break;")
