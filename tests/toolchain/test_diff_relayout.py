@@ -242,6 +242,14 @@ def test_renamed_field_is_asked_about(plain: Project) -> None:
     assert any("rename" in r.text for r in result.patch.reasons)
 
 
+def test_common_variable_is_refused(tmp_path: Path) -> None:
+    """The linker chooses its place; there is no section of its own."""
+    source = "struct s {{ {} }} v; int tab[{}]; int serve(int x) {{ return v.b += tab[0] += x; }}"
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie", compile_flags=("-fcommon",)))
+    result = change(project, source.format("int a, b;", 4), source.format("int b, a;", 5))
+    assert {("data-resized", "v"), ("data-resized", "tab")} <= set(result.refusals)
+
+
 def test_exported_variable_is_refused(tmp_path: Path) -> None:
     project = Project(tmp_path, Variant("gcc", "-O2", "shared"))
     result = change(project, (STRUCT + SERVE).format("", 0), (STRUCT + SERVE).format("int hits;", "g.hits++"))
