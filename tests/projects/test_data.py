@@ -15,7 +15,7 @@ from tests.projects.debian import Source, fetch, need_packages
 from tests.projects.resp import Client
 from tests.projects.running import build, free_port, load, run, server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 ONLY_STATIC = "--only-static", "struct itemstats_t"
 
 # memcached's statistics of each class of items: a table of structs that grew by one counter after the other.  Each
