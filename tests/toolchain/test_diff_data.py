@@ -342,7 +342,7 @@ def test_struct_that_is_taken_apart_otherwise_is_refused(clang: Project, order: 
     source = ["int read(void *);" + APART.format(noinline=NOINLINE, get=get) for get in ("s.a", "read(&s)")]
     reader = {"r.c": "int read(void *s) { return *(volatile int *)s; }"}
     result = change(clang, source[::order][0], source[::order][1], reader)
-    assert {code for code, _ in result.refusals} == {"data-ambiguous", "variable-type-changed"}
+    assert {code for code, _ in result.refusals} == {"data-ambiguous", "data-storage-restyled"}
 
 
 def test_flag_that_stands_for_another_value_is_refused(clang: Project) -> None:
@@ -352,7 +352,7 @@ def test_flag_that_stands_for_another_value_is_refused(clang: Project) -> None:
         "int serve(int x) {{ return set(x) + get(x); }}"
     )
     result = change(clang, source.format(NOINLINE, 7), source.format(NOINLINE, 9))
-    assert result.refusals == [("variable-type-changed", "flag")]
+    assert result.refusals == [("data-storage-restyled", "flag")]
 
 
 @pytest.mark.skipif(not shutil.which("clang"), reason="clang is not installed")

@@ -881,7 +881,7 @@ _HEAP = (
         "long ask_heap_objects_of_a_changed_type(long x) { struct hp *p = calloc(1, sizeof *p); long r = 0; p->a = x; "
         "p->next = "
         "hp_list; hp_list = p; seen++; for (; p; p = p->next) r += p->a; return r <<<=>* 2>>>; }",
-        refused=Refusal("type-changed-elsewhere", r"(?s)pointers to struct hp exist.*--only-static struct hp"),
+        refused=Refusal("type-changed-elsewhere", r"(?s)pointers to struct hp exist.*--only-static 'struct hp'"),
     ),
     Case(
         28,
@@ -891,7 +891,7 @@ _HEAP = (
         "long ask_heap_object_behind_one_pointer(long x) { if (!ho_one) ho_one = calloc(1, sizeof *ho_one); ho_one->a "
         "+= x; seen++; "
         "return ho_one->a <<<=>* 2 + ho_one->fresh>>>; }",
-        refused=Refusal("type-changed-elsewhere", r"(?s)pointers to struct ho exist.*--only-static struct ho"),
+        refused=Refusal("type-changed-elsewhere", r"(?s)pointers to struct ho exist.*--only-static 'struct ho'"),
     ),
     Case(
         28,
