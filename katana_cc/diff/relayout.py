@@ -30,13 +30,13 @@ from katana_cc.dwarf.types import layouts
 from katana_cc.dwarf.uses import Use, holders_of, used_outside
 from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
-from katana_cc.errors import FormatError
 from katana_cc.patch.model import Reason
 from katana_cc.transform.alike import base_key
 from katana_cc.transform.between import between_types, between_variables
 from katana_cc.transform.execute import apply
-from katana_cc.transform.model import Repeat, Step, Transformation
-from katana_cc.transform.places import moved_offset, pointer_at, pointers
+from katana_cc.transform.inverse import invert
+from katana_cc.transform.model import Dropped, Initial, Repeat, Step, Transformation
+from katana_cc.transform.places import field_at, moved_offset, pointer_at, word_at
 from katana_cc.transform.values import Layouts
 
 if TYPE_CHECKING:
@@ -72,12 +72,7 @@ def find_moves(diff: Diff) -> None:
 def _live(diff: Diff, program: Program, unit: int) -> Iterator[Variable]:
     """The variables that have storage in a unit, or a part of it."""
     info = _readable(diff, program, unit)
-    try:
-        for v in variables(info) if info is not None else ():
-            if v.place is not None or v.pieces:
-                yield v
-    except FormatError:
-        return  # refused by `check_types`
+    return (v for v in (variables(info) if info is not None else ()) if v.place is not None or v.pieces)
 
 
 def _counterpart(diff: Diff, unit: int, v: Variable, paired: int | None) -> tuple[Variable | None, Place | None]:
@@ -236,14 +231,8 @@ def _elements_shifted(diff: Diff, place: Place, old_place: Place, t: Transformat
     A table that gained an entry in its midst begins with other values than before: whether the live entries are those
     of the same index, only a person knows.
     """
-    old_view, view = diff.view(diff.old, old_place.unit), diff.view(diff.new, place.unit)
-    old_fields = {r.relocation.offset: r for r in old_view.references(old_place.section)}
-    fields = {r.relocation.offset: r for r in view.references(place.section)}
-    for p in pointers(t):
-        a, b = old_fields.get(p.old), fields.get(p.new)
-        differ = a is not b if a is None or b is None else not diff.comparison.correspond(old_place, a, place, b)
-        if differ:
-            return f"`{p.path}` begins as another pointer, while the live one may still be the old one"
+    if field := _address_begins_otherwise(diff, place, old_place, t):
+        return f"{field} begins as another pointer, while the live one may still be the old one"
     begun = apply(t, _initial(diff, diff.old, old_place), initial := _initial(diff, diff.new, place))
     if begun == initial:
         return ""
@@ -253,13 +242,30 @@ def _elements_shifted(diff: Diff, place: Place, old_place: Place, t: Transformat
     return ""
 
 
+def _address_begins_otherwise(diff: Diff, place: Place, old_place: Place, t: Transformation) -> str:
+    """The first field that both objects have, and that begins with another address; "" if there is none.
+
+    Whatever its type: an address in a number or a union is carried over like any value.
+    """
+    befores = {r.relocation.offset: r for r in diff.view(diff.old, old_place.unit).references(old_place.section)}
+    afters = {r.relocation.offset: r for r in diff.view(diff.new, place.unit).references(place.section)}
+    for at, a in befores.items():
+        word = word_at(t, at)
+        b = afters.pop(word.new, None) if word.new is not None else None
+        if word.carried and (b is None or not diff.comparison.correspond(old_place, a, place, b)):
+            return f"`{field_at(t, at)}`"
+    came = (at for at in afters if word_at(invert(t), at).carried)
+    return next((f"`{field_at(t, at, new=True)}`" for at in came), "")
+
+
 def _resizes(steps: Iterable[Step]) -> bool:
     """Whether an array in it changes its number of elements."""
     for step in steps:
         if isinstance(step, Repeat) and _resizes(step.steps):
             return True
-        name = getattr(step, "field", "") or getattr(step, "source", "")
-        if name.endswith("]") and type(step).__name__ in ("Initial", "Dropped"):
+        if isinstance(step, Initial | Dropped) and (step.field if isinstance(step, Initial) else step.source).endswith(
+            "]"
+        ):
             return True
     return False
 

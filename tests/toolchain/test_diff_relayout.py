@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.errors import FormatError
 from katana_cc.patch.model import Basis, DataTransform, Verdict
 from katana_cc.transform.model import Initial
 from tests.support.project import Project, Result, Variant
@@ -273,6 +274,37 @@ def test_table_with_an_element_in_its_midst_is_refused(plain: Project) -> None:
     source = "int tab[] = {{ 1, {} 3 }}; int serve(int x) {{ tab[0] += x; return tab[x & 1]; }}"
     result = change(plain, source.format(""), source.format("2,"))
     assert refused(result) == {"data-pointers-changed"}
+
+
+@pytest.mark.parametrize("field", ["union {{ int (*run)(int); long n; }} u;", "long u;"], ids=["union", "number"])
+@pytest.mark.parametrize("side", ["changed", "came"])
+def test_address_that_no_type_calls_a_pointer_begins_otherwise(plain: Project, field: str, side: str) -> None:
+    """The live one would still be the old one, and nothing would say so."""
+    source = (
+        "int f(int x) {{ return x * 3; }} int h(int x) {{ return x * 5; }} static volatile struct {{ "
+        + field
+        + " int a; "
+        "{} }} s = {{ {}, 3 }}; int serve(int x) {{ return s.a += x + ((int (*)(int))*(volatile long *)&s.u)(x); }}"
+    )
+    begins = "{ .run = %s }" if "union" in field else "(long)%s"
+    before = begins % "f" if side == "changed" else ("{ .n = 0 }" if "union" in field else "0")
+    result = change(plain, source.format("", before), source.format("int b;", begins % "h"))
+    assert refused(result) == {"data-pointers-changed"}
+    result = change(plain, source.format("", begins % "f"), source.format("int b;", begins % "f"))
+    assert refused(result) == set()
+
+
+def test_variables_that_cannot_be_read_are_no_variables_without_changes(
+    plain: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged debug information must stop the diff, not hide what it cannot tell."""
+
+    def damaged(_info: object) -> object:
+        raise FormatError("damaged debug information")
+
+    monkeypatch.setattr("katana_cc.diff.relayout.variables", damaged)
+    with pytest.raises(FormatError):
+        change(plain, (STRUCT + SERVE).format("", 0), (STRUCT + SERVE).format("int hits;", "g.hits++"))
 
 
 def test_table_with_an_element_at_its_end_is_carried_over(project: Project) -> None:
