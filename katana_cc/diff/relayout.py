@@ -31,7 +31,6 @@ from katana_cc.dwarf.uses import Use, holders_of, used_outside
 from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import Reason
-from katana_cc.transform.alike import base_key
 from katana_cc.transform.between import between_types, between_variables
 from katana_cc.transform.execute import apply
 from katana_cc.transform.inverse import invert
@@ -165,7 +164,7 @@ def _described_elsewhere(diff: Diff, v: Variable, old_unit: int, unit: int) -> s
             seen.add(key)
             layout = known.get(key)
             if layout is not None:
-                waiting += [m.aggregate for m in layout.members] + [base_key(b.name) for b in layout.bases]
+                waiting += [m.aggregate for m in layout.members] + [b.key for b in layout.bases]
             elif any(key in _changed_types(diff, *pair) for pair in diff.correlation.changed_units):
                 return key
     return ""

@@ -71,6 +71,11 @@ class Base:
     name: str
     offset: int
 
+    @property
+    def key(self) -> str:
+        """Its key in layouts: `name` is its type in words."""
+        return self.name.removeprefix("struct ")
+
 
 @dataclass(frozen=True, slots=True)
 class TypeLayout:

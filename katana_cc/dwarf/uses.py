@@ -21,7 +21,6 @@ from katana_cc.dwarf.units import Die
 from katana_cc.dwarf.variables import location
 
 _OBJECTS: Final = frozenset({d.DW_TAG_variable, d.DW_TAG_formal_parameter})
-_BASE: Final = "struct "  # of a base class's name, which is its type in words
 
 
 class Use(NamedTuple):
@@ -41,7 +40,7 @@ def holders_of(wanted: Collection[str], layouts: Mapping[str, TypeLayout]) -> fr
     while size != len(found):
         size = len(found)
         for key, layout in layouts.items():
-            inner = [m.aggregate for m in layout.members] + [b.name.removeprefix(_BASE) for b in layout.bases]
+            inner = [m.aggregate for m in layout.members] + [b.key for b in layout.bases]
             if key not in found and not found.isdisjoint(inner):
                 found.add(key)
     return frozenset(found)

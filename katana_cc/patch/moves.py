@@ -79,7 +79,7 @@ def _pointed_types(diff: Diff, place: Place) -> Iterator[str]:
         for m in layout.members:
             yield from _with_elements(m.type, m.form.bounds)
             waiting.append(m.aggregate)
-        waiting += [b.name.removeprefix("struct ") for b in layout.bases]
+        waiting += [b.key for b in layout.bases]
 
 
 def _with_elements(text: str, bounds: tuple[int | None, ...]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from katana_cc.dwarf.forms import Encoding
 from katana_cc.dwarf.types import TypeKind, TypeLayout
 from katana_cc.transform.values import Layouts
 
-BASE_PREFIX = "struct "  # of a base's name, which is its type in words
 _DEPTH_LIMIT = 100  # of aggregates in aggregates: damaged input must end somewhere
 
 
@@ -47,7 +46,7 @@ class Alike:
                 return False
             if was.form.encoding is Encoding.AGGREGATE and not was.aggregate:
                 return False  # nothing is known of what it holds
-        return all(self.alike(base_key(b.name), base_key(b.name)) for b in old.bases)
+        return all(self.alike(b.key, b.key) for b in old.bases)
 
     def holds_pointers(self, old_key: str) -> bool:
         """Whether an old aggregate holds a pointer by value, members of unions left out (no step can tell of them)."""
@@ -62,7 +61,7 @@ class Alike:
     def _holds(self, layout: TypeLayout) -> bool:
         if any(m.form.encoding is Encoding.POINTER for m in layout.members):
             return True
-        inner = [m.aggregate for m in layout.members if m.aggregate] + [base_key(b.name) for b in layout.bases]
+        inner = [m.aggregate for m in layout.members if m.aggregate] + [b.key for b in layout.bases]
         return any(self.holds_pointers(key) for key in inner)
 
     def open_ended(self, old_key: str, depth: int = 0) -> bool:
@@ -77,17 +76,12 @@ class Alike:
         )
 
 
-def base_key(name: str) -> str:
-    """The key in layouts of a base class."""
-    return name.removeprefix(BASE_PREFIX)
-
-
 def is_empty(key: str, layouts: Layouts, depth: int = 0) -> bool:
     """Whether an aggregate has no field at all: an empty class, whose byte may be another field's."""
     layout = layouts.get(key)
     if layout is None or layout.kind is not TypeKind.STRUCT or depth > _DEPTH_LIMIT:
         return False
-    inner = [base_key(b.name) for b in layout.bases]
+    inner = [b.key for b in layout.bases]
     for member in layout.members:
         if member.form.bounds or member.form.encoding is not Encoding.AGGREGATE:
             return False

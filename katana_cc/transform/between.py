@@ -19,7 +19,7 @@ from dataclasses import replace
 from katana_cc.dwarf.forms import Encoding, Form
 from katana_cc.dwarf.types import Base, TypeKind, TypeLayout
 from katana_cc.dwarf.variables import Variable
-from katana_cc.transform.alike import Alike, base_key, is_empty
+from katana_cc.transform.alike import Alike, is_empty
 from katana_cc.transform.fields import ANONYMOUS, VTABLE, Renames, match
 from katana_cc.transform.model import Copy, Dropped, Initial, Repeat, Step, Transformation, joined
 from katana_cc.transform.problems import Problem, ProblemKind
@@ -276,21 +276,21 @@ class _Walk:
         layout = self._new.get(key)
         if layout is None or layout.kind is not TypeKind.STRUCT or depth > 100:
             return False
-        inner = [m.aggregate for m in layout.members if m.aggregate] + [base_key(b.name) for b in layout.bases]
+        inner = [m.aggregate for m in layout.members if m.aggregate] + [b.key for b in layout.bases]
         own = any(m.name.startswith(VTABLE) or m.type.endswith("&") for m in layout.members)
         return own or any(self._is_polymorphic(k, depth + 1) for k in inner)
 
 
 def _base(holder: Value, base: Base, layouts: Layouts) -> Value:
-    layout = layouts.get(base_key(base.name))
+    layout = layouts.get(base.key)
     size = layout.size if layout is not None else 0
     return replace(
         holder,
-        path=joined(holder.path, f"({base_key(base.name)})"),
+        path=joined(holder.path, f"({base.key})"),
         bit=holder.bit + base.offset * 8,
         size=size,
         type=base.name,
-        aggregate=base_key(base.name),
+        aggregate=base.key,
     )
 
 
