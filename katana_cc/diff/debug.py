@@ -1,13 +1,9 @@
-"""What debug information adds to a diff: where things are declared, which lines moved, whose layout changed.
-
-Layouts decide whether live data can be trusted to new code.  A struct that changed may lie anywhere, on the heap too,
-so any change of a type that both builds define is a refusal, until data can be transformed.
-"""
+"""What debug information adds to a diff: where things are declared, which lines moved, how types are laid out."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.scope import Scope
@@ -18,6 +14,7 @@ from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.dwarf.functions import functions, prototype
 from katana_cc.dwarf.moved import only_lines_moved
 from katana_cc.dwarf.sections import DwarfProblem
+from katana_cc.dwarf.types import TypeLayout, layouts
 from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
@@ -40,6 +37,20 @@ class DebugCache:
         if blob not in self._infos:
             self._infos[blob] = open_debug_info(program.object(unit), expand_zstd)
         return self._infos[blob]
+
+    def readable(self, program: Program, unit: int) -> DebugInfo | None:
+        """The debug information of a unit, if it tells of types."""
+        info = self.info(program, unit)
+        return info if isinstance(info, DebugInfo) and lines_only(info) is None else None
+
+    def layouts(self, program: Program, unit: int) -> Mapping[str, TypeLayout]:
+        """The layouts of all aggregates that a unit defines; none where its debug information does not tell.
+
+        Raises:
+            FormatError: damaged debug information.
+        """
+        info = self.readable(program, unit)
+        return layouts(info) if info is not None else {}
 
     def scopes(self, program: Program, unit: int) -> dict[int, Scope]:
         """Section → qualified name (`f()::n`) of the one variable it holds, or holds a part of."""

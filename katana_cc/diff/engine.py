@@ -16,19 +16,22 @@ from katana_cc.diff.compare import Comparison, Outcome
 from katana_cc.diff.correlate import Correlation, correlate
 from katana_cc.diff.data import compare_constant, compare_variable
 from katana_cc.diff.debug import DebugCache
+from katana_cc.diff.elsewhere import check_types
 from katana_cc.diff.harmless import only_lines_differ
 from katana_cc.diff.inlining import explain_inlining
 from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.recreate import recreate
-from katana_cc.diff.relayout import Move, check_types, find_moves
+from katana_cc.diff.relayout import Move, find_moves
 from katana_cc.diff.reliance import Found, note_reliances
 from katana_cc.diff.replaceable import check_replaceable, runs_at_start
 from katana_cc.diff.retarget import note_retargeted
 from katana_cc.diff.small import handle_small
 from katana_cc.diff.storage import check_storage
 from katana_cc.diff.view import Kind, ObjectView
+from katana_cc.dwarf.changes import compare_layouts
+from katana_cc.dwarf.uses import holders_of
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import masked
 from katana_cc.patch.model import Reason
@@ -87,7 +90,7 @@ class Diff:
         self.debug = DebugCache(self.view)
         self.changes = Changes()
         self.lost: set[tuple[int, str]] = set()  # old variables, (unit, qualified name), that `check_storage` refused
-        self.relaid: dict[tuple[int, int], frozenset[str]] = {}  # see relayout.py
+        self._changed_types: dict[tuple[int, int], frozenset[str]] = {}
         self.settled: set[Place] = set()  # variables that are moved, or refused since they cannot be
 
     def view(self, program: Program, unit: int) -> ObjectView:
@@ -96,6 +99,15 @@ class Diff:
         if blob not in self._views:
             self._views[blob] = ObjectView(program.object(unit))
         return self._views[blob]
+
+    def changed_types(self, old_unit: int, new_unit: int) -> frozenset[str]:
+        """The aggregates that two units lay out otherwise, themselves or what they hold, by their keys."""
+        key = old_unit, new_unit
+        if key not in self._changed_types:
+            before, after = self.debug.layouts(self.old, old_unit), self.debug.layouts(self.new, new_unit)
+            changed = {x.type for x in compare_layouts(before, after) if not x.harmless}
+            self._changed_types[key] = holders_of(changed, after) if changed else frozenset()
+        return self._changed_types[key]
 
     @cached_property
     def correlation(self) -> Correlation:

@@ -5,10 +5,7 @@ in the same instant.  Of a *variable* it is known where it lies, who uses it and
 one, with the transformation that fills it from the old object (`katana_cc.transform`), and whatever refers to it is
 made to refer to the new one (`recreate.py`, `retarget.py`; pointers at run time are followed when it is applied).
 
-Objects of a changed *type* may also lie on the heap or in frames.  Debug information tells whether anything could lead
-to one: a pointer to such an object, or to something that holds one, or a variable of a function that is one.  Without
-any, its variables are all there is.  With one, somebody has to say that there are none (`--only-static TYPE`); and if
-no variable is of the type at all, there is no doubt where its objects are, and it is refused.
+Objects of a changed type that are no variables are the affair of `elsewhere.py`.
 
 What no transformation follows for is refused, with the question that a person would have to answer.
 """
@@ -16,27 +13,19 @@ What no transformation follows for is refused, with the question that a person w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind
-from katana_cc.dwarf.changes import ChangeKind, TypeChange, compare_layouts, without_consequences
-from katana_cc.dwarf.detail import lines_only
-from katana_cc.dwarf.dies import DebugInfo
-from katana_cc.dwarf.sections import DwarfProblem
-from katana_cc.dwarf.types import layouts
-from katana_cc.dwarf.uses import Use, holders_of, used_outside
 from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import Reason
-from katana_cc.transform.between import between_types, between_variables
+from katana_cc.transform.between import between_variables
 from katana_cc.transform.execute import apply
 from katana_cc.transform.inverse import invert
 from katana_cc.transform.model import Dropped, Initial, Repeat, Step, Transformation
 from katana_cc.transform.places import field_at, moved_offset, pointer_at, word_at
-from katana_cc.transform.values import Layouts
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
@@ -62,15 +51,15 @@ def find_moves(diff: Diff) -> None:
     """
     pairs = {new: old for old, new in diff.correlation.changed_units}
     for unit in [*pairs, *diff.correlation.new_units]:
-        for v in _live(diff, diff.new, unit):
+        for v in live_variables(diff, diff.new, unit):
             was, old_place = _counterpart(diff, unit, v, pairs.get(unit))
             if was is not None and not v.constant:
                 _consider(diff, Place(unit, v.place.section if v.place else 0), v, old_place, was, pairs.get(unit))
 
 
-def _live(diff: Diff, program: Program, unit: int) -> Iterator[Variable]:
+def live_variables(diff: Diff, program: Program, unit: int) -> Iterator[Variable]:
     """The variables that have storage in a unit, or a part of it."""
-    info = _readable(diff, program, unit)
+    info = diff.debug.readable(program, unit)
     return (v for v in (variables(info) if info is not None else ()) if v.place is not None or v.pieces)
 
 
@@ -81,7 +70,7 @@ def _counterpart(diff: Diff, unit: int, v: Variable, paired: int | None) -> tupl
         return (diff.debug.stored_in(diff.old, old_place), old_place) if old_place is not None else (None, None)
     if paired is None:
         return None, None
-    return next((x for x in _live(diff, diff.old, paired) if x.qualified == v.qualified), None), None
+    return next((x for x in live_variables(diff, diff.old, paired) if x.qualified == v.qualified), None), None
 
 
 def _consider(
@@ -107,9 +96,9 @@ def _consider(
         return
     same = (was.type, was.size, was.aggregate) == (v.type, v.size, v.aggregate)
     needed = misaligned(diff, place, old_place) if old_place is not None and v.is_stored else 0
-    if same and not needed and v.aggregate not in _changed_types(diff, old_unit, place.unit):
+    if same and not needed and v.aggregate not in diff.changed_types(old_unit, place.unit):
         return
-    before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, place.unit)
+    before, after = diff.debug.layouts(diff.old, old_unit), diff.debug.layouts(diff.new, place.unit)
     found = between_variables(was, before, v, after)
     stays = isinstance(found, Transformation) and found.is_identity and not needed
     if not stays:
@@ -140,7 +129,7 @@ def _consider(
             "(-rdynamic): a library that used it by name would go on with the old one (all is well if none does, now "
             "or later)"
         )
-        _note(diff, Code.DATA_EXPORTED, NEEDS, v, text)
+        diff.reason(Code.DATA_EXPORTED, NEEDS, place, text)
     diff.changes.moved[place] = Move(old_place, found)
     diff.comparison.moved[place] = old_place, found
     diff.changes.recreated.add(place)
@@ -155,7 +144,7 @@ def _described_elsewhere(diff: Diff, v: Variable, old_unit: int, unit: int) -> s
     Compilers describe a class in the object of its first virtual function only, or where it is constructed.
     """
     for program, here in ((diff.old, old_unit), (diff.new, unit)):
-        known = _layouts(diff, program, here)
+        known = diff.debug.layouts(program, here)
         waiting, seen = [v.aggregate], {""}
         while waiting:
             key = waiting.pop()
@@ -165,7 +154,7 @@ def _described_elsewhere(diff: Diff, v: Variable, old_unit: int, unit: int) -> s
             layout = known.get(key)
             if layout is not None:
                 waiting += [m.aggregate for m in layout.members] + [b.key for b in layout.bases]
-            elif any(key in _changed_types(diff, *pair) for pair in diff.correlation.changed_units):
+            elif any(key in diff.changed_types(*pair) for pair in diff.correlation.changed_units):
                 return key
     return ""
 
@@ -325,120 +314,10 @@ def check_pointers(diff: Diff, place: Place, target: Place) -> None:
 
 def _pointee(diff: Diff, unit: int, holder: Variable, at: int) -> str:
     """What the pointer at an offset of a variable points to, by its type; "" when that is not known."""
-    known = _layouts(diff, diff.old, unit)
+    known = diff.debug.layouts(diff.old, unit)
     same = between_variables(holder, known, holder, known)
     found = pointer_at(same, at) if isinstance(same, Transformation) else None
     return found.pointee if found is not None else ""
-
-
-# -- types -------------------------------------------------------------------------------------------------------------
-
-
-def check_types(diff: Diff) -> None:
-    """Decide on every type that two builds of an object lay out otherwise, and on debug information that is not there.
-
-    Comes last, when it is known which variables are made anew.
-    """
-    others: dict[str, _Others] = {}
-    for old_unit, new_unit in diff.correlation.changed_units:
-        if problem := _problem(diff, old_unit, new_unit):
-            diff.changes.reasons.append(problem)
-            continue
-        before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, new_unit)
-        for change in without_consequences(compare_layouts(before, after)):
-            if change.kind is ChangeKind.ENUMERATOR_ADDED:
-                diff.changes.reasons.append(_reason(Code.ENUMERATOR_ADDED, INFO, change, change.text))
-            elif not change.harmless:
-                found = between_types(change.type, before, change.type, after)
-                for question in () if isinstance(found, Transformation) else found:
-                    text = f"{change.text}; live objects have the old layout: {question.text}"
-                    diff.changes.reasons.append(_reason(Code.TYPE_CHANGED, REFUSED, change, text))
-                if isinstance(found, Transformation) and found.is_identity:
-                    text = f"{change.text}; live objects mean the same"
-                    diff.changes.reasons.append(_reason(Code.TYPE_CARRIED, INFO, change, text))
-                elif isinstance(found, Transformation):
-                    layout = after[change.type]
-                    one = others.setdefault(change.type, _Others(change, f"{layout.kind} {layout.name}"))
-                    _look_for_others(diff, old_unit, new_unit, change.type, one)
-    diff.changes.reasons += [_said_of_others(one) for one in others.values()]
-
-
-@dataclass(slots=True)
-class _Others:
-    """What is known of objects of a changed type that are no variables: whether there may be some, and whether any
-    variable is one."""
-
-    change: TypeChange
-    title: str
-    use: Use | None = None
-    variable: bool = False
-
-
-def _look_for_others(diff: Diff, old_unit: int, new_unit: int, key: str, found: _Others) -> None:
-    for program, unit in ((diff.old, old_unit), (diff.new, new_unit)):
-        info = _readable(diff, program, unit)
-        assert info is not None
-        holders = holders_of([key], layouts(info))
-        found.use = found.use or next(used_outside(info, holders), None)
-        found.variable = found.variable or any(v.aggregate in holders for v in _live(diff, program, unit))
-
-
-def _said_of_others(of: _Others) -> Reason:
-    change, use = of.change, of.use
-    if use is None:
-        text = f"{change.text}; no pointer to one and no such variable of a function is declared: variables are all"
-        return Reason(Code.TYPE_CARRIED.value, INFO, of.title, change.file, change.line, text)
-    where = f" ({use.file}:{use.line})" if use.file else ""
-    if not of.variable:
-        text = f"{change.text}; {use.how}{where}, and no variable is one: live objects elsewhere have the old layout"
-        return _reason(Code.TYPE_CHANGED, REFUSED, change, text)
-    text = (
-        f"{change.text}; {use.how}{where}, so objects of it may live on the heap or in frames, where they would keep "
-        f"the old layout and be misread (all is well if variables are the only ones)"
-    )
-    return Reason(Code.TYPE_ELSEWHERE.value, NEEDS, of.title, change.file, change.line, text)
-
-
-def _problem(diff: Diff, old_unit: int, new_unit: int) -> Reason | None:
-    """The refusal for debug information that does not tell of types."""
-    for program, unit in ((diff.old, old_unit), (diff.new, new_unit)):
-        side = diff.debug.info(program, unit)
-        problem = side if isinstance(side, DwarfProblem) else lines_only(side)
-        if problem is not None:
-            kinds = diff.view(diff.new, new_unit).kinds.values()
-            if Kind.FUNCTION not in kinds and Kind.DATA not in kinds:
-                return None  # assembly: its code is compared as a whole
-            name = program.unit_name(unit)
-            text = f"{name}: {problem.text}; changes of types could not be seen ({problem.remedy})"
-            return Reason(Code.DEBUG_INFORMATION.value, REFUSED, name, "", 0, text)
-    return None
-
-
-# -- debug information -------------------------------------------------------------------------------------------------
-
-
-def _readable(diff: Diff, program: Program, unit: int) -> DebugInfo | None:
-    info = diff.debug.info(program, unit)
-    return info if isinstance(info, DebugInfo) and lines_only(info) is None else None
-
-
-def _layouts(diff: Diff, program: Program, unit: int) -> Layouts:
-    info = _readable(diff, program, unit)
-    return layouts(info) if info is not None else {}
-
-
-def _changed_types(diff: Diff, old_unit: int, new_unit: int) -> frozenset[str]:
-    """The aggregates that two units lay out otherwise, themselves or what they hold."""
-    key = old_unit, new_unit
-    if key not in diff.relaid:
-        before, after = _layouts(diff, diff.old, old_unit), _layouts(diff, diff.new, new_unit)
-        changed = {x.type for x in compare_layouts(before, after) if not x.harmless}
-        diff.relaid[key] = holders_of(changed, after) if changed else frozenset()
-    return diff.relaid[key]
-
-
-def _reason(code: Code, severity: str, change: TypeChange, text: str) -> Reason:
-    return Reason(code.value, severity, change.type, change.file, change.line, text)
 
 
 def _note(diff: Diff, code: Code, severity: str, v: Variable, text: str) -> None:
