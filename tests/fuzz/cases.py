@@ -37,8 +37,7 @@ class Case:
     follows `after` where reverting is refused.  `refused`: it must not be patched, since a table is shifted.
     `conflict`: applying may be refused at run time, since a pointer to rewrite has another value; `revert_conflict`:
     the same of reverting.  `lost` and `broken`, `revert_lost` and `revert_broken`: names of variables with a value that
-    does not go over, and of pointers that would lead nowhere, for which it must be refused.  `into`: names of pointers
-    into a struct that is laid out otherwise, which may lead to what is not known for sure.
+    does not go over, and of pointers that would lead nowhere, for which it must be refused.
     """
 
     variant: Variant
@@ -57,7 +56,6 @@ class Case:
     broken: tuple[str, ...] = ()
     revert_lost: tuple[str, ...] = ()
     revert_broken: tuple[str, ...] = ()
-    into: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The case as text."""
@@ -82,7 +80,6 @@ def load(path: Path) -> Case:
         refused=raw["refused"], conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
         lost=tuple(raw.get("lost", ())), broken=tuple(raw.get("broken", ())),
         revert_lost=tuple(raw.get("revert_lost", ())), revert_broken=tuple(raw.get("revert_broken", ())),
-        into=tuple(raw.get("into", ())),
     )  # fmt: skip
 
 
@@ -217,7 +214,6 @@ def make(
     return Case(
         variant, texts[0], texts[1], kinds, first, before, after, reverted, refused, conflict, revert_conflict, kept,
         _names(new, forth.lost), _names(new, forth.broken), _names(new, back.lost), _names(new, back.broken),
-        _names(new, _into(old, new)),
     )  # fmt: skip
 
 
@@ -234,16 +230,6 @@ def _several(program: p.Program, keys: set[str]) -> set[str]:
 
 def _names(program: p.Program, keys: set[str]) -> tuple[str, ...]:
     return tuple(sorted(_called(program)[key] for key in keys - _several(program, keys)))
-
-
-def _into(old: p.Program, new: p.Program) -> set[str]:
-    """Pointers into a struct of another layout."""
-    shapes = {key: v.shape for key, v in old.variables.items() if v.kind == "struct"}
-    return {
-        key
-        for key, v in new.variables.items()
-        if v.kind == "pointer" and v.target in shapes and shapes[v.target] != new.variables[v.target].shape
-    }
 
 
 def with_variant(case: Case, variant: Variant) -> Case:

@@ -139,7 +139,7 @@ def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> O
         talk(server, case.before[-1:], "the process that was left alone")
         return Outcome("refused live", stray)
     except RefusedError as error:
-        _justified(f"{error}", lost[0], case.broken, case.into, case.conflict, f"apply; {_reasons(result)}")
+        _justified(f"{error}", lost[0], case.broken, case.conflict, f"apply; {_reasons(result)}")
         talk(server, case.before[-1:], "the process that was left alone")
         return Outcome("refused live", stray)
     if lost[0] | broken[0]:
@@ -155,9 +155,7 @@ def _live(case: Case, result: Result, server: Server, granted: list[Grant]) -> O
         talk(server, case.kept, "the process that stays patched")
         return Outcome("patched", stray)
     except RefusedError as error:
-        _justified(
-            f"{error}", lost[1], case.revert_broken, case.into, case.revert_conflict, f"revert; {_reasons(result)}"
-        )
+        _justified(f"{error}", lost[1], case.revert_broken, case.revert_conflict, f"revert; {_reasons(result)}")
         talk(server, case.kept, "the process that stays patched")
         return Outcome("patched", stray)
     if lost[1] | broken[1]:
@@ -172,15 +170,13 @@ def _follow(po: PatchObject) -> list[Grant]:
     return [Grant(Option.FOLLOW, d.transformation.name) for d in po.transforms if d.symbol is not None]
 
 
-def _justified(
-    text: str, lost: set[str], broken: tuple[str, ...], into: tuple[str, ...], conflict: bool, what: str
-) -> None:
+def _justified(text: str, lost: set[str], broken: tuple[str, ...], conflict: bool, what: str) -> None:
     """Whether it was refused for what the model knows, and says so."""
     if lost:
         missing = [name for name in lost if name not in text]
         if missing:
             raise Counterexample(f"the refusal does not name {missing}: {text}; {what}")
-    elif not conflict and not any(name in text for name in (*broken, *into)):
+    elif not conflict and not any(name in text for name in broken):
         raise Counterexample(f"refused at run time: {text}; {what}")
 
 
