@@ -11,12 +11,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from katana_cc.diff.engine import Changes
 from katana_cc.patch import codec
@@ -246,3 +248,16 @@ class Project:
             assert found == []
             assert inequivalences(result.patch, old.path, new.path) == []
         return result
+
+
+def project_in(variants: Sequence[Variant], ids: Callable[[Variant], str] = str) -> Callable[..., Project]:
+    """A fixture: an empty project in each variant; skipped, by name, where one needs a tool that is not installed."""
+
+    @pytest.fixture(params=variants, ids=ids)
+    def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+        variant: Variant = request.param
+        if not variant.available():
+            pytest.skip(f"{variant} needs a tool that is not installed")
+        return Project(tmp_path, variant)
+
+    return project

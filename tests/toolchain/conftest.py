@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installation import Installation, install
+from tests.support.project import Project, Variant
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,12 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     (folder / ".git").mkdir(parents=True)
     return folder
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Project:
+    """An empty project built by gcc -O2 -pie: for what does not depend on the variant."""
+    return Project(tmp_path, Variant("gcc", "-O2", "pie"))
 
 
 @pytest.fixture(params=["gcc", "clang"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from katana_cc.elf.reader import ElfFile
-from tests.support.project import MODES, Project, Result, Variant
+from tests.support.project import MODES, Project, Result, Variant, project_in
 
 LINKERS = {"pie": "bfd", "nopie": "gold", "shared": "lld"}
 # Every compiler with every level and every kind of output, not their whole product.
@@ -33,19 +33,7 @@ MAIN = (
 GCC = Variant("gcc", "-O2", "pie")
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project in each variant."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Project:
-    """An empty project built by gcc -O2 -pie: for what does not depend on the variant."""
-    return Project(tmp_path, GCC)
+project = project_in(VARIANTS)
 
 
 def change(

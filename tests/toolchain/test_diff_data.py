@@ -9,7 +9,7 @@ import pytest
 
 from katana_cc.patch.model import REGISTRATION
 from katana_cc.report.handlers import HandlerRow, handler_rows
-from tests.support.project import Build, Project, Result, Variant
+from tests.support.project import Build, Project, Result, Variant, project_in
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 VARIANTS = [
@@ -21,19 +21,7 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project in each variant."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Project:
-    """An empty project built by gcc -O2 -pie."""
-    return Project(tmp_path)
+project = project_in(VARIANTS)
 
 
 # Identity of variables: each test would fail by a carried copy, that is, by a live value lost.

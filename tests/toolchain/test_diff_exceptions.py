@@ -6,12 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import PatchObject, PatchSection
 from katana_cc.report.handlers import handler_rows
-from tests.support.project import Project, Result, Variant
+from tests.support.project import Project, Result, Variant, project_in
 from tests.toolchain.test_diff_code import NOINLINE
 
 VARIANTS = [
@@ -30,13 +28,7 @@ EXT = {"ext.cc": ERRORS + "int ext(int x) { if (x == 7) throw Error{x}; if (x ==
 LINK = ["-Wl,--no-as-needed", "-lstdc++"]
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project in each variant."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
+project = project_in(VARIANTS)
 
 
 def change(project: Project, before: str, after: str) -> Result:

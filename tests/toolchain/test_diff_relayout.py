@@ -9,7 +9,7 @@ import pytest
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import Basis, DataTransform, Verdict
 from katana_cc.transform.model import Initial
-from tests.support.project import Project, Result, Variant
+from tests.support.project import Project, Result, Variant, project_in
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 VARIANTS = [
@@ -21,19 +21,7 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project in each variant."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Project:
-    """An empty project built by gcc -O2 -pie."""
-    return Project(tmp_path)
+project = project_in(VARIANTS)
 
 
 def moved(result: Result) -> dict[str, DataTransform]:

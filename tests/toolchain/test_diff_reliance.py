@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from katana_cc.patch.model import Basis
 from tests.support.project import Project, Result, Variant
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 TWO = NOINLINE + "static int tick(int x) {{ return {}; }}\nint serve(int x) {{ return {} + tick(x) * {}; }}\n"
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Project:
-    """An empty project built by gcc -O2 -pie."""
-    return Project(tmp_path, Variant("gcc", "-O2", "pie"))
 
 
 def reliances(result: Result) -> list[tuple[str, str, Basis, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import Project, Variant
+from tests.support.project import Project, Variant, project_in
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 OPTIMISED = [
@@ -25,19 +25,7 @@ LOST, UNKNOWN = {"data-storage-lost"}, {"data-storage-unknown"}
 RESET = "void reset(int x) {{ {} }} "
 
 
-@pytest.fixture(params=OPTIMISED, ids=str)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project in each variant that optimises."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Project:
-    """An empty project built by gcc -O2 -pie."""
-    return Project(tmp_path)
+project = project_in(OPTIMISED)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from katana_cc.diff.alike import loaded_alike
@@ -12,7 +10,7 @@ from katana_cc.dwarf.moved import only_lines_moved
 from katana_cc.dwarf.types import layouts
 from katana_cc.elf.reader import ElfFile
 from katana_cc.snapshot.blobs import expand_zstd
-from tests.support.project import Project, Variant
+from tests.support.project import Project, Variant, project_in
 
 HEADER = (
     "enum e {{ ONE,\nTWO }};\nstruct a_long_name {{\nint a;\nstruct {{ {} b; }} c; enum e e; }};\nextern {} shared;\n"
@@ -27,13 +25,7 @@ COMPILERS = [
 ]
 
 
-@pytest.fixture(params=COMPILERS, ids=lambda v: f"{v} {' '.join(v.compile_flags)}")
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project for each form of debug information."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
+project = project_in(COMPILERS, ids=lambda v: f"{v} {' '.join(v.compile_flags)}")
 
 
 def compiled(project: Project, source: str) -> tuple[ElfFile, DebugInfo]:

@@ -20,7 +20,7 @@ from katana_cc.diff.frames import Handlers
 from katana_cc.diff.program import Place
 from katana_cc.dwarf.lsda import read_lsda
 from katana_cc.patch.handlers import HandlerTables
-from tests.support.project import Project, Result, Variant
+from tests.support.project import Project, Result, Variant, project_in
 
 VARIANTS = [
     Variant("gcc", "-O2", "pie"),
@@ -35,19 +35,7 @@ NOINLINE = "__attribute__((noinline)) "
 Blind = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-    """An empty project in each variant."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Project:
-    """An empty project built by gcc -O2 -pie: for what does not depend on the variant."""
-    return Project(tmp_path, GCC)
+project = project_in(VARIANTS)
 
 
 def blind_to(*names: str) -> Blind:
