@@ -19,7 +19,8 @@ where things are declared only are the same.  In the others:
    writable variable that could be one of several is *ambiguous*: code that uses it is refused, since a wrong guess
    would read another variable's live value.
 
-A variable or function that turned static or global in its file keeps its identity; a global that moved to another unit
+A variable or function that turned static or global in its file keeps its identity; a variable that moved into a
+function of its file or out of it is told by the name it is declared by, since its symbol is another; a global that moved to another unit
 is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link kept; a static one that
 moved with its functions by these.  A unit that is gone and a new one that define mostly the same names are one renamed
 file.  A section that holds several data (without -fdata-sections) is identified by its own name.  Unnamed read-only
@@ -30,7 +31,7 @@ Out of scope here: renamed functions and variables; they are a removed and a new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.diff.program import Place, Program
@@ -43,6 +44,7 @@ Alike = Callable[[int, int], bool]  # whether an old and a new unit are the same
 Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, for variables that debug information knows
 
 _RENAMED = 0.5  # two units that share half of the names they define are one file under a new name
+_LIVE = (Kind.DATA, Kind.THREAD)
 _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
 
 
@@ -191,21 +193,10 @@ def _match_sections(
     old_groups, new_groups = _groups(old_view), _groups(new_view)
     for identity, news in new_groups.items():
         olds = old_groups.get(identity, [])
-        if len(olds) == len(news) == 1:
-            pairs = [(olds[0], news[0])] if identity[0] or sides.may_be_one(olds[0], news[0]) else []
-        else:
-            parts = sorted({sides.new_scopes.get(n, _WHOLE).part for n in news})
-            pairs = [pair for part in parts for pair in _tell_apart(sides, *sides.of_part(part, olds, news))]
-        paired = {n for _, n in pairs}
+        pairs = _pair(sides, olds, news, strong=identity[0])
         for o, n in pairs:
             result.old_of[Place(new_unit, n)] = Place(old_unit, o)
-        left_over = len(olds) > len(pairs)
-        for n in news:
-            if n in paired or not left_over or new_view.kinds[n] not in (Kind.DATA, Kind.THREAD):
-                continue
-            unpaired = (o for o in olds if o not in {p for p, _ in pairs})
-            if any(sides.may_overlap(o, n) for o in unpaired) and not identity[0]:
-                result.ambiguous.add(Place(new_unit, n))
+        result.ambiguous |= {Place(new_unit, n) for n in _undecided(sides, olds, news, pairs) if not identity[0]}
         if len(news) == 1 and not pairs and not olds:
             open_news.setdefault(identity[2], []).append(news[0])
     for identity, olds in old_groups.items():
@@ -216,6 +207,49 @@ def _match_sections(
         olds = open_olds.get(name, [])
         if len(olds) == len(news) == 1 and old_view.is_function(olds[0]) == new_view.is_function(news[0]):
             result.old_of[Place(new_unit, news[0])] = Place(old_unit, olds[0])
+    _match_declared(result, sides, old_unit, new_unit)
+
+
+def _match_declared(result: Correlation, sides: _Sides, old_unit: int, new_unit: int) -> None:
+    """Pair variables that moved into a function of their unit or out of it: clang and C++ call them otherwise then
+    (`n`, `f.n`; `_ZL1n`, `_ZZ1fvE1n`), but they are declared by one name."""
+    matched = {o.section for o in result.old_of.values() if o.unit == old_unit}
+    done = {p.section for p in (*result.old_of, *result.ambiguous) if p.unit == new_unit}
+    gone, came = _declared(sides.old, sides.old_scopes, matched), _declared(sides.new, sides.new_scopes, done)
+    for name in gone.keys() & came.keys():
+        olds, news = gone[name], came[name]
+        pairs = _pair(sides, olds, news, strong=False)
+        for o, n in pairs:
+            result.old_of[Place(new_unit, n)] = Place(old_unit, o)
+        result.ambiguous |= {Place(new_unit, n) for n in _undecided(sides, olds, news, pairs)}
+
+
+def _declared(view: ObjectView, scopes: Mapping[int, Scope], done: Collection[int]) -> dict[str, list[int]]:
+    """The writable variables that are left, by the name they are declared by."""
+    found: dict[str, list[int]] = {}
+    for section, scope in scopes.items():
+        if section not in done and view.kinds.get(section) in _LIVE and not view.is_shared(section):
+            found.setdefault(scope.declared, []).append(section)
+    return found
+
+
+def _pair(sides: _Sides, olds: Sequence[int], news: Sequence[int], *, strong: bool) -> list[tuple[int, int]]:
+    """Which sections of one name are which."""
+    if len(olds) == len(news) == 1:
+        return [(olds[0], news[0])] if strong or sides.may_be_one(olds[0], news[0]) else []
+    parts = sorted({sides.new_scopes.get(n, _WHOLE).part for n in news})
+    return [pair for part in parts for pair in _tell_apart(sides, *sides.of_part(part, olds, news))]
+
+
+def _undecided(
+    sides: _Sides, olds: Sequence[int], news: Sequence[int], pairs: Sequence[tuple[int, int]]
+) -> Iterator[int]:
+    """The new variables that may be one of the old ones that are left."""
+    left = set(olds) - {o for o, _ in pairs}
+    for n in news:
+        live = n not in {m for _, m in pairs} and sides.new.kinds[n] in _LIVE
+        if live and any(sides.may_overlap(o, n) for o in left):
+            yield n
 
 
 @dataclass(frozen=True, slots=True)

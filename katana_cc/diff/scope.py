@@ -12,6 +12,11 @@ class Scope(NamedTuple):
     part: int = -1
 
     @property
+    def declared(self) -> str:
+        """The name as declared: `n`."""
+        return self.name.rpartition("::")[2]
+
+    @property
     def is_of_function(self) -> bool:
         """Whether it is a static of a function of known name."""
         return ")::" in self.name.replace("(anonymous namespace)::", "").replace("(inlined function)::", "")

@@ -186,7 +186,8 @@ class Judge:
                 return False
         else:
             other = self.old.kind(theirs)
-            if kind is not other or not {stem(n) for n in names} & {stem(n) for n in self.old.names(theirs)}:
+            named = {stem(n) for n in names} & {stem(n) for n in self.old.names(theirs)}
+            if kind is not other or not (named or (kind in _LIVE and self._is_declared_alike(mine, theirs))):
                 return False
         if kind in _LIVE and isinstance(theirs, Place) and self._is_of_another(mine, theirs):
             return False
@@ -201,6 +202,12 @@ class Judge:
         after, before = self.scopes(self.new.program, mine.unit), self.scopes(self.old.program, theirs.unit)
         here, there = after.get(mine.section), before.get(theirs.section)
         return here is not None and there is not None and here != there and there in after.values()
+
+    def _is_declared_alike(self, mine: Place, theirs: Place) -> bool:
+        """Whether two variables have one name in the source: compilers call one of a function `f.n`."""
+        here = self.scopes(self.new.program, mine.unit).get(mine.section)
+        there = self.scopes(self.old.program, theirs.unit).get(theirs.section)
+        return here is not None and there is not None and here.declared == there.declared
 
     def _is_named_elsewhere(self, mine: Place, theirs: Target) -> bool:
         """Whether a global name already says of another new thing that it is the old `theirs`."""

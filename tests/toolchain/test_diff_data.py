@@ -82,10 +82,38 @@ def test_static_of_a_function_in_place_of_another_is_refused(plain: Project, bes
     assert {code for code, _ in change(plain, one, two).refusals} == {"data-ambiguous"}
 
 
-def test_static_that_moves_into_its_function_keeps_its_value(plain: Project) -> None:
-    before = "static int n = 4; int serve(int x) { return n += x; }"
-    result = change(plain, before, "int serve(int x) { static int n = 4; return n += x * 3; }")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("suffix", ["c", "cc"])
+@pytest.mark.parametrize("outward", [False, True], ids=["into its function", "out of it"])
+def test_static_that_moves_keeps_its_value(tmp_path: Path, compiler: str, suffix: str, outward: bool) -> None:
+    """clang and C++ call it otherwise then."""
+    project = Project(tmp_path, Variant(compiler, "-O2", "pie"))
+    if not project.variant.available():
+        pytest.skip(f"{project.variant} needs a tool that is not installed")
+    extern = 'extern "C" ' if suffix == "cc" else ""
+    outside = "static volatile int n = 4; " + extern + "int serve(int x) {{ n += x; return n * {}; }}"
+    inside = extern + "int serve(int x) {{ static volatile int n = 4; n += x; return n * {}; }}"
+    before, after = (inside, outside) if outward else (outside, inside)
+    name = f"a.{suffix}"
+    builds = [project.build({"main.c": MAIN, name: text}) for text in (before.format(3), after.format(5))]
+    result = project.diff(*builds)  # (the oracle goes by the symbols' names, which are others)
+    assert result.refusals == []
+    assert result.replaced == ["serve"]
     assert new_variables(result) == []
+
+
+def test_static_of_a_function_is_not_another_file_s_of_its_name(tmp_path: Path) -> None:
+    """The static that went was another function's: nothing says that the new one is it."""
+    project = Project(tmp_path, Variant("clang", "-O2", "pie"))
+    if not project.variant.available():
+        pytest.skip(f"{project.variant} needs a tool that is not installed")
+    f = NOINLINE + "int f(int x) {{ {} return x * 33; }} "
+    g = NOINLINE + "int g(int x) {{ {0} += x; return {0} * 99; }} "
+    serve = "int serve(int x) { return f(x) + g(x); }"
+    before = "static volatile int m; " + f.format("static volatile int n; n++;") + g.format("m")
+    after = "static volatile int n; " + f.format("") + g.format("n")
+    result = change(project, before + serve, after + serve)
+    assert new_variables(result) == ["n"]
 
 
 @pytest.mark.parametrize(("before", "after"), [("", "static "), ("static ", "")], ids=["to static", "to global"])
