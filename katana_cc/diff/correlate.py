@@ -20,11 +20,12 @@ where things are declared only are the same.  In the others:
    would read another variable's live value.
 
 A variable or function that turned static or global in its file keeps its identity; a variable that moved into a
-function of its file or out of it is told by the name it is declared by, since its symbol is another; a global that moved to another unit
-is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link kept; a static one that
-moved with its functions by these.  A unit that is gone and a new one that define mostly the same names are one renamed
-file.  A section that holds several data (without -fdata-sections) is identified by its own name.  Unnamed read-only
-data (jump tables) and literals have no identity and are compared by content wherever something refers to them.
+function of its file or out of it is told by the name it is declared by, since its symbol is another; a global that
+moved to another unit is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link
+kept; a static one that moved with its functions by these. A unit that is gone and a new one that define mostly the same
+names are one renamed file. A section that holds several data (without -fdata-sections) is identified by its own name.
+Unnamed read-only data (jump tables) and literals have no identity and are compared by content wherever something refers
+to them.
 
 Out of scope here: renamed functions and variables; they are a removed and a new one.
 """

@@ -53,7 +53,8 @@ def _make_anew(diff: Diff, place: Place, why: str) -> None:
         text = f"this read-only table {why}, and other modules may hold its address"
         diff.reason(Code.CONSTANT_SHARED, REFUSED, place, text)
     else:
-        diff.reason(Code.CONSTANT_RECREATED, INFO, place, f"this read-only table {why}; made anew")
+        text = f"this read-only table {why}; made anew (a pointer that the program stored still leads to the old one)"
+        diff.reason(Code.CONSTANT_RECREATED, INFO, place, text)
 
 
 def _rearranged(diff: Diff, place: Place, old_place: Place) -> bool:
