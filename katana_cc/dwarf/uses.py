@@ -57,8 +57,11 @@ def used_outside(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
         key = types.facts(names.target(die))[2]
         if key in wanted:
             yield Use(key, f"pointers to {types.text(names.target(die))} exist", "", 0)
+    # One of the file or of a class may lie nowhere, since nothing writes it: it is in no frame all the same.
+    scopes = info.outline
+    outside = {e.offset for e in scopes if e.parent < 0 or scopes[e.parent].tag != d.DW_TAG_subprogram}
     for die in info.of_tags(_OBJECTS):
-        if d.DW_AT_type in die.attributes and not _is_static(info, die):
+        if d.DW_AT_type in die.attributes and die.offset not in outside and not _is_static(info, die):
             key = types.facts(names.target(die))[2]
             if key in wanted:
                 file = line_tables(info).file(die.unit, die.integer(d.DW_AT_decl_file))
@@ -67,7 +70,7 @@ def used_outside(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
 
 
 def _is_static(info: DebugInfo, die: Die) -> bool:
-    """Whether a variable lies in static storage, is declared only, or is at file level."""
+    """Whether a variable of a function lies in static storage, or is declared only."""
     if die.tag == d.DW_TAG_formal_parameter:
         return False
     place, _thread_local, why = location(info, die)

@@ -211,6 +211,14 @@ def test_local_variable_of_a_changed_type_needs_a_decision(plain: Project) -> No
     assert needs(result) == {("type-changed-elsewhere", "struct stats")}
 
 
+def test_variable_that_nothing_writes_is_in_no_frame(plain: Project) -> None:
+    """The compiler keeps no storage for it."""
+    source = "struct s {{ int a; {} }}; static struct s never; int serve(int x) {{ return x * 33 + never.a + {}; }}"
+    result = change(plain, source.format("", "1"), source.format("int b;", "never.b + 2"))
+    assert result.refusals == []
+    assert needs(result) == set()
+
+
 def test_type_behind_another_type_needs_a_decision(plain: Project) -> None:
     """No pointer to the type itself, only to what holds one."""
     source = STRUCT + "struct outer {{ int n; struct stats s[2]; }}; struct outer *o; "
