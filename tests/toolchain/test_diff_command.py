@@ -122,6 +122,6 @@ def test_changes_of_variables_have_file_and_line(project: Project, capsys: pytes
 
 def test_changes_of_types_have_file_and_line(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     rebuild(project, "int a; int b;", "int a; long b;")
-    assert {(file, line) for _, file, line in reasons(capsys)["type-changed"]} == {("a.c", 1)}
+    assert reasons(capsys)["type-carried-over"] == [("struct item", "a.c", 1)]
     rebuild(project, "RED, GREEN }", "RED, GREEN, BLUE }", "x * 3", "x * 5")
     assert {(file, line) for _, file, line in reasons(capsys)["enumerator-added"]} == {("a.c", 4)}
