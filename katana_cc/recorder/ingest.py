@@ -238,23 +238,26 @@ def _loadable_part(output: ElfFile) -> bytes:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m katana_cc.recorder.ingest STORE KEY`: record one staged link and make the patches it calls for.
+    """`python -m katana_cc.recorder.ingest STORE`: record the staged link whose key is the line on standard input, and
+    make the patches it calls for; nothing, if there is no line.
 
-    Prints one line for each patch, one warning line on failure; exits with 1 then, which the linker wrapper ignores
-    unless KATANA_STRICT=1.
+    Started while the link goes on, so what takes long to load is loaded first.  Prints one line for each patch, one
+    warning line on failure; exits with 1 then, which the linker wrapper ignores unless KATANA_STRICT=1.
     """
-    folder, key = arguments
+    (folder,) = arguments
+    key = ""
     # One short run over many small values: looking for cycles among them would take a tenth of it.
     gc.disable()
     try:
+        from katana_cc.release.deployed import differing_builds
+        from katana_cc.release.emit import emit_patches
+
+        key = sys.stdin.readline().strip()
+        if not key:
+            return os.EX_OK
         store = Store(Path(folder))
         snapshot = ingest(store, read_staged(Path(folder), key))
-        # The diff takes longer to import than an unchanged link to record.
-        from katana_cc.release.deployed import differing_builds
-
         if differing_builds(store, snapshot):
-            from katana_cc.release.emit import emit_patches
-
             for line in emit_patches(store, snapshot):
                 print(line, file=sys.stderr)
     except KatanaError as error:

@@ -1,8 +1,10 @@
 """Staging: put away what a link was made of, while it still exists.
 
-Run by `wrappers/libexec/katana/ld` after each successful link:
+Run by `wrappers/libexec/katana/ld` beside each link:
 
-    python3 -I -S stage.py MAP LINKER BUILD_ID_ADDED ARGV...
+    python3 -I -S stage.py [--ahead] MAP LINKER BUILD_ID_ADDED ARGV...
+
+With `--ahead` the link goes on yet: one byte on standard input says that it has succeeded, the end of it that it has not.
 
 The link is not looked into: objects of compilations like `cc a.c b.c -o prog` are gone a moment later, and thousands
 of links (every probe of a configure run) never matter to anyone.  So the contributing objects and archives, the output

@@ -283,7 +283,7 @@ def test_a_deployed_output_is_ingested_at_once(katana: Installation, sources: Pa
     stand_in.mkdir(parents=True)
     for folder in (stand_in, stand_in.parent):
         (folder / "__init__.py").touch()
-    (stand_in / "ingest.py").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\nsys.exit(3)\n")
+    (stand_in / "ingest.py").write_text("import sys\nprint(*sys.argv[1:], input(), sep='\\n')\nsys.exit(3)\n")
     prefix = tmp_path / "prefix"
     shutil.copytree(katana.prefix, prefix, symlinks=True)
     (pth,) = prefix.glob("lib/python*/site-packages/katana.pth")
@@ -382,3 +382,58 @@ def test_staging_imports_next_to_nothing(katana: Installation, tmp_path: Path) -
     start = {line.split("|")[2].strip() for line in bare.stderr.splitlines() if line.startswith("import time:")}
     assert imported - ours - start == {"__future__", "fcntl", "_json", "_sha1"}
     assert len(ours) < 14
+
+
+# ---- beside the link ----
+
+
+def ahead(katana: Installation, sources: Path, orders: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Stage the link of `prog` as the wrapper does while it goes on; `orders` is what it says in the end."""
+    stage = katana.libexec / "katana_cc" / "recorder" / "stage.py"
+    command = [katana.prefix / "bin" / "python3", "-I", "-S", stage, "--ahead", "map", "/usr/bin/ld", "0", "-o", "prog"]
+    return katana.run(*command, cwd=sources, stdin=orders)
+
+
+def test_a_link_that_fails_is_not_staged_by_who_waits_for_it(katana: Installation, sources: Path) -> None:
+    (sources / "map").write_text("")
+    shutil.copy("/bin/true", sources / "prog")  # an older one
+    done = ahead(katana, sources, b"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert not (sources / ".katana").exists()
+
+
+def test_a_link_that_succeeds_is_staged_by_who_waited_for_it(katana: Installation, sources: Path) -> None:
+    compile_all(katana, sources, "main.c", "g.c")
+    build(katana, sources, "gcc", "main.o", "g.o", "-o", "prog")
+    before = only_link(sources / ".katana")
+    (sources / "map").write_bytes((before["folder"] / before["map"]).read_bytes())
+    done = ahead(katana, sources, b"\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    after = only_link(sources / ".katana")
+    assert after["version"] != before["version"]
+    assert input_names(after) == input_names(before)
+
+
+def test_an_ingester_that_was_started_for_a_link_that_fails_is_not_heard_of(
+    katana: Installation, sources: Path
+) -> None:
+    build(katana, sources, "gcc", "main.c", "g.c", "-o", "prog")
+    release = [katana.prefix / "bin" / "python3", "-m", "katana_cc.cli.release", "v1"]
+    assert katana.run(*release, cwd=sources).returncode == 0
+    (sources / "main.c").write_text(MAIN.replace("return g()", "return g() + h()"))
+    failed = katana.run(katana.cc, "gcc", "-w", "main.c", "g.c", "-o", "prog", cwd=sources)
+    assert failed.returncode == 1
+    assert b"undefined reference to `h'" in failed.stderr
+    assert b"katana" not in failed.stderr.replace(b"libexec/katana", b"")
+    (sources / "main.c").write_text(MAIN.replace("return g()", "return g() + 1"))
+    done = katana.run(katana.cc, "gcc", "main.c", "g.c", "-o", "prog", cwd=sources)
+    assert done.stderr.startswith(b"katana: prog (v1 ")
+
+
+def test_without_a_pipe_the_link_is_staged_afterwards(katana: Installation, sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "mkfifo").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "mkfifo").chmod(0o755)
+    compile_all(katana, sources, "main.c", "g.c")
+    path = f"{tmp_path}:{katana.prefix / 'bin'}:{os.environ['PATH']}"
+    build(katana, sources, "gcc", "main.o", "g.o", "-o", "prog", PATH=path)
+    assert "main.o" in input_names(only_link(sources / ".katana"))

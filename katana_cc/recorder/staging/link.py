@@ -46,8 +46,9 @@ class Link:
         return notes
 
 
-def stage(link: Link, map_path: bytes) -> bool:
-    """Stage one link; ingest it at once when its output belongs to a deployed release.
+def stage(link: Link, map_path: bytes, ahead: Ingester | None = None) -> bool:
+    """Stage one link; ingest it at once when its output belongs to a deployed release, by the ingester that was started
+    ahead if there is one.
 
     False when the ingester failed, which has said why.  Raises StagingError or OSError; where the store can still be
     written then, a gap is recorded for the output.
@@ -59,11 +60,9 @@ def stage(link: Link, map_path: bytes) -> bool:
         raise StagingError("KATANA_READONLY is set")
     with open(map_path, "rb") as file:
         text = file.read()
-    places = (link.environ.get(name, b"") for name in (b"KATANA_DIR", b"KATANA_PROJECT", b"HOME"))
-    store, root = find_store(link.cwd, *places)
+    store, root, key = _place(link)
     staged = Staged(store)
     try:
-        key = output_key(link.output, root, link.options.soname)
         try:
             lto = _stage_into(staged, link, text, status, key, root)
         except (StagingError, OSError) as error:
@@ -71,12 +70,19 @@ def stage(link: Link, map_path: bytes) -> bool:
             raise
         if link.environ.get(b"KATANA_LTO_OFF") and not lto:
             _say_once_that_lto_is_off(store)
-        ingested = not _is_deployed(store, key) or _ingest(store, link_key(link.output))
+        ingested = not _is_deployed(store, key) or _ingest(store, link_key(link.output), ahead)
         staged.sweep()
         return ingested
     finally:
         _give_to_owner(store)
         staged.close()
+
+
+def _place(link: Link) -> tuple[bytes, bytes, bytes]:
+    """The store, the project's root, and the output's name through time."""
+    places = (link.environ.get(name, b"") for name in (b"KATANA_DIR", b"KATANA_PROJECT", b"HOME"))
+    store, root = find_store(link.cwd, *places)
+    return store, root, output_key(link.output, root, link.options.soname)
 
 
 def _stage_into(staged: Staged, link: Link, text: bytes, status: os.stat_result, key: bytes, root: bytes) -> bool:
@@ -194,13 +200,54 @@ def _is_deployed(store: bytes, key: bytes) -> bool:
         return False
 
 
-def _ingest(store: bytes, key: str) -> bool:
-    """Hand a link of a deployed output to the ingester, in an interpreter that has the libraries; wait for it."""
-    command = [sys.executable, "-I", "-m", "katana_cc.recorder.ingest", os.fsdecode(store), key]
-    sys.stderr.flush()
-    to_stderr = [(os.POSIX_SPAWN_DUP2, 2, 1)]
-    child = os.posix_spawn(sys.executable, command, os.environ, file_actions=to_stderr)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+class Ingester:
+    """An interpreter that has the libraries, for which a link need not wait: started ahead, it loads them meanwhile."""
+
+    __slots__ = ("_orders", "_pid", "store")
+
+    def __init__(self, store: bytes) -> None:
+        self.store = store
+        command = [sys.executable, "-I", "-m", "katana_cc.recorder.ingest", os.fsdecode(store)]
+        orders, self._orders = os.pipe()  # closed on exec, as all of Python's
+        sys.stderr.flush()
+        actions = [(os.POSIX_SPAWN_DUP2, 2, 1), (os.POSIX_SPAWN_DUP2, orders, 0)]
+        try:
+            self._pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+        except OSError:
+            os.close(self._orders)
+            raise
+        finally:
+            os.close(orders)
+
+    def run(self, key: str) -> int:
+        """Have it ingest a staged link, and wait for its end; its status (negative: the signal that killed it)."""
+        try:
+            os.write(self._orders, key.encode() + b"\n")
+        except BrokenPipeError:
+            pass  # its status tells
+        return self.end()
+
+    def end(self) -> int:
+        """Let it end, if it has not yet."""
+        if not self._pid:
+            return 0
+        pid, self._pid = self._pid, 0
+        os.close(self._orders)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _start_ahead(link: Link) -> Ingester | None:
+    """The ingester, if the link will want one; what stands in the way of that, `stage` will say."""
+    try:
+        store, _, key = _place(link)
+        return Ingester(store) if _is_deployed(store, key) else None
+    except (StagingError, OSError):
+        return None
+
+
+def _ingest(store: bytes, key: str, ahead: Ingester | None) -> bool:
+    """Hand a link of a deployed output to the ingester; wait for it."""
+    status = (ahead if ahead is not None and ahead.store == store else Ingester(store)).run(key)
     if status < 0:
         raise StagingError(f"the ingester was killed by signal {-status}")
     return status == 0
@@ -224,16 +271,23 @@ def main(arguments: list[str]) -> int:
     if words[:1] == [b"--scan"]:
         os.write(1, scan(words[1:]))
         return 0
-    map_path, linker, added = words[:3]
-    link = Link(linker, added == b"1", words[3:], dict(os.environb))
+    is_ahead = words[:1] == [b"--ahead"]
+    map_path, linker, added = words[is_ahead : is_ahead + 3]
+    link = Link(linker, added == b"1", words[is_ahead + 3 :], dict(os.environb))
     strict = _is_set(link.environ, b"KATANA_STRICT")
+    ingester = _start_ahead(link) if is_ahead else None
     try:
-        return int(not stage(link, map_path) and strict)
+        if is_ahead and not os.read(0, 1):
+            return 0
+        return int(not stage(link, map_path, ingester) and strict)
     except StagingError as error:
         reason = str(error)
     except OSError as error:
         reason = in_words(error)
     except Exception as error:  # the boundary to somebody's build: a bug of ours must not break it either
         reason = f"{type(error).__name__}: {error}, which is a bug in katana-cc"
+    finally:
+        if ingester is not None:
+            ingester.end()
     warn(f"{as_text(link.options.output)} is not recorded: {reason.replace(os.linesep, ' ')}")
     return int(strict)
