@@ -77,6 +77,8 @@ def _bias(r: Relocation, code: bytes) -> int | None:
     return 4 if is_lea else None
 
 
+RELRO = ".data.rel.ro"
+UNNAMED_SECTIONS = (".rodata", ".lrodata", RELRO)  # how the names of sections begin that may hold unnamed constants
 _IGNORED_NAMES = (".note.gnu.property", ".note.GNU-stack", ".note.ABI-tag", ".llvm_addrsig")
 
 
@@ -144,13 +146,13 @@ class ObjectView:
             return Kind.THREAD
         if s.flags & c.SHF_MERGE and not self.elf.relocations(s.number):
             return Kind.LITERAL
-        relro = s.name.startswith(".data.rel.ro")
+        relro = s.name.startswith(RELRO)
         if self._is_indirect(s, symbols):
             return Kind.INDIRECT
         if s.flags & c.SHF_WRITE and not relro:
             # Any other name may be a linker set (`__start_NAME`), or mean something to a linker script.
             return Kind.DATA if s.name.startswith((".data", ".bss", ".ldata", ".lbss")) else Kind.OTHER
-        if s.name.startswith((".rodata", ".lrodata")) or relro:
+        if s.name.startswith(UNNAMED_SECTIONS):
             return Kind.CONST if any(x.type == c.STT_OBJECT for x in symbols) else Kind.ANONYMOUS
         return Kind.OTHER
 

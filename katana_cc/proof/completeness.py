@@ -93,7 +93,7 @@ class _Proof:
         return any(carried not in jumped and not self._is_anonymous(p) for p, carried in mine)
 
     def _is_anonymous(self, place: Place) -> bool:
-        return self.new.kind(place) is Kind.ANONYMOUS
+        return self.new.is_unnamed(place)
 
     # Places
 
@@ -266,7 +266,7 @@ class _Proof:
     @staticmethod
     def _pointer(image: Image, name: str) -> Field:
         target, base, _ = image.defined(name)
-        if isinstance(target, Place) and image.kind(target) is Kind.LITERAL:
+        if isinstance(target, Place) and image.is_literal(target):
             target = image.literal(target, base)
             base = 0
         return Field(0, c.R_X86_64_64, target, base, -base)

@@ -20,14 +20,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from katana_cc.diff.program import Definition, Place, Program
-from katana_cc.diff.view import Kind, ObjectView
+from katana_cc.diff.view import UNNAMED_SECTIONS, Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf.instructions import instructions
-from katana_cc.elf.reader import Relocation, Symbol
+from katana_cc.elf.reader import Relocation
 from katana_cc.elf.versions import split
 from katana_cc.errors import FormatError
 from katana_cc.proof.model import Absolute, Content, Field, Named, Target
@@ -35,6 +35,16 @@ from katana_cc.recorder.record import literal_at
 
 _NARROW: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_PLT32, c.R_X86_64_32, c.R_X86_64_32S})
 _PREFIXES: Final = (b"\xf3\x0f\x1e\xfa", b"\xf2")  # endbr64, bnd
+
+
+class _Meaning(NamedTuple):
+    """What a symbol of an object means: the thing, the offset in it, the address of that, and whether the symbol is a
+    section's."""
+
+    target: Target
+    base: int
+    address: int | None
+    by_section: bool
 
 
 class Image:
@@ -49,6 +59,8 @@ class Image:
         self.program = program
         self._view = view
         self._fields: dict[Place, tuple[Field, ...]] = {}
+        self._contents: dict[int, frozenset[int]] = {}
+        self._meanings: dict[tuple[int, int], _Meaning] = {}
         self._ends: dict[Place, dict[int, int]] = {}
         self._stubs: dict[int, str] = {}
 
@@ -59,6 +71,25 @@ class Image:
     def kind(self, place: Place) -> Kind | None:
         """What a place holds."""
         return self.view(place).kinds.get(place.section)
+
+    def is_literal(self, place: Place) -> bool:
+        """Whether a place holds literals."""
+        return self._may_be_content(place) and self.kind(place) is Kind.LITERAL
+
+    def is_unnamed(self, place: Place) -> bool:
+        """Whether a place holds read-only data without a name."""
+        return self._may_be_content(place) and self.kind(place) is Kind.ANONYMOUS
+
+    def _may_be_content(self, place: Place) -> bool:
+        """Whether a place may hold what has no identity, as its object's record tells: most objects are not opened for
+        what others refer to in them."""
+        found = self._contents.get(place.unit)
+        if found is None:
+            sections = self.program.record(place.unit).sections
+            found = self._contents[place.unit] = frozenset(
+                s.number for s in sections if s.flags & c.SHF_MERGE or s.name.startswith(UNNAMED_SECTIONS)
+            )
+        return place.section in found or bool(self.program.record(place.unit).problem)
 
     def label(self, place: Place) -> str:
         """The name of what a place holds."""
@@ -195,12 +226,14 @@ class Image:
         return found
 
     def _field(self, place: Place, r: Relocation, linked: bytes | None) -> Field:
-        symbol = self.view(place).elf.symbols[r.symbol]
-        if symbol.section == c.SHN_ABS:
-            return Field(r.offset, r.type, Absolute(symbol.value), r.addend, 0)
-        target, base, address = self._meant(place.unit, symbol)
-        by_section = symbol.type == c.STT_SECTION
-        if isinstance(target, Place) and self.kind(target) is Kind.LITERAL:
+        key = place.unit, r.symbol
+        meaning = self._meanings.get(key)
+        if meaning is None:
+            meaning = self._meanings[key] = self._meaning(*key)
+        target, base, address, by_section = meaning
+        if isinstance(target, Absolute):
+            return Field(r.offset, r.type, target, r.addend, 0)
+        if isinstance(target, Place) and self.is_literal(target):
             start = self.start(place, r, by_section)
             where = base + r.addend + start if by_section else base
             return Field(r.offset, r.type, self.literal(target, where), -start, start)
@@ -212,20 +245,24 @@ class Image:
                 other = self.thread_at(where_linked) if threads else self._instead(where_linked, target)
                 if other is not None:
                     target, base = other
-        start = self.start(place, r, by_section) if isinstance(target, Place) and self._is_unnamed(target) else 0
+        start = self.start(place, r, by_section) if isinstance(target, Place) and self.is_unnamed(target) else 0
         return Field(r.offset, r.type, target, base + r.addend, start)
 
-    def _is_unnamed(self, place: Place) -> bool:
-        return self.kind(place) is Kind.ANONYMOUS
-
-    def _meant(self, unit: int, symbol: Symbol) -> tuple[Target, int, int | None]:
-        if 0 < symbol.section < c.SHN_LORESERVE:
+    def _meaning(self, unit: int, number: int) -> _Meaning:
+        symbol = self.view(Place(unit, 0)).elf.symbols[number]
+        target: Target
+        if symbol.section == c.SHN_ABS:
+            target, base, address = Absolute(symbol.value), 0, None
+        elif 0 < symbol.section < c.SHN_LORESERVE:
+            target, base = Place(unit, symbol.section), symbol.value
+            start = self.program.address(target)
+            address = None if start is None else start + base
             if symbol.binding != c.STB_LOCAL and (kept := self.program.globals.get(symbol.name)) and kept.place:
-                return kept.place, kept.value, kept.address
-            here = Place(unit, symbol.section)
-            base = self.program.address(here)
-            return here, symbol.value, None if base is None else base + symbol.value
-        return self.defined(symbol.name if symbol.section == c.SHN_COMMON else self.program.meant(symbol.name))
+                target, base, address = kept.place, kept.value, kept.address
+        else:
+            name = symbol.name if symbol.section == c.SHN_COMMON else self.program.meant(symbol.name)
+            target, base, address = self.defined(name)
+        return _Meaning(target, base, address, symbol.type == c.STT_SECTION)
 
     def literal(self, place: Place, offset: int) -> Content:
         """The literal at an offset of a mergeable section."""

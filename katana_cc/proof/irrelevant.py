@@ -66,7 +66,7 @@ class Irrelevance:
         """Whether a pointer to it is a value like a number: a literal, or unnamed data without pointers (gcc -O0)."""
         if not isinstance(target, Place):
             return isinstance(target, Content)
-        return image.kind(target) is Kind.ANONYMOUS and not image.fields(target)
+        return image.is_unnamed(target) and not image.fields(target)
 
 
 def only_own_lines(

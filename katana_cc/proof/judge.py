@@ -69,7 +69,7 @@ class Judge:
         mine, theirs = after.target, before.target
         if isinstance(mine, Content):
             return self._same_literal(after, mine, before)
-        if isinstance(mine, Place) and self.new.kind(mine) is Kind.ANONYMOUS:
+        if isinstance(mine, Place) and self.new.is_unnamed(mine):
             return self._same_unnamed(after, mine, before)
         if after.distance != before.distance:
             return False
@@ -103,7 +103,7 @@ class Judge:
                 text = _text(self.new.data(mine), after.distance + after.start)
                 return text is not None and _text(self.carried.data(theirs), before.distance + after.start) == text
             return after.distance == before.distance and self.bind(mine, theirs)
-        if not isinstance(theirs, Place) or self.old.kind(theirs) is not Kind.ANONYMOUS:
+        if not isinstance(theirs, Place) or not self.old.is_unnamed(theirs):
             return False
         if after.distance == before.distance and self._same_contents(mine, theirs):
             return True

@@ -46,11 +46,9 @@ class Pairing:
         return self._known[place]
 
     def _candidates(self, place: Place) -> Iterable[Place]:
-        for s in self.new.view(place).symbols_in.get(place.section, ()):
-            if s.binding == c.STB_LOCAL:
-                continue
-            after, before = self.new.program.globals.get(s.name), self.old.program.globals.get(s.name)
-            if before and before.place and after and after.place == place and after.value == before.value:
+        for name, offset in self._global_names.get(place, ()):
+            before = self.old.program.globals.get(name)
+            if before and before.place and before.value == offset:
                 yield before.place
         unit = self.units.get(place.unit)
         if unit is None:
@@ -61,6 +59,15 @@ class Pairing:
         section = self._table(place.unit, unit).get(place.section)
         if section is not None:
             yield Place(unit, section)
+
+    @cached_property
+    def _global_names(self) -> dict[Place, list[tuple[str, int]]]:
+        """New place → the global names that mean something in it, with the offset."""
+        found: dict[Place, list[tuple[str, int]]] = {}
+        for name, definition in self.new.program.globals.items():
+            if definition.place is not None:
+                found.setdefault(definition.place, []).append((name, definition.value))
+        return found
 
     def _table(self, new_unit: int, old_unit: int) -> dict[int, int]:
         if new_unit not in self._tables:

@@ -4,7 +4,8 @@ Run by `wrappers/libexec/katana/ld` beside each link:
 
     python3 -I -S stage.py [--ahead] MAP LINKER BUILD_ID_ADDED ARGV...
 
-With `--ahead` the link goes on yet: one byte on standard input says that it has succeeded, the end of it that it has not.
+With `--ahead` the link goes on yet: a byte on standard input says that it has succeeded, the end of input that it has
+not.
 
 The link is not looked into: objects of compilations like `cc a.c b.c -o prog` are gone a moment later, and thousands
 of links (every probe of a configure run) never matter to anyone.  So the contributing objects and archives, the output

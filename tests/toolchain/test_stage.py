@@ -390,8 +390,8 @@ def test_staging_imports_next_to_nothing(katana: Installation, tmp_path: Path) -
 def ahead(katana: Installation, sources: Path, orders: bytes) -> subprocess.CompletedProcess[bytes]:
     """Stage the link of `prog` as the wrapper does while it goes on; `orders` is what it says in the end."""
     stage = katana.libexec / "katana_cc" / "recorder" / "stage.py"
-    command = [katana.prefix / "bin" / "python3", "-I", "-S", stage, "--ahead", "map", "/usr/bin/ld", "0", "-o", "prog"]
-    return katana.run(*command, cwd=sources, stdin=orders)
+    words = ("-I", "-S", stage, "--ahead", "map", "/usr/bin/ld", "0", "-o", "prog")
+    return katana.run(katana.prefix / "bin" / "python3", *words, cwd=sources, stdin=orders)
 
 
 def test_a_link_that_fails_is_not_staged_by_who_waits_for_it(katana: Installation, sources: Path) -> None:
@@ -418,8 +418,8 @@ def test_an_ingester_that_was_started_for_a_link_that_fails_is_not_heard_of(
     katana: Installation, sources: Path
 ) -> None:
     build(katana, sources, "gcc", "main.c", "g.c", "-o", "prog")
-    release = [katana.prefix / "bin" / "python3", "-m", "katana_cc.cli.release", "v1"]
-    assert katana.run(*release, cwd=sources).returncode == 0
+    python = katana.prefix / "bin" / "python3"
+    assert katana.run(python, "-m", "katana_cc.cli.release", "v1", cwd=sources).returncode == 0
     (sources / "main.c").write_text(MAIN.replace("return g()", "return g() + h()"))
     failed = katana.run(katana.cc, "gcc", "-w", "main.c", "g.c", "-o", "prog", cwd=sources)
     assert failed.returncode == 1
