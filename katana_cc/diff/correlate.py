@@ -106,10 +106,10 @@ def match_units(old: Program, new: Program, alike: Alike) -> Correlation:
         if name in by_name and _base_name(name) not in several:
             pairs.append((by_name.pop(name), i))
             open_units.remove(i)
-    pairs += _most_alike(old, new, list(by_name.values()), open_units, _same_base_name, 0.0)
+    pairs += _most_alike(old, new, list(by_name.values()), open_units, least=0.0, renamed=False)
     matched = {o for o, _ in pairs}
     left = [o for o in by_name.values() if o not in matched]
-    pairs += _most_alike(old, new, left, open_units, lambda _o, _n: True, _RENAMED)
+    pairs += _most_alike(old, new, left, open_units, least=_RENAMED, renamed=True)
     for o, n in sorted(pairs, key=lambda p: p[1]):
         if old.snapshot.units[o].blob == new.snapshot.units[n].blob or alike(o, n):
             result.same_units[n] = o
@@ -124,36 +124,43 @@ def _base_name(name: str) -> str:
     return name.partition("#")[0]
 
 
-def _same_base_name(old_name: str, new_name: str) -> bool:
-    return _base_name(old_name) == _base_name(new_name)
-
-
 def _most_alike(
-    old: Program, new: Program, olds: list[int], news: list[int], fits: Callable[[str, str], bool], least: float
+    old: Program, new: Program, olds: list[int], news: list[int], *, least: float, renamed: bool
 ) -> list[tuple[int, int]]:
-    """Pair units by the share of names both define, the most alike first; what is paired leaves `news`."""
+    """Pair units by the share of names both define, the most alike first; what is paired leaves `news`.
+
+    Only units of one base name, or where they may be `renamed`, that have anything in common: a project that was moved
+    to another folder has all of them renamed.
+    """
     if not olds or not news:
         return []
     old_names = {o: _defined(old, o) for o in olds}
     new_names = {n: _defined(new, n) for n in news}
-    scored = []
+
+    def marks(program: Program, unit: int, names: frozenset[str]) -> Iterable[str]:
+        known = program.snapshot.units[unit]
+        return (*names, f"\0{known.blob}") if renamed else (_base_name(known.name),)
+
+    having: dict[str, list[int]] = {}
     for o in olds:
-        for n in news:
-            if not fits(old.unit_name(o), new.unit_name(n)):
-                continue
+        for mark in marks(old, o, old_names[o]):
+            having.setdefault(mark, []).append(o)
+    scored = []
+    for n in news:
+        for o in {o for mark in marks(new, n, new_names[n]) for o in having.get(mark, ())}:
             same = old.snapshot.units[o].blob == new.snapshot.units[n].blob
             both, either = old_names[o] & new_names[n], old_names[o] | new_names[n]
             share = 2.0 if same else len(both) / len(either) if either else 0.0
             if share >= least:
                 scored.append((-share, n, o))
-    pairs: list[tuple[int, int]] = []
+    pairs: dict[int, int] = {}
     taken: set[int] = set()
     for _, n, o in sorted(scored):
-        if n in news and o not in taken:
-            pairs.append((o, n))
+        if n not in pairs and o not in taken:
+            pairs[n] = o
             taken.add(o)
-            news.remove(n)
-    return pairs
+    news[:] = [n for n in news if n not in pairs]
+    return [(o, n) for n, o in pairs.items()]
 
 
 def _defined(program: Program, unit: int) -> frozenset[str]:

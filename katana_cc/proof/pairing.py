@@ -38,6 +38,7 @@ class Pairing:
         self.new = new
         self._known: dict[Place, Place | None] = {}
         self._tables: dict[int, dict[int, int]] = {}
+        self._defined: dict[tuple[bool, int], frozenset[str]] = {}
 
     def old_of(self, place: Place) -> Place | None:
         """The old place that a new one stands for; None when names do not tell, or it was not in the old output."""
@@ -105,14 +106,12 @@ class Pairing:
         exact = {(u.name, u.blob): i for i, u in enumerate(olds)}
         found = {i: exact.pop((u.name, u.blob)) for i, u in enumerate(news) if (u.name, u.blob) in exact}
         left = set(range(len(olds))) - set(found.values())
-        base = [u.name.partition("#")[0] for u in olds]
         for exactly in (True, False):
-            waiting = [i for i in range(len(news)) if i not in found]
             scored = []
-            for n in waiting:
-                name = news[n].name.partition("#")[0]
-                for o in left:
-                    if (name == base[o]) is exactly:
+            alike = self._alike(left, exactly=exactly)
+            for n in range(len(news)):
+                if n not in found:
+                    for o in {o for mark in self._marks(self.new, n, exactly=exactly) for o in alike.get(mark, ())}:
                         share = self._share(o, n)
                         if exactly or share >= _ALIKE:
                             scored.append((-share, n, o))
@@ -122,14 +121,29 @@ class Pairing:
                     left.remove(o)
         return found
 
+    def _alike(self, olds: Iterable[int], *, exactly: bool) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for o in olds:
+            for mark in self._marks(self.old, o, exactly=exactly):
+                found.setdefault(mark, []).append(o)
+        return found
+
+    def _marks(self, image: Image, unit: int, *, exactly: bool) -> Iterable[str]:
+        """What two objects must have one of in common to be compared at all."""
+        known = image.program.snapshot.units[unit]
+        return (known.name.partition("#")[0],) if exactly else (*self._stems(image, unit), f"\0{known.blob}")
+
     def _share(self, old: int, new: int) -> float:
         if self.old.program.snapshot.units[old].blob == self.new.program.snapshot.units[new].blob:
             return 2.0
-        a, b = (
-            {stem(s.name) for s in image.program.record(unit).symbols}
-            for image, unit in ((self.old, old), (self.new, new))
-        )
+        a, b = self._stems(self.old, old), self._stems(self.new, new)
         return len(a & b) / len(a | b) if a | b else 0.0
+
+    def _stems(self, image: Image, unit: int) -> frozenset[str]:
+        key = image is self.new, unit
+        if key not in self._defined:
+            self._defined[key] = frozenset(stem(s.name) for s in image.program.record(unit).symbols)
+        return self._defined[key]
 
     @cached_property
     def same(self) -> frozenset[int]:
