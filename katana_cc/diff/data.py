@@ -110,25 +110,43 @@ def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
     """Pointers to functions are rewritten where the live one is still the old initial one, those to literals kept.
 
     A pointer to a literal is a value like a number: the old literal stays where it is.  A pointer to a function is
-    behaviour: a table of handlers must gain the new one.  Pointers to data are neither; they are refused.
+    behaviour: a table of handlers must gain the new one.  Pointers to data are neither; a table of them is rewritten as
+    a whole, if nothing has written to it, and what is no table is refused.
     """
     moved = diff.comparison.changed_pointers(old_place, place)
+    if moved is not None:
+        moved = [(at, kinds) for at, kinds in moved if not leads_along(diff, place, old_place, at)]
     if moved is None:
-        text = "pointers in its initial value came or went, and its live value may still be the old one"
-        diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
+        text = "pointers in its initial value came or went"
+    elif any(not kinds <= {Kind.FUNCTION} and not kinds <= {Kind.LITERAL} for _, kinds in moved):
+        text = "pointers to data in its initial value changed"
+    else:
+        text = ""
+    if moved is None or text:
+        if not take_over_table(diff, place, old_place, text):
+            text += ", and its live value may still be the old one"
+            diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
         return
-    moved = [(at, kinds) for at, kinds in moved if not leads_along(diff, place, old_place, at)]
     functions = [at for at, kinds in moved if kinds <= {Kind.FUNCTION}]
-    if any(not kinds <= {Kind.FUNCTION} and not kinds <= {Kind.LITERAL} for _, kinds in moved):
-        text = "pointers to data in its initial value changed, and its live value may still be the old one"
-        diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)
-        return
     if functions:
         diff.changes.pointers[place] = (old_place, tuple(functions))
         text = f"{len(functions)} function pointers in it are rewritten, if they are still what they were initially"
         diff.reason(Code.POINTER_TAKEN_OVER, INFO, place, text)
     if len(functions) < len(moved) or diff.comparison.bytes_differ(old_place, place):
         _keep_value(diff, place, old_place)
+
+
+def take_over_table(diff: Diff, place: Place, old_place: Place, why: str) -> bool:
+    """Have an array rewritten as a whole, on the condition that it still is what it began as; False for what is none:
+    of one pointer nobody can tell whether the program has set it."""
+    variable = diff.debug.stored_in(diff.new, place)
+    if variable is None or not variable.form.bounds or diff.view(diff.new, place.unit).is_shared(place.section):
+        return False
+    if place not in diff.changes.edits:
+        diff.changes.edits[place] = old_place
+        text = f"{why}; this table becomes as the new build has it, if nothing has written to it (or it is refused)"
+        diff.reason(Code.TABLE_TAKEN_OVER, INFO, place, text)
+    return True
 
 
 def _keep_value(diff: Diff, place: Place, old_place: Place) -> None:

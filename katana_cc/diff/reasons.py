@@ -26,6 +26,7 @@ class Code(StrEnum):
     DATA_NEW = "data-new"
     DATA_TRANSFORMED = "data-transformed"
     TYPE_CARRIED = "type-carried-over"
+    TABLE_TAKEN_OVER = "table-taken-over"
     CONSTANT_CHANGED = "constant-changed"
     CONSTANT_RECREATED = "constant-recreated"
     IMPORT_NEW = "import-new"
@@ -89,6 +90,7 @@ _ORDER: Final = (
     Code.IMPORT_NEW,
     Code.CODE_RETARGETED,
     Code.DATA_TRANSFORMED,
+    Code.TABLE_TAKEN_OVER,
     Code.TYPE_CARRIED,
     Code.DATA_NEW,
     Code.CONSTANT_CHANGED,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from katana_cc.diff.data import take_over_table
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.relayout import check_pointers
@@ -141,6 +142,8 @@ def _refers_to_recreated(diff: Diff, view: ObjectView, place: Place, target: Pla
     elif kind is Kind.CONST and place not in diff.changes.edits and place not in diff.changes.recreated:
         diff.changes.edits[place] = old_place
         diff.reason(Code.CONSTANT_CHANGED, INFO, place, text)
+    elif kind is Kind.DATA and take_over_table(diff, place, old_place, text):
+        pass
     elif kind in (Kind.DATA, Kind.THREAD):
         text = f"it may hold the address of {label}, which is made anew"
         diff.reason(Code.DATA_POINTERS_CHANGED, REFUSED, place, text)

@@ -35,10 +35,14 @@ _PAGE = 4096
 
 
 class Move(NamedTuple):
-    """A variable made anew: the old place, and how the new object comes of the old one."""
+    """A variable made anew: the old place, and how the new object comes of the old one.
+
+    `takes_nothing`: it begins as the new build has it, and the old one must still hold what it began with.
+    """
 
     old: Place
     transformation: Transformation
+    takes_nothing: bool = False
 
 
 # -- variables ---------------------------------------------------------------------------------------------------------
@@ -120,7 +124,9 @@ def _consider(
         _note(diff, code, REFUSED, v, f"{v.qualified} {_how(found, needed)}, and {why}")
         return
     assert old_place is not None
-    if why := _elements_shifted(diff, place, old_place, found):
+    why = _elements_shifted(diff, place, old_place, found)
+    is_table = bool(v.form.bounds) or _resizes(found.steps)
+    if why and not is_table:
         _note(diff, Code.DATA_POINTERS_CHANGED, REFUSED, v, f"{v.qualified} {_how(found, needed)}, and {why}")
         return
     if _is_exported(diff, place):
@@ -130,9 +136,13 @@ def _consider(
             "or later)"
         )
         diff.reason(Code.DATA_EXPORTED, NEEDS, place, text)
-    diff.changes.moved[place] = Move(old_place, found)
-    diff.comparison.moved[place] = old_place, found
+    diff.changes.moved[place] = Move(old_place, _taking_nothing(found) if why else found, bool(why))
+    diff.comparison.moved[place] = old_place, found  # code knows where fields lie, not what they hold
     diff.changes.recreated.add(place)
+    if why:
+        text = f"{v.qualified} {_how(found, needed)}, and {why}; it is made anew as the new build has it, which is "
+        _note(diff, Code.TABLE_TAKEN_OVER, INFO, v, text + "right if nothing has written to it (or it is refused)")
+        return
     text = f"{v.qualified} {_how(found, needed)}: it is made anew, and its live value carried over"
     _note(diff, Code.DATA_TRANSFORMED, INFO, v, text)
 
@@ -211,6 +221,12 @@ def _is_exported(diff: Diff, place: Place) -> bool:
 
 def _size(diff: Diff, place: Place) -> int:
     return diff.view(diff.old, place.unit).elf.sections[place.section].size
+
+
+def _taking_nothing(t: Transformation) -> Transformation:
+    """The transformation that leaves the whole old object behind."""
+    steps = Initial(0, t.new_size * 8), Dropped(0, t.old_size * 8)
+    return Transformation(t.name, t.old_size, t.new_size, steps, t.type)
 
 
 def _elements_shifted(diff: Diff, place: Place, old_place: Place, t: Transformation) -> str:

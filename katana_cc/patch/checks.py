@@ -140,10 +140,11 @@ def _of_transforms(po: PatchObject) -> Iterator[str]:
         if d.address is not None
     ]
     yield from _overlaps((start, end, name) for start, end, name, _ in variables)
-    # In one that stays, single pointers may be rewritten.
+    # In one that stays, single pointers may be rewritten; one that moves may have to hold what it began with.
     moved = [(start, end, name) for start, end, name, stays in variables if not stays]
     seen = set(_overlaps(moved))
-    for others in ([*_code_ranges(po), *_edit_ranges(po)], [*_edit_ranges(po, initialisers=True)]):
+    rewritten = _edit_ranges(po, conditions=False)
+    for others in ([*_code_ranges(po), *rewritten], [*_edit_ranges(po, initialisers=True)]):
         known = {*seen, *_overlaps(others)}
         yield from (text for text in _overlaps([*others, *moved]) if text not in known)
     types = Counter(d.transformation.name for d in po.transforms if d.address is None)
@@ -174,9 +175,11 @@ def _code_ranges(po: PatchObject) -> Iterator[tuple[int, int, str]]:
             yield address, address + size, f"{r.name} (part)"
 
 
-def _edit_ranges(po: PatchObject, *, initialisers: bool = False) -> Iterator[tuple[int, int, str]]:
+def _edit_ranges(
+    po: PatchObject, *, initialisers: bool = False, conditions: bool = True
+) -> Iterator[tuple[int, int, str]]:
     for e in po.data_edits:
-        if e.is_initialiser is not initialisers:
+        if e.is_initialiser is not initialisers or (e.expected == e.replacement and not conditions):
             continue
         yield e.address, e.address + po.sections[e.expected].size, e.name
 

@@ -61,6 +61,22 @@ class Edits:
         self.carrier.sections[replacement] = self.references.translated(place, blank)
         return DataEdit(name, address, expected, replacement)
 
+    def untouched(self, old_place: Place) -> DataEdit:
+        """What stays as it is, and must still be what it began as."""
+        address = self.old.address(old_place)
+        assert address is not None
+        view = self.diff.view(self.old, old_place.unit)
+        source, name = view.elf.sections[old_place.section], view.label(old_place.section)
+        data: bytes = bytes(source.size)
+        found: Iterable[PatchRelocation] = ()
+        if source.type != c.SHT_NOBITS:
+            data, found = self._old_contents(old_place, address, source.size)
+        number = len(self.carrier.sections)
+        self.carrier.sections.append(
+            PatchSection(f".katold.{name}", c.SHT_PROGBITS, 0, 8, data, len(data), relocations=tuple(found))
+        )
+        return DataEdit(name, address, number, number)
+
     def pointer(self, place: Place, old_place: Place, at: int) -> DataEdit:
         """One pointer at offset `at` of a variable: it must still be the old initial one."""
         name = f"{self.carrier.view(place).label(place.section)}+{at:#x}"

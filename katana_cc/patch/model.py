@@ -89,7 +89,8 @@ class Replacement:
 @dataclass(frozen=True, slots=True)
 class DataEdit:
     """Data rewritten in place: the relocated contents of section `expected` must be at `address`, and become the
-    relocated contents of section `replacement` (same size; both sections lack SHF_ALLOC: they are never mapped).
+    relocated contents of section `replacement` (same size; both sections lack SHF_ALLOC: they are never mapped).  Where
+    both are one section, nothing is rewritten: it is a condition.
 
     With `is_initialiser` it is a variable whose initial value changed.  Its live value is kept, unless somebody asks
     for the new initial one by `name`; then whatever lives there is overwritten, and `expected` tells the old one.

@@ -337,7 +337,8 @@ def _with_edits(
                 remedy="the program or another tool has changed it; restart the process with the new build",
             )
         snapshot.append((address, now))
-        edits.append(MemoryEdit(e.name, address, expected, new, False))
+        if e.expected != e.replacement:
+            edits.append(MemoryEdit(e.name, address, expected, new, False))
     _refuse_overlap(edits)
     old = tuple(
         CodeRange(r.name, plan.module.bias + start, size)

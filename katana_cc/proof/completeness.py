@@ -70,7 +70,11 @@ class _Proof:
         self.judge = Judge(old, new, self.pairing, CarriedSections(patch, old), debug.scopes)
         self.irrelevance = Irrelevance(old, new, debug.lines, patch)
         self.handlers = Handlers(self.judge)
-        self.edits = {e.address: Carried(e.replacement) for e in patch.data_edits if not e.is_initialiser}
+        self.edits = {
+            e.address: Carried(e.replacement)
+            for e in patch.data_edits
+            if not e.is_initialiser and e.expected != e.replacement
+        }
         self._done: set[Place] = set()
         self._moved: dict[Target, tuple[Carried, Transformation]] = {}
 

@@ -61,7 +61,8 @@ class _Walker:
         for replacement in self.patch.replacements:
             yield from self._replacement(replacement)
         for edit in self.patch.data_edits:
-            yield from self._edit(edit)
+            if edit.expected != edit.replacement:
+                yield from self._edit(edit)
         yield from self._drain()
         for transform in self.patch.transforms:
             self._bind_unused(transform)

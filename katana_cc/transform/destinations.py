@@ -42,6 +42,7 @@ class Destinations:
     def __init__(self, t: Transformation) -> None:
         self._level = _level(t.steps)
         self._type = t.type
+        self._is_new = not any(isinstance(s, Copy | Pointer | Integer | Float | Repeat) for s in t.steps)
 
     def of(self, offset: int, pointee: str = "") -> int | None:
         """The byte offset in the new object of what a pointer to byte `offset` of the old one means.
@@ -49,10 +50,12 @@ class Destinations:
         None where that is not known for sure: in fields that are dropped, in the middle of a value that is converted,
         in padding, at the end, and where things that begin there part ways.
 
+        Of an object that takes nothing over, the start alone is known.
+
         Args:
             pointee: what the pointer points to, as in `katana_cc.transform.model.Pointer`; "" where nobody knows.
         """
-        if offset == 0 and pointee in ("", "void", self._type):
+        if offset == 0 and (pointee in ("", "void", self._type) or self._is_new):
             return 0
         if offset == 0 and pointee.startswith(_OBJECTS):
             found: set[int | None] = {0, *(new for old, new in self._level.structs if old == 0)}

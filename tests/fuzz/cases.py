@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import edits, generate
 from tests.fuzz import program as p
-from tests.fuzz.model import Handover, Machine, OutOfFuelError, State, begin, shifted, take_over, written
+from tests.fuzz.model import Handover, Machine, OutOfFuelError, State, begin, take_over, written
 from tests.fuzz.render import DRIVER, Source, entries, render
 from tests.support.project import Variant
 
@@ -34,7 +34,7 @@ class Case:
     """What to build and what to expect.
 
     `first` is what the new build says from its start; `before`, `after` and `reverted` are one process's life; `kept`
-    follows `after` where reverting is refused.  `refused`: it must not be patched, since a table is shifted.
+    follows `after` where reverting is refused.
     `conflict`: applying may be refused at run time, since a pointer to rewrite has another value; `revert_conflict`:
     the same of reverting.  `lost` and `broken`, `revert_lost` and `revert_broken`: names of variables with a value that
     does not go over, and of pointers that would lead nowhere, for which it must be refused.
@@ -48,7 +48,6 @@ class Case:
     before: tuple[Exchange, ...]
     after: tuple[Exchange, ...]
     reverted: tuple[Exchange, ...]
-    refused: bool = False
     conflict: bool = False
     revert_conflict: bool = False
     kept: tuple[Exchange, ...] = ()
@@ -77,7 +76,7 @@ def load(path: Path) -> Case:
     talk = {name: exchanges(raw.get(name, [])) for name in ("first", "before", "after", "reverted", "kept")}
     return Case(
         variant, raw["old"], raw["new"], tuple(raw["edits"]), **talk,
-        refused=raw["refused"], conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
+        conflict=raw["conflict"], revert_conflict=raw["revert_conflict"],
         lost=tuple(raw.get("lost", ())), broken=tuple(raw.get("broken", ())),
         revert_lost=tuple(raw.get("revert_lost", ())), revert_broken=tuple(raw.get("revert_broken", ())),
     )  # fmt: skip
@@ -188,12 +187,9 @@ def make(
     after: tuple[Exchange, ...] = ()
     reverted: tuple[Exchange, ...] = ()
     kept: tuple[Exchange, ...] = ()
-    # clang may take a static apart: that is refused for a reason of its own, or nothing reads it.
-    apart = {v.key for v in old.variables.values() if v.static and variant.compiler == "clang"}
-    refused = bool((shifted(old, new) - apart) & written(old) & written(new))
     left, forth = state, take_over(old, new, state)
     back = Handover(state)
-    if not refused and not forth.broken:
+    if not forth.broken:
         state = forth.state
         is_known = not _unknown(new, state)
         if is_known:
@@ -207,12 +203,12 @@ def make(
             reverted, _ = converse(old, back.state, todo[2], lines)
     first, _ = converse(new, begin(new), todo[3], _lines(sources[1]))
     texts = tuple({"main.c": DRIVER, **{name: s.text for name, s in side.items()}} for side in sources)
-    conflict, revert_conflict = bool(forth.rewritten), bool(back.rewritten)
+    conflict, revert_conflict = bool(forth.rewritten | forth.stale), bool(back.rewritten | back.stale)
     # Of statics with one name in both units only debug information tells which is which: those may be refused.
     conflict |= bool(_several(new, forth.lost | forth.broken))
     revert_conflict |= bool(_several(new, back.lost | back.broken))
     return Case(
-        variant, texts[0], texts[1], kinds, first, before, after, reverted, refused, conflict, revert_conflict, kept,
+        variant, texts[0], texts[1], kinds, first, before, after, reverted, conflict, revert_conflict, kept,
         _names(new, forth.lost), _names(new, forth.broken), _names(new, back.lost), _names(new, back.broken),
     )  # fmt: skip
 

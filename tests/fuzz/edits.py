@@ -368,6 +368,24 @@ def grow_array(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     return _exchange(program, v, replace(v, initial=(*v.initial, *more))) if v else None
 
 
+def insert_element(draw: st.DrawFn, program: p.Program) -> p.Program | None:
+    """An array or a table of handlers has one more element, which is not the last."""
+    arrays = [v for v in program.variables.values() if v.kind == "array"]
+    chosen = _pick(draw, [*((None, v) for v in arrays), *((u, h) for u in program.units for h in u.handlers)])
+    if chosen is None:
+        return None
+    match chosen:
+        case None, p.Variable() as v:
+            at = draw(st.integers(0, len(v.initial) - 1))
+            more = draw(st.sampled_from([0, 7, 9]))
+            return _exchange(program, v, replace(v, initial=(*v.initial[:at], more, *v.initial[at:])))
+        case p.Unit() as unit, p.Handlers() as h:
+            f = _pick(draw, g.Scope(program, unit, 1 << 30).functions("callback"))
+            at = draw(st.integers(0, len(h.entries)))
+            return _exchange(program, h, replace(h, entries=(*h.entries[:at], f.key, *h.entries[at:]))) if f else None
+    raise AssertionError("unreachable")
+
+
 def shrink_array(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     v = _pick(draw, [v for v in program.variables.values() if v.kind == "array" and len(v.initial) > 1])
     return _exchange(program, v, replace(v, initial=v.initial[:-1])) if v else None
@@ -433,7 +451,7 @@ def reorder_fields(draw: st.DrawFn, program: p.Program) -> p.Program | None:
     return _exchange(program, v, replace(v, order=tuple(draw(st.permutations(v.order or v.names))))) if v else None
 
 
-RELAYOUTS: Final = (grow_array, shrink_array, change_width, grow_struct, shrink_struct, reorder_fields)
+RELAYOUTS: Final = (grow_array, insert_element, shrink_array, change_width, grow_struct, shrink_struct, reorder_fields)
 EDITS: Final[dict[str, Edit]] = {
     f.__name__: f
     for f in (

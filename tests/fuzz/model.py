@@ -361,7 +361,8 @@ def written(program: p.Program) -> set[str]:
 
 
 def shifted(old: p.Program, new: p.Program) -> set[str]:
-    """Keys of the tables of another size that begin with other values: which live value is which, nobody knows."""
+    """Keys of the tables of another size that begin with other values: which live value is which, nobody knows, and so
+    they become as the new build has them, unless something has written to them."""
     found = set()
     for key, v in new.variables.items():
         was = old.variables.get(key)
@@ -384,13 +385,15 @@ class Handover:
 
     It is refused when there is anything in `rewritten` (tables of handlers with an entry to rewrite that is not what it
     was initially), in `lost` (variables that hold a value which does not go over), or in `broken` (pointers to a cell
-    that is no more, or of another type): keys.
+    that is no more, or of another type), and may be for what is in `stale` (the same of pointers that are gone in the
+    new build): keys.
     """
 
     state: State
     rewritten: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
+    stale: set[str] = field(default_factory=set)
 
 
 def take_over(old: p.Program, new: p.Program, state: State, left: State | None = None) -> Handover:
@@ -398,9 +401,14 @@ def take_over(old: p.Program, new: p.Program, state: State, left: State | None =
     `left`, and what the patch added must not hold a value of its own."""
     done = Handover(begin(new, state))
     begun = begin(old), begin(new)
+    untouched = shifted(old, new)
+    for key in untouched & begun[1].cells.keys():
+        done.state.cells[key] = list((begun[1] if left is None else left).cells[key])
+        if state.cells[key] != begun[0].cells[key]:
+            done.lost.add(key)
     for key, v in new.variables.items():
         was = old.variables.get(key)
-        if was is None or key not in begun[1].cells or was.shape == v.shape:
+        if was is None or key not in begun[1].cells or was.shape == v.shape or key in untouched:
             continue
         live = dict(zip(was.labels, state.cells[key], strict=True))
         there = begun[1].cells[key] if left is None else left.cells[key]
@@ -412,11 +420,12 @@ def take_over(old: p.Program, new: p.Program, state: State, left: State | None =
         first = dict(zip(was.labels, begun[0].cells[key], strict=True))
         if left is not None and any(first[label] != value for label, value in live.items()):
             done.lost.add(key)
-    for key, v in new.variables.items():
-        if v.kind == "pointer" and key in old.variables and not v.whole:
-            target = new.variables[v.target]
-            if done.state.pointers[key] not in target.aims:
-                done.broken.add(key)
+    for key, v in old.variables.items():
+        target = new.variables.get(v.target)
+        if v.kind == "pointer" and not v.whole and target is not None:
+            aims = target.aims[:1] if v.target in untouched else target.aims
+            if state.pointers[key] not in aims:
+                (done.broken if key in new.variables else done.stale).add(key)
     _take_over_handlers(old, new, done, left)
     return done
 
@@ -429,12 +438,15 @@ def _take_over_handlers(old: p.Program, new: p.Program, done: Handover, left: St
         live = done.state.handlers[key]
         if len(before.entries) != len(h.entries):
             common = min(len(before.entries), len(h.entries))
+            if before.entries[:common] != h.entries[:common]:
+                if live != list(before.entries):
+                    done.lost.add(key)
+                done.state.handlers[key] = list(h.entries) if left is None else left.handlers[key]
+                continue
             if left is not None and live[common:] != list(before.entries[common:]):
                 done.lost.add(key)
             there = list(h.entries) if left is None else left.handlers[key]
-            # One that nothing writes is a constant, and made anew.
-            keeps = before.entries[:common] == h.entries[:common]
-            done.state.handlers[key] = [*live[:common], *there[common:]] if keeps else list(h.entries)
+            done.state.handlers[key] = [*live[:common], *there[common:]]
             continue
         for i, (a, b) in enumerate(zip(before.entries, h.entries, strict=True)):
             if a != b:

@@ -207,7 +207,12 @@ class _Checker:
                 end = section.data.index(bytes(section.entry_size), at) + section.entry_size
             else:
                 end = at - at % section.entry_size + section.entry_size  # clang copies a constant half by half
-            return self.new.read(point + bias, end - at) == section.data[at:end]
+            if self.new.read(point + bias, end - at) == section.data[at:end]:
+                return True
+            # `literal + 16` counted up to, from below: the one that ends there.
+            size = section.entry_size
+            is_end = r.type == c.R_X86_64_32S and at >= size and not at % size
+            return is_end and self.new.read(point - size, size) == section.data[at - size : at]
         places = self.places(y.section)
         stub = self.new.stubs.get(point + bias, "")
         if stub and any(z.name == stub for z in self._symbols(y.section)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import Basis, DataTransform, Verdict
+from katana_cc.transform.execute import apply
 from katana_cc.transform.model import Initial
 from tests.support.project import Project, Result, Variant, project_in
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
@@ -266,10 +268,32 @@ def test_thread_local_is_refused(plain: Project) -> None:
     assert "thread-local-changed" in refused(result)
 
 
-def test_table_with_an_element_in_its_midst_is_refused(plain: Project) -> None:
+def test_table_with_an_element_in_its_midst_is_taken_as_it_is_if_nothing_wrote_to_it(plain: Project) -> None:
     source = "int tab[] = {{ 1, {} 3 }}; int serve(int x) {{ tab[0] += x; return tab[x & 1]; }}"
     result = change(plain, source.format(""), source.format("2,"))
+    assert not result.refusals
+    assert result.about("table-taken-over") == ["tab"]
+    (condition,) = [e for e in result.patch.data_edits if e.name == "tab"]
+    assert condition.expected == condition.replacement
+    assert result.patch.sections[condition.expected].data == struct.pack("<2i", 1, 3)
+    (move,) = [d.transformation for d in result.patch.transforms if d.symbol is not None]
+    assert apply(move, struct.pack("<2i", 1, 3), struct.pack("<3i", 1, 2, 3)) == struct.pack("<3i", 1, 2, 3)
+
+
+def test_one_pointer_that_begins_otherwise_is_no_table(plain: Project) -> None:
+    source = (
+        "int a, b; struct s {{ int *at; int n{}; }} s = {{ &{} }}; int serve(int x) {{ s.n += x; return *s.at + b; }}"
+    )
+    result = change(plain, source.format("", "a"), source.format(", m", "b"))
     assert refused(result) == {"data-pointers-changed"}
+
+
+def test_pointers_to_data_in_a_table_become_the_new_ones_if_nothing_wrote_to_it(plain: Project) -> None:
+    source = "int a, b; int *tab[] = {{ &a, &{} }}; int serve(int x) {{ return *tab[x & 1] + b; }}"
+    result = change(plain, source.format("a"), source.format("b"))
+    assert not result.refusals
+    assert result.about("table-taken-over") == ["tab"]
+    assert result.edited == ["tab"]
 
 
 @pytest.mark.parametrize("field", ["union {{ int (*run)(int); long n; }} u;", "long u;"], ids=["union", "number"])

@@ -377,18 +377,44 @@ _TABLES = (
         "long ask_entry_added_before_the_terminator(long x) { long r = eb_c(1); for (int i = 0; eb_table[i]; i++) r = "
         "r * 10 + "
         "eb_table[i](x); return r; }",
-        refused=Refusal(
-            "data-pointers-changed", "begins as another pointer, while the live one may still be the old one"
-        ),
+        codes=frozenset({"table-taken-over"}),
+        moved=frozenset({"eb_table"}),
     ),
     Case(
         24,
         "entry_added_in_the_midst",
         _FUNCTIONS_OF.format("ei") + "long (*ei_table[])(long) = {ei_a, <<<=>ei_c, >>>ei_b};\n"
         "long ask_entry_added_in_the_midst(long x) { return ei_table[x & 1](x + 1) + ei_c(1); }",
-        refused=Refusal(
-            "data-pointers-changed", "begins as another pointer, while the live one may still be the old one"
-        ),
+        codes=frozenset({"table-taken-over"}),
+        moved=frozenset({"ei_table"}),
+    ),
+    Case(
+        24,
+        "entry_added_before_the_terminator_of_a_table_with_room",
+        _FUNCTIONS_OF.format("em") + "long (*em_table[6])(long) = {em_a, em_b<<<=>, em_c>>>};\n"
+        "long ask_entry_added_before_the_terminator_of_a_table_with_room(long x) { long r = em_c(1); for (int i = 0; "
+        "em_table[i]; i++) r = r * 10 + em_table[i](x); return r; }",
+        codes=frozenset({"table-taken-over"}),
+    ),
+    Case(
+        24,
+        "table_of_tables_changes_an_entry",
+        'const char *eq_one[] = {"a", "b", 0}, *eq_two[] = {"c", 0}, *eq_three[] = {"d", "e", 0};\n'
+        "struct eq { const char *name; const char **list; };\n"
+        'struct eq eq_table[] = {{"x", eq_one}, {"y", <<<eq_two=>eq_three>>>}};\n'
+        "long ask_table_of_tables_changes_an_entry(long x) { long r = x; for (int i = 0; i < 2; i++) for (const char "
+        "**p = eq_table[i].list; *p; p++) r = r * 3 + **p; return r; }",
+        codes=frozenset({"table-taken-over"}),
+    ),
+    Case(
+        24,
+        "command_added_in_the_midst_of_counters_in_use",
+        _FUNCTIONS_OF.format("eu") + "struct eu { const char *name; long (*call)(long); long calls; };\n"
+        'struct eu eu_table[] = {{"get", eu_a, 0}, <<<=>{"del", eu_c, 0}, >>>{"set", eu_b, 0}};\n'
+        "long ask_command_added_in_the_midst_of_counters_in_use(long x) { eu_table[0].calls++; return "
+        "eu_table[x & 1].call(x + 1) * 1000 + eu_table[0].calls + eu_c(1); }",
+        must=False,
+        refused=Refusal(AT_APPLY, r"eu_table at 0x[0-9a-f]+ is not what the build produced"),
     ),
 )
 
