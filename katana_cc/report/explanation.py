@@ -117,7 +117,9 @@ def _changes(s: Summary, po: PatchObject) -> Topic:
     ]
     points += [f"{f.name} is new ({count(f.size, 'byte')})" for f in s.new_functions]
     points += [
-        f"{t.name} is made anew ({t.old_size} → {count(t.new_size, 'byte')}), with its live value" for t in moved
+        f"{t.name} is made anew ({t.old_size} → {count(t.new_size, 'byte')}), "
+        f"{'as the new build has it, if nothing has written to it' if t.takes_nothing else 'with its live value'}"
+        for t in moved
     ]
     points += [f"{name} stays, and is made to use the new one where it does" for name in s.retargeted]
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]

@@ -42,7 +42,7 @@ class Destinations:
     def __init__(self, t: Transformation) -> None:
         self._level = _level(t.steps)
         self._type = t.type
-        self._is_new = not any(isinstance(s, Copy | Pointer | Integer | Float | Repeat) for s in t.steps)
+        self._takes_nothing = t.takes_nothing
 
     def of(self, offset: int, pointee: str = "") -> int | None:
         """The byte offset in the new object of what a pointer to byte `offset` of the old one means.
@@ -55,7 +55,7 @@ class Destinations:
         Args:
             pointee: what the pointer points to, as in `katana_cc.transform.model.Pointer`; "" where nobody knows.
         """
-        if offset == 0 and (pointee in ("", "void", self._type) or self._is_new):
+        if offset == 0 and (pointee in ("", "void", self._type) or self._takes_nothing):
             return 0
         if offset == 0 and pointee.startswith(_OBJECTS):
             found: set[int | None] = {0, *(new for old, new in self._level.structs if old == 0)}

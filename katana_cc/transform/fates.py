@@ -41,6 +41,8 @@ def fates(t: Transformation, live: bytes, made: bytes) -> Iterator[Fate]:
         live: the old object, `t.old_size` bytes.
         made: the new one, `t.new_size` bytes.
     """
+    if t.takes_nothing:
+        return iter([Fate(FateKind.COMES, "", "", "what the new build begins with")])
     return _fates(t.steps, live, made, 0, 0, "", "")
 
 

@@ -49,6 +49,10 @@ def losses(t: Transformation, live: bytes, usual: bytes | None = None) -> tuple[
     reference = bytes(t.old_size) if usual is None else usual
     if len(live) != t.old_size or len(reference) != t.old_size:
         raise UsageError(f"{t.name}: {len(live)} and {len(reference)} bytes for an object of {t.old_size}")
+    if t.takes_nothing:
+        # Forth, the patch object's own condition is that nothing has written to the old one.
+        is_lost = usual is not None and live != usual
+        return (Loss(LossKind.DROPPED, "", "something has written to it"),) if is_lost else ()
     return tuple(_losses(t.steps, live, reference, 0, ""))
 
 

@@ -138,6 +138,11 @@ class Transformation:
         """Nothing moves, comes, goes or is converted: the object may stay as it is."""
         return self.old_size == self.new_size and all(_stays(s) for s in self.steps)
 
+    @property
+    def takes_nothing(self) -> bool:
+        """Nothing of the old object comes over: the new one is as its initial bytes have it."""
+        return all(isinstance(s, Initial | Dropped) for s in self.steps)
+
 
 def joined(prefix: str, name: str) -> str:
     """The path of a field of what `prefix` names."""

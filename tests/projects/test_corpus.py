@@ -34,12 +34,13 @@ Ask = Callable[[int], str]
 class Fix:
     """One patch of a series: how its name begins, and what must come of it.
 
-    `refused` holds words that its refusal must name; empty for a patch that goes in.  `ask` is answered `old` before it
-    and `new` after it.
+    `refused` holds words that its refusal must name; empty for a patch that goes in.  `grants` are the options that it
+    needs.  `ask` is answered `old` before it and `new` after it.
     """
 
     name: str
     refused: tuple[str, ...] = ()
+    grants: tuple[str, ...] = ()
     ask: Ask | None = None
     old: str = ""
     new: str = ""
@@ -128,7 +129,7 @@ PROGRAMS: Final = (
             Fix("0006-CVE-2025-32023"),
             Fix("0007-CVE-2025-48367"),
             Fix("CVE-2025-46817"),
-            Fix("CVE-2025-46818", refused=("static_configs",)),
+            Fix("CVE-2025-46818", grants=("--not-imported=server", "--not-imported=static_configs", "--follow=server")),
             Fix("CVE-2025-49844"),
             Fix("CVE-2025-46819"),
             Fix("CVE-2025-67733"),
@@ -246,12 +247,12 @@ def carry(source: Source, program: Program, fix: Fix, folder: Path) -> str:
     """
     old = shutil.copy2(source.folder / program.output, folder / "installed")
     patch = made(source, program)
-    assert patch["verdict"] == "safe", run(source, "katana", "explain", patch["path"])
+    assert patch["verdict"] == ("needs" if fix.grants else "safe"), run(source, "katana", "explain", patch["path"])
     run(source, "katana", "check", patch["path"])
     port = free_port()
     with server(source, old, *program.arguments(port, folder), listens=port) as pid, load(program.load, port) as finish:
         assert fix.ask is None or fix.ask(port).startswith(fix.old)
-        applied = json.loads(run(source, "katana", "apply", patch["path"], "--pid", str(pid), "--json"))
+        applied = json.loads(run(source, "katana", "apply", patch["path"], "--pid", str(pid), "--json", *fix.grants))
         assert fix.ask is None or fix.ask(port).startswith(fix.new), "the fix is not visible from outside"
         assert patch["to"] in run(source, "katana", "status", "--pid", str(pid))
         run(source, "katana", "revert", "--pid", str(pid))
