@@ -24,7 +24,7 @@ from katana_cc.patch.model import Reason
 from katana_cc.transform.between import between_variables
 from katana_cc.transform.execute import apply
 from katana_cc.transform.inverse import invert
-from katana_cc.transform.model import Dropped, Initial, Repeat, Step, Transformation
+from katana_cc.transform.model import Dropped, Initial, Repeat, Step, Transformation, nothing_of
 from katana_cc.transform.places import field_at, moved_offset, pointer_at, word_at
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ def _size(diff: Diff, place: Place) -> int:
 
 def _taking_nothing(t: Transformation) -> Transformation:
     """The transformation that leaves the whole old object behind."""
-    steps = Initial(0, t.new_size * 8), Dropped(0, t.old_size * 8)
-    return Transformation(t.name, t.old_size, t.new_size, steps, t.type)
+    return Transformation(t.name, t.old_size, t.new_size, nothing_of(t.old_size, t.new_size), t.type)
 
 
 def _elements_shifted(diff: Diff, place: Place, old_place: Place, t: Transformation) -> str:

@@ -140,8 +140,13 @@ class Transformation:
 
     @property
     def takes_nothing(self) -> bool:
-        """Nothing of the old object comes over: the new one is as its initial bytes have it."""
-        return all(isinstance(s, Initial | Dropped) for s in self.steps)
+        """Nothing of the old object comes over, whatever its fields: the new one is as its initial bytes have it."""
+        return self.steps == nothing_of(self.old_size, self.new_size)
+
+
+def nothing_of(old_size: int, new_size: int) -> tuple[Step, ...]:
+    """The steps that leave a whole object behind.  Sizes in bytes."""
+    return Initial(0, new_size * 8), Dropped(0, old_size * 8)
 
 
 def joined(prefix: str, name: str) -> str:

@@ -12,9 +12,22 @@ from hypothesis import strategies as st
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import UsageError
 from katana_cc.transform.execute import apply, apply_all
+from katana_cc.transform.fates import fates
 from katana_cc.transform.inverse import invert
 from katana_cc.transform.losses import LossKind, losses
-from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Step, Transformation
+from katana_cc.transform.model import (
+    Copy,
+    Dropped,
+    Float,
+    Initial,
+    Integer,
+    Pointer,
+    Repeat,
+    Step,
+    Transformation,
+    nothing_of,
+)
+from katana_cc.transform.places import moved_offset
 from katana_cc.transform.rules import broken, new_range
 from tests.support.transforms import transformations
 
@@ -218,3 +231,17 @@ def test_repeats_have_a_greatest_depth() -> None:
     for _ in range(40):
         step = Repeat(1, 0, 1, 0, 1, (step,))
     assert any("deep" in sentence for sentence in broken(one(step)))
+
+
+def test_an_object_that_takes_nothing_over_loses_nothing_until_it_is_written_to() -> None:
+    t = Transformation("table", 4, 8, nothing_of(4, 8), "int[1]")
+    assert t.takes_nothing
+    assert invert(t).takes_nothing
+    assert apply(t, b"\1\0\0\0", b"\2\0\0\0\3\0\0\0") == b"\2\0\0\0\3\0\0\0"
+    assert losses(t, b"\1\0\0\0") == ()
+    assert losses(invert(t), b"\2\0\0\0\3\0\0\0", b"\2\0\0\0\3\0\0\0") == ()
+    (loss,) = losses(invert(t), b"\2\0\0\0\4\0\0\0", b"\2\0\0\0\3\0\0\0")
+    assert loss.text == "something has written to it"
+    assert [f.new for f in fates(t, b"\1\0\0\0", bytes(8))] == ["what the new build begins with"]
+    assert moved_offset(t, 0, "int") == 0
+    assert moved_offset(t, 4, "int") is None
