@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "apply": "put a patch object into running processes",
     "revert": "take a patch out of running processes",
     "status": "what runs, and what is applied to it",
+    "answer": "say what no build can tell: which field was renamed",
     "explain": "what a patch object changes, and whether it is safe",
     "check": "verify the store, or one patch object",
     "gc": "drop what no release, patch or present output needs",

@@ -36,6 +36,7 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.fields import masked
 from katana_cc.patch.model import Reason
 from katana_cc.recorder.record import stem
+from katana_cc.snapshot.answers import read_answers
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 
@@ -77,7 +78,7 @@ class Diff:
     """A diff of two snapshots of one output.
 
     Args:
-        store: where the blobs of both are.
+        store: where the blobs of both are, and what a person has answered.
         old: the snapshot that runs.
         new: the snapshot that was just built.
     """
@@ -89,6 +90,7 @@ class Diff:
         self._views: dict[str, ObjectView] = {}
         self.debug = DebugCache(self.view)
         self.changes = Changes()
+        self.answers = read_answers(store.folder)
         self.lost: set[tuple[int, str]] = set()  # old variables, (unit, qualified name), that `check_storage` refused
         self._changed_types: dict[tuple[int, int], frozenset[str]] = {}
         self.settled: set[Place] = set()  # variables that are moved, or refused since they cannot be

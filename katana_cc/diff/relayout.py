@@ -103,7 +103,7 @@ def _consider(
     if same and not needed and v.aggregate not in diff.changed_types(old_unit, place.unit):
         return
     before, after = diff.debug.layouts(diff.old, old_unit), diff.debug.layouts(diff.new, place.unit)
-    found = between_variables(was, before, v, after)
+    found = between_variables(was, before, v, after, diff.answers)
     stays = isinstance(found, Transformation) and found.is_identity and not needed
     if not stays:
         diff.settled.add(place)

@@ -262,7 +262,7 @@ class _Walk:
             if now is not None and not name.startswith(ANONYMOUS):
                 text = (
                     f"field `{name}` of {was.owner} is gone, and in `{now.path}` of {now.owner} is one of this name: "
-                    f"whether it is the same only a person knows"
+                    f"whether it is the same only a person knows (if not: katana answer '{was.owner}.{name}' --gone)"
                 )
                 yield problem(ProblemKind.POSSIBLE_RENAME, now, text)
 

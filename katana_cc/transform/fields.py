@@ -113,6 +113,11 @@ def _possible_renames(
     successors: Mapping[str, str],
     answers: Mapping[str, str],
 ) -> Iterator[Problem]:
+    for name, answer in answers.items():
+        if answer and answer not in after and name not in after:
+            was = before[name]
+            text = f"field `{was.path}` of {was.owner} is said to be called `{answer}` now, and there is none"
+            yield problem(ProblemKind.POSSIBLE_RENAME, was, text)
     taken = set(successors.values())
     places = {successor: name for name, successor in successors.items()}
     came = [name for name in after if name not in taken]
@@ -127,7 +132,8 @@ def _possible_renames(
                 continue
             text = (
                 f"field `{was.path}` ({was.in_words}) of {value.owner} is gone, and `{value.path}` "
-                f"({value.in_words}) is where it was: whether it was renamed only a person knows"
+                f"({value.in_words}) is where it was: whether it was renamed only a person knows (katana answer "
+                f"'{was.owner}.{name}' {other}, or --gone)"
             )
             yield problem(ProblemKind.POSSIBLE_RENAME, value, text)
             came.remove(other)

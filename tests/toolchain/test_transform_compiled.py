@@ -97,7 +97,8 @@ def test_what_a_person_must_decide_is_asked(
 def test_the_question_names_both_fields_and_the_line(tmp_path: Path) -> None:
     found = between(tmp_path, "struct s {\n int a;\n};", "struct s {\n\n int b;\n};", "gcc")
     text = (
-        "field `a` (int) of struct s is gone, and `b` (int) is where it was: whether it was renamed only a person knows"
+        "field `a` (int) of struct s is gone, and `b` (int) is where it was: whether it was renamed only a person "
+        "knows (katana answer 'struct s.a' b, or --gone)"
     )
     assert found == (Problem(P.POSSIBLE_RENAME, "struct s", "b", text, "unit.c", 3),)
 

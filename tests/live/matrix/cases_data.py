@@ -471,6 +471,24 @@ _STRUCTS = (
     ),
     Case(
         25,
+        "field_renamed_as_a_person_says",
+        "struct rp { int <<<count=>total>>>; <<<=>long more; >>>long b; }; struct rp rp_v = {.b = 4};\n"
+        "long ask_field_renamed_as_a_person_says(long x) { seen++; rp_v.<<<count=>total>>> += x + 1; return "
+        "rp_v.<<<count=>total>>> * <<<2=>3>>> + rp_v.b; }",
+        answers={("rp", "count"): "total"},
+        moved=frozenset({"rp_v"}),
+    ),
+    Case(
+        25,
+        "field_gone_as_a_person_says",
+        "struct rg { int <<<count=>total>>>; long b; }; struct rg rg_v = {3, 4};\n"
+        "long ask_field_gone_as_a_person_says(long x) { seen++; rg_v.b += x; return rg_v.<<<count=>total>>> * "
+        "<<<2=>3>>> + rg_v.b; }",
+        answers={("rg", "count"): ""},
+        moved=frozenset({"rg_v"}),
+    ),
+    Case(
+        25,
         "new_field_holds_a_value",
         "struct nh { int a; <<<=>long hits; >>>long b; }; struct nh nh_v = {.a = 3, .b = 4};\n"
         "long ask_new_field_holds_a_value(long x) { seen++; nh_v.a += x; <<<=>nh_v.hits = x * x + 1;>>> return nh_v.a "

@@ -107,6 +107,7 @@ class Case:
         flags: for the compiler, of this case's files.
         exits: whether it answers at exit too.
         granted: options of `katana apply` that it needs, and is refused without, naming them.
+        answers: what is said of renames, as (type, old field) → new field ("": gone).
         moved: the variables that must be made anew elsewhere, with their values.
         refused: how it is refused, if it is.
         program: which program it is part of (see `PROGRAMS`).
@@ -125,6 +126,7 @@ class Case:
     flags: tuple[str, ...] = ()
     exits: bool = False
     granted: tuple[str, ...] = ()
+    answers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     moved: frozenset[str] = frozenset()
     refused: Refusal | None = None
     program: str = "c"

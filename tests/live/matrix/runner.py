@@ -22,6 +22,7 @@ from katana_cc.patch.needs import Grant, Option, unmet
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.revert import revert_one
 from katana_cc.process.target import Target
+from katana_cc.snapshot.answers import write_answers
 from tests.live.matrix.model import AT_APPLY, AT_REVERT, PROGRAMS, REFUSED, WORKS, Case, Outcome
 from tests.live.server import Server, code_of, serving
 from tests.support.project import Build, Project, Result, Variant
@@ -147,6 +148,8 @@ class Workshop:
     def run(self, changed: Sequence[Case]) -> Outcome:
         """Patch a running old build with these changes, and take it back.  Anything amiss is an AssertionError."""
         new = self.build(changed)
+        answers = {question: answer for case in changed for question, answer in case.answers.items()}
+        write_answers(self.project.store.folder, answers)
         result = self.project.diff(self.old, new)
         about = f"{self.variant}: {', '.join(case.name for case in changed)}"
         refused = [r for r in result.patch.reasons if r.severity == "refused"]
