@@ -2,18 +2,23 @@
 
 Theory of operation.  Variables are made anew (`relayout.py`), but objects of a changed *type* may also lie on the heap
 or in frames.  Debug information tells whether anything could lead to one: a pointer to such an object, or to something
-that holds one, or a variable of a function that is one.  Without any, its variables are all there is.  With one,
-somebody has to say that there are none (`--only-static TYPE`); and if no variable is of the type at all, there is no
-doubt where its objects are, and it is refused.
+that holds one, or a variable of a function that is one.  Without any, its variables are all there is.
+
+With one, typed pointers may lead to each object from some variable on, in ways of which the types tell (`reach.py`):
+then whoever applies the patch finds them.  Where types do not tell, somebody has to say that there are none
+(`--only-static TYPE`); and if no variable is of the type at all, there is no doubt where its objects are, and it is
+refused.  Objects in frames are not found.
 
 What no transformation follows for is refused, with the question that a person would have to answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from katana_cc.diff.reach import Reach
 from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
 from katana_cc.diff.relayout import live_variables
 from katana_cc.diff.view import Kind
@@ -28,6 +33,8 @@ from katana_cc.transform.model import Transformation
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
+
+_NAMED: Final = 6  # variables that a reason names
 
 
 def check_types(diff: Diff) -> None:
@@ -56,18 +63,27 @@ def check_types(diff: Diff) -> None:
                     layout = after[change.type]
                     one = others.setdefault(change.type, _Others(change, f"{layout.kind} {layout.name}"))
                     _look_for_others(diff, old_unit, new_unit, change.type, one)
+    _find_ways(diff, others)
     diff.changes.reasons += [_said_of_others(one) for one in others.values()]
 
 
 @dataclass(slots=True)
 class _Others:
     """What is known of objects of a changed type that are no variables: whether there may be some, and whether any
-    variable is one."""
+    variable is one; from which variables on types tell of the ways to all of them, or the `obstacle` to that."""
 
     change: TypeChange
     title: str
     use: Use | None = None
+    in_frame: Use | None = None
     variable: bool = False
+    roots: tuple[str, ...] = ()
+    obstacle: str = ""
+
+    @property
+    def is_walked(self) -> bool:
+        """Whether whoever applies the patch finds all objects."""
+        return bool(self.roots) and not self.obstacle
 
 
 def _look_for_others(diff: Diff, old_unit: int, new_unit: int, key: str, found: _Others) -> None:
@@ -75,8 +91,35 @@ def _look_for_others(diff: Diff, old_unit: int, new_unit: int, key: str, found: 
         info = diff.debug.readable(program, unit)
         assert info is not None
         holders = holders_of([key], layouts(info))
-        found.use = found.use or next(used_outside(info, holders), None)
+        uses = list(used_outside(info, holders))
+        found.use = found.use or next(iter(uses), None)
+        if program is diff.old:
+            found.in_frame = found.in_frame or next((u for u in uses if u.in_frame), None)
         found.variable = found.variable or any(v.aggregate in holders for v in live_variables(diff, program, unit))
+
+
+def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
+    """Note from where all objects of each type are found, and what the patch is to know for that."""
+    if all(one.use is None for one in others.values()):
+        return
+    reach = Reach(diff, others)
+    for key, one in others.items():
+        if one.use is None:
+            continue
+        one.roots = tuple(reach.roots(key))
+        if not one.roots:
+            one.obstacle = "typed pointers lead there from no variable"
+        elif one.in_frame is not None:
+            one.obstacle = f"{one.in_frame.how}{_where(one.in_frame)}, where it is not found"
+        else:
+            one.obstacle = reach.obstacle(key)
+    walked = {key for key, one in others.items() if one.is_walked}
+    # A way through objects that stay as they are leads nowhere.
+    while closed := {key: lost for key in walked if (lost := reach.passes(key) & others.keys() - walked)}:
+        for key, lost in closed.items():
+            others[key].obstacle = f"ways there lead through {others[min(lost)].title}, whose objects are not all found"
+        walked -= closed.keys()
+    diff.changes.walked = reach.walked(walked)
 
 
 def _said_of_others(of: _Others) -> Reason:
@@ -84,15 +127,29 @@ def _said_of_others(of: _Others) -> Reason:
     if use is None:
         text = f"{change.text}; no pointer to one and no such variable of a function is declared: variables are all"
         return Reason(Code.TYPE_CARRIED.value, INFO, of.title, change.file, change.line, text)
-    where = f" ({use.file}:{use.line})" if use.file else ""
+    if of.is_walked:
+        text = f"{change.text}; its objects are found by following pointers from: {_listed(of.roots)}"
+        return Reason(Code.TYPE_WALKED.value, INFO, of.title, change.file, change.line, text)
     if not of.variable:
-        text = f"{change.text}; {use.how}{where}, and no variable is one: live objects elsewhere have the old layout"
+        text = (
+            f"{change.text}; {use.how}{_where(use)}, and no variable is one: live objects elsewhere have the old "
+            f"layout ({of.obstacle})"
+        )
         return _reason(Code.TYPE_CHANGED, REFUSED, change, text)
     text = (
-        f"{change.text}; {use.how}{where}, so objects of it may live on the heap or in frames, where they would keep "
-        f"the old layout and be misread (all is well if variables are the only ones)"
+        f"{change.text}; {use.how}{_where(use)}, so objects of it may live on the heap or in frames, where they would "
+        f"keep the old layout and be misread ({of.obstacle}; all is well if variables are the only ones)"
     )
     return Reason(Code.TYPE_ELSEWHERE.value, NEEDS, of.title, change.file, change.line, text)
+
+
+def _where(use: Use) -> str:
+    return f" ({use.file}:{use.line})" if use.file else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _problem(diff: Diff, old_unit: int, new_unit: int) -> Reason | None:

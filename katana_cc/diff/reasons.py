@@ -26,6 +26,7 @@ class Code(StrEnum):
     DATA_NEW = "data-new"
     DATA_TRANSFORMED = "data-transformed"
     TYPE_CARRIED = "type-carried-over"
+    TYPE_WALKED = "type-walked"
     CONSTANT_CHANGED = "constant-changed"
     CONSTANT_RECREATED = "constant-recreated"
     IMPORT_NEW = "import-new"
@@ -90,6 +91,7 @@ _ORDER: Final = (
     Code.CODE_RETARGETED,
     Code.DATA_TRANSFORMED,
     Code.TYPE_CARRIED,
+    Code.TYPE_WALKED,
     Code.DATA_NEW,
     Code.CONSTANT_CHANGED,
     Code.CONSTANT_RECREATED,

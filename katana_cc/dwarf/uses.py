@@ -25,12 +25,13 @@ _OBJECTS: Final = frozenset({d.DW_TAG_variable, d.DW_TAG_formal_parameter})
 
 class Use(NamedTuple):
     """That something leads to an object of aggregate `key`: `how` in words, and where that is declared ("", 0 for a
-    pointer type, which has no place)."""
+    pointer type, which has no place).  `in_frame`: it is such an object itself, a function's own."""
 
     key: str
     how: str
     file: str
     line: int
+    in_frame: bool
 
 
 def holders_of(wanted: Collection[str], layouts: Mapping[str, TypeLayout]) -> frozenset[str]:
@@ -56,7 +57,7 @@ def used_outside(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
     for die in info.of_tags(frozenset(POINTERS)):
         key = types.facts(names.target(die))[2]
         if key in wanted:
-            yield Use(key, f"pointers to {types.text(names.target(die))} exist", "", 0)
+            yield Use(key, f"pointers to {types.text(names.target(die))} exist", "", 0, False)
     # One of the file or of a class may lie nowhere, since nothing writes it: it is in no frame all the same.
     scopes = info.outline
     outside = {e.offset for e in scopes if e.parent < 0 or scopes[e.parent].tag != d.DW_TAG_subprogram}
@@ -66,7 +67,7 @@ def used_outside(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
             if key in wanted:
                 file = line_tables(info).file(die.unit, die.integer(d.DW_AT_decl_file))
                 name = die.text(d.DW_AT_name)
-                yield Use(key, f"`{name}` is one in a function", file, die.integer(d.DW_AT_decl_line) or 0)
+                yield Use(key, f"`{name}` is one in a function", file, die.integer(d.DW_AT_decl_line) or 0, True)
 
 
 def _is_static(info: DebugInfo, die: Die) -> bool:

@@ -126,17 +126,25 @@ class Reliance:
 
 @dataclass(frozen=True, slots=True)
 class DataTransform:
-    """Live data that gets a new layout: a variable, or all heap objects of a type; or a variable that stays.
+    """Live data that gets a new layout, or that holds pointers to such data.
 
-    Of a variable `address` is where the old object is, and `symbol` indexes the new one in `PatchObject.symbols`: its
-    relocated contents are the initial bytes.  Without `symbol` the variable stays where it is; its transformation is an
-    identity, and names the pointers in it that may lead to variables that do not.  Of a type both are None.  Names and
-    sizes are in `transformation`.
+    A *variable* has the `address` of the old object, and `symbol` indexes the new one in `PatchObject.symbols`: its
+    relocated contents are the initial bytes.  One without `symbol` stays where it is: its transformation is an
+    identity, and names the pointers in it that may lead to what does not, or to objects of the types below.
+
+    A *type* has neither: all objects of it that typed pointers lead to from these variables.  Its name is the text that
+    pointers to it have (`struct conn`; `struct conn *` for what a `struct conn **` leads to; `struct conn[4]`).  It is
+    an identity where its objects stay as they are and only lead on to others.
     """
 
     transformation: Transformation
     address: int | None = None
     symbol: int | None = None
+
+    @property
+    def is_type(self) -> bool:
+        """Whether it speaks of all objects of a type."""
+        return self.address is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ def transform_rows(po: PatchObject) -> list[tuple[str, list[tuple[str, str, str]
 
 def _title(d: DataTransform) -> str:
     t = d.transformation
-    where = f" at {d.address:#x}" if d.address is not None else " wherever it is"
+    where = f" at {d.address:#x}" if d.address is not None else " wherever pointers lead to it"
     if d.address is not None and d.symbol is None:
         return f"variable {t.name}: {count(t.old_size, 'byte')}{where}, stays; pointers in it are followed"
+    if d.is_type and t.is_identity:
+        return f"{t.name}: {count(t.old_size, 'byte')}{where}, stays; pointers in it are followed"
     kind = "variable " if d.address is not None else ""
     return f"{kind}{t.name}: {count(t.old_size, 'byte')}{where} → {count(t.new_size, 'byte')}"
 
@@ -84,7 +86,7 @@ def transforms_json(po: PatchObject) -> list[dict[str, Any]]:
     return [
         {
             "name": d.transformation.name,
-            "kind": "type" if d.address is None else "staying" if d.symbol is None else "variable",
+            "kind": "type" if d.is_type else "staying" if d.symbol is None else "variable",
             "address": None if d.address is None else f"{d.address:#x}",
             "symbol": d.symbol,
             "old_size": d.transformation.old_size,

@@ -1,0 +1,238 @@
+"""Types of which objects live on the heap: which pointers lead there, and what keeps them from being found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from katana_cc.patch.model import Verdict
+from katana_cc.transform.model import Transformation
+from katana_cc.transform.places import pointers
+from tests.support.project import Project, Result, Variant, project_in
+from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
+from tests.toolchain.test_diff_relayout import VARIANTS, moved, needs, refused, staying
+
+project = project_in(VARIANTS)
+
+HEAD = "void *calloc(unsigned long, unsigned long); "
+NODE = "struct node {{ {} int key; struct node *next; }}; "
+MAKE = (
+    NOINLINE + "struct node *make(int x) {{ struct node *p = calloc(1, sizeof *p); p->key = x * 3 + {}; return p; }} "
+)
+
+
+def walked(result: Result) -> dict[str, Transformation]:
+    """The types that are followed, by the text that pointers to them have."""
+    return {d.transformation.name: d.transformation for d in result.patch.transforms if d.is_type}
+
+
+def text(result: Result, code: str) -> str:
+    """What is said of the one thing with a code."""
+    (reason,) = [r for r in result.patch.reasons if r.code == code]
+    return reason.text
+
+
+def nodes(project: Project, more: str, use: str) -> Result:
+    """A change in which `struct node` gains a field at its start; `more` declares variables, `use` is code."""
+    source = HEAD + NODE + more + MAKE + "int serve(int x) {{ " + use + " }}"
+    before, after = (source.format(field, number) for field, number in (("", 0), ("long fresh;", 1)))
+    return change(project, before, after)
+
+
+def test_list_behind_a_variable_is_walked(project: Project) -> None:
+    use = "struct node *p = make(x); p->next = head; head = p; return p->key; "
+    result = nodes(project, "struct node *head; ", use)
+    assert result.refusals == []
+    assert result.patch.verdict is Verdict.SAFE
+    assert staying(result) == {"head"}
+    assert {name: (t.old_size, t.new_size) for name, t in walked(result).items()} == {"struct node": (16, 24)}
+    assert [p.pointee for p in pointers(walked(result)["struct node"])] == ["struct node"]
+    assert text(result, "type-walked").endswith("its objects are found by following pointers from: head")
+
+
+def test_way_through_tables_of_pointers_and_nested_structs(project: Project) -> None:
+    more = (
+        "struct list {{ int n; struct node **slots; }}; struct server {{ char name[8]; struct list in[2]; }}; "
+        "struct other {{ long n; struct other *next; }}; struct server *the; struct other *unrelated; "
+    )
+    use = (
+        "if (!the) {{ the = calloc(1, sizeof *the); the->in[1].slots = calloc(4, 8); }} "
+        "the->in[1].slots[x & 3] = make(x); unrelated = unrelated ? unrelated->next : 0; return the->in[0].n; "
+    )
+    result = nodes(project, more, use)
+    assert result.refusals == []
+    assert staying(result) == {"the"}
+    found = walked(result)
+    assert set(found) == {"struct node", "struct node *", "struct server"}
+    assert [(p.old, p.pointee) for p in pointers(found["struct server"])] == [
+        (16, "struct node *"),
+        (32, "struct node *"),
+    ]
+    assert found["struct server"].is_identity
+    assert found["struct node *"].is_identity
+
+
+def test_array_of_pointers_behind_a_pointer(project: Project) -> None:
+    use = "if (!rows) rows = calloc(3, sizeof *rows); rows[1][x & 3] = make(x); return rows[1][x & 3]->key; "
+    result = nodes(project, "struct node *(*rows)[4]; ", use)
+    assert result.refusals == []
+    assert [p.old for p in pointers(walked(result)["struct node *[4]"])] == [0, 8, 16, 24]
+
+
+def test_what_holds_one_by_value_is_transformed_too(project: Project) -> None:
+    """Its own fields are the same, and only what it holds makes it grow."""
+    more = "struct pair {{ struct node in[2]; }}; struct pair *pairs; struct node *head; "
+    use = "if (!pairs) pairs = calloc(1, sizeof *pairs); head = make(x); pairs->in[1].next = head; return head->key; "
+    result = nodes(project, more, use)
+    assert result.refusals == []
+    assert (walked(result)["struct pair"].old_size, walked(result)["struct pair"].new_size) == (32, 48)
+    assert {("type-walked", "struct node"), ("type-walked", "struct pair")} <= {
+        (r.code, r.subject) for r in result.patch.reasons
+    }
+
+
+def test_moved_variable_leads_there_as_well(project: Project) -> None:
+    use = "first.next = make(x); return first.key + first.next->key; "
+    result = nodes(project, "struct node first; ", use)
+    assert result.refusals == []
+    assert list(moved(result)) == ["first"]
+    assert text(result, "type-walked").endswith("from: first")
+
+
+def test_root_in_an_object_that_does_not_change(tmp_path: Path) -> None:
+    """It only declares the type, and hands it on."""
+    files = {
+        "main.c": MAIN,
+        "a.c": '#include "n.h"\nstruct node *make(int x) { struct node *p = calloc(1, sizeof *p); p->key = x; '
+        "return p; } int serve(int x) { struct node *p = make(x); keep(p); return p->key; }",
+        "n.h": HEAD + "struct node { int key; }; void keep(struct node *p);",
+        "b.c": "struct node; static struct node *volatile kept; void keep(struct node *p) { kept = p; }",
+    }
+    new = HEAD + "struct node { long fresh; int key; }; void keep(struct node *p);"
+    result = Project(tmp_path).change(files, {"n.h": new})
+    assert result.refusals == []
+    assert staying(result) == {"kept"}
+
+
+def test_pointer_into_a_field_makes_a_root(project: Project) -> None:
+    """It leads to no object, and into one: it has to follow."""
+    more = "struct node *head; int *keys; struct {{ long *n; }} unrelated; "
+    use = "head = make(x); keys = &head->key; return *keys + (unrelated.n != 0); "
+    result = nodes(project, more, use)
+    assert staying(result) == {"head", "keys"}
+    assert text(result, "type-walked").endswith("from: head")
+
+
+# -- what keeps objects from being found -------------------------------------------------------------------------------
+
+
+def test_type_that_no_variable_leads_to_is_refused(plain: Project) -> None:
+    result = nodes(plain, "void *opaque; ", "opaque = make(x); return ((struct node *)opaque)->key; ")
+    assert refused(result) == {"type-changed"}
+    assert "typed pointers lead there from no variable" in text(result, "type-changed")
+    assert needs(result) == set()
+
+
+@pytest.mark.parametrize(
+    ("more", "use", "why"),
+    [
+        (
+            "union either {{ struct node *as; long number; }}; struct holder {{ union either u; }}; "
+            "struct holder *held; struct node *head; ",
+            "head = make(x); if (!held) held = calloc(1, sizeof *held); held->u.as = head; return head->key; ",
+            "pointers lead there from `as` of union either, which may be something else",
+        ),
+        (
+            "struct tree {{ int n; struct node *of[]; }}; struct tree *tree; struct node *head; ",
+            "head = make(x); if (!tree) tree = calloc(1, 64); tree->of[2] = head; return head->key; ",
+            "pointers lead there from `of` of struct tree, of which no type says how many there are",
+        ),
+        (
+            "_Thread_local struct node *mine; struct node *head; ",
+            "head = make(x); mine = head; return mine->key; ",
+            "pointers lead there from mine, of which each thread has one",
+        ),
+        (
+            "struct node *head; ",
+            "struct node here = {{ .key = x }}; head = make(x); head->next = &here; return head->next->key; ",
+            "`here` is one in a function",
+        ),
+    ],
+    ids=["union", "open-array", "thread-local", "frame"],
+)
+def test_what_types_do_not_tell_of_is_refused(plain: Project, more: str, use: str, why: str) -> None:
+    result = nodes(plain, more, use)
+    assert ("type-changed", "node") in result.refusals
+    assert why in text(result, "type-changed")
+    assert walked(result) == {}
+
+
+def test_what_types_do_not_tell_of_is_asked_where_variables_are_of_the_type(plain: Project) -> None:
+    use = "first.next = make(x); mine = first.next; return mine->key; "
+    result = nodes(plain, "_Thread_local struct node *mine; struct node first; ", use)
+    assert result.refusals == []
+    assert needs(result) == {("type-changed-elsewhere", "struct node")}
+    assert walked(result) == {}
+
+
+def test_name_of_two_types_is_refused(tmp_path: Path) -> None:
+    """By name a pointer to the one looks like one to the other."""
+    node = HEAD + "struct node {{ {} int key; struct node *next; }}; static struct node *volatile head; "
+    use = "int serve(int x) {{ struct node *p = calloc(1, sizeof *p); p->key = x; head = p; return other(x) + {}; }}"
+    files = {
+        "main.c": MAIN,
+        "a.c": (node + "int other(int); " + use).format("", 0),
+        "b.c": "struct node { double d[3]; }; static struct node *volatile kept; "
+        "int other(int x) { return !kept + x; }",
+    }
+    result = Project(tmp_path).change(files, {"a.c": (node + "int other(int); " + use).format("long fresh;", 1)})
+    assert ("type-changed", "node") in result.refusals
+    assert "node is the name of several types" in text(result, "type-changed")
+
+
+def test_way_through_objects_that_stay_as_they_are_leads_nowhere(plain: Project) -> None:
+    """Those of the one type are not found, so what lies behind them is not either."""
+    more = "struct box {{ {} struct node *in; int n; }}; _Thread_local struct box *mine; struct box first; "
+    use = "first.in = make(x); mine = &first; return first.in->key; "
+    parts = HEAD + NODE.format("%s") + more.format("%s") + MAKE.format(3) + "int serve(int x) { " + use + " }"
+    result = change(plain, parts % ("", ""), parts % ("long fresh;", "long more;"))
+    assert ("type-changed-elsewhere", "struct box") in needs(result)
+    assert ("type-changed", "node") in result.refusals
+    assert walked(result) == {}
+
+
+def test_object_that_was_not_made_again(tmp_path: Path) -> None:
+    """Its code goes on with the old layout, in the new build as well."""
+    files = {
+        "main.c": MAIN,
+        "n.h": HEAD + "struct node { int key; struct node *next; }; extern struct node *head; int other(int);",
+        "a.c": '#include "n.h"\nstruct node *head; int serve(int x) { struct node *p = calloc(1, sizeof *p); '
+        "p->key = x; head = p; return other(x); }",
+        "b.c": '#include "n.h"\nint other(int x) { return head->key + x; }',
+    }
+    project = Project(tmp_path)
+    changed = files["a.c"].replace('#include "n.h"', files["n.h"].replace("{ int key", "{ long fresh; int key"))
+    result = project.change(files, {"a.c": changed})
+    assert "b.o was not made again, and lays node out as before" in text(result, "type-changed")
+
+
+CPP = [Variant("gcc", "-O2", "pie"), Variant("clang", "-O2", "pie")]
+
+
+@pytest.mark.parametrize("variant", CPP, ids=str)
+def test_container_that_keeps_objects_as_bytes_is_refused(tmp_path: Path, variant: Variant) -> None:
+    source = (
+        "#include <list>\nstruct node { %s int key; node *next; }; std::list<node> *all; node *head; "
+        'extern "C" int serve(int x) { if (!all) all = new std::list<node>; all->emplace_back(); '
+        "head = new node; head->key = x; return all->back().key; }"
+    )
+    main = 'extern "C" int serve(int); int main(int c, char **) { return serve(c); }'
+    result = Project(tmp_path, variant).change(
+        {"main.cc": main, "a.cc": source % ""},
+        {"a.cc": source % "long fresh;"},
+        compile_flags=("-fno-exceptions",),
+        link_flags=("-Wl,--no-as-needed", "-lstdc++"),
+    )
+    assert ("type-changed", "node") in result.refusals
+    assert "keeps one as bytes" in " ".join(r.text for r in result.patch.reasons)
