@@ -44,11 +44,13 @@ if TYPE_CHECKING:
 class Walked:
     """What a patch has to know to find all objects of changed types.
 
-    `types`: by text, how objects of each type on the ways there are made anew, or an identity.  `pointed`: the texts of
-    what may lie in such an object or on the way to one: whatever variable points to one of these, is followed.
+    `types`: by text, how objects of each type on the ways there are made anew, or an identity; `begins`: which other
+    one of these an object of it begins with.  `pointed`: the texts of what may lie in such an object or on the way to
+    one: whatever variable points to one of these, is followed.
     """
 
     types: Mapping[str, Transformation] = field(default_factory=dict)
+    begins: Mapping[str, str] = field(default_factory=dict)
     pointed: frozenset[str] = frozenset()
 
 
@@ -91,7 +93,8 @@ class Reach:
             made = [self._of_text(text) for text in ways] + [self._transformation(k) for k in self._targets(key)]
             found |= {t.name: t for t in made if isinstance(t, Transformation)}
             pointed |= {*ways, *self._graph.fields(key)}
-        return Walked(dict(sorted(found.items())), frozenset(pointed))
+        begins = {text: next((x for x in self._graph.beginning(text) if x in found), "") for text in found}
+        return Walked(dict(sorted(found.items())), begins, frozenset(pointed))
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 
@@ -156,7 +159,15 @@ class Reach:
                 yield made
             elif not made.is_identity:
                 yield from self._as_bytes(target)
+            yield from self._begins_as_any(target)
         yield from self._left_behind(targets)
+
+    def _begins_as_any(self, key: str) -> Iterator[str]:
+        """A union at the start of an object: a pointer to one of its members may be one to the object."""
+        pointed = {known.aggregate for known in self._graph.pointees.values()}
+        for union in self._graph.unions_first(key):
+            if member := next((m for m in sorted(self._graph.inside(union)) if m in pointed), ""):
+                yield f"{key} begins with union {union}, and a pointer to {member} may lead to the whole"
 
     def _as_bytes(self, key: str) -> Iterator[str]:
         """What a C++ container keeps an object in that it makes and ends itself."""

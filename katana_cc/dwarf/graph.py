@@ -100,6 +100,47 @@ class TypeGraph:
         """The texts of what lies in an aggregate: itself, its fields, their fields, elements of arrays."""
         return fields_in(self.layouts, key)
 
+    def beginning(self, text: str) -> Iterator[str]:
+        """The texts of what lies at byte 0 of what `text` names, from the outside inwards, itself left out.
+
+        A union ends it: which of its members is there, no type says.
+        """
+        known = self.pointees.get(text)
+        if known is not None:
+            yield from list(with_elements(text, known.bounds))[1:]
+        key = known.aggregate if known is not None else text.partition(" ")[2]
+        for inner, member in self._first(key):
+            yield from with_elements(member.type, member.form.bounds) if member is not None else [f"struct {inner}"]
+
+    def unions_first(self, key: str) -> list[str]:
+        """The keys of the unions at byte 0 of an aggregate."""
+        keys = [key, *(inner for inner, _ in self._first(key))]
+        return [k for k in keys if k in self.layouts and self.layouts[k].kind is TypeKind.UNION]
+
+    def _first(self, key: str) -> Iterator[tuple[str, Member | None]]:
+        """(key of the aggregate that it is, "" for none; the member, None for a base) of what lies at byte 0, from the
+        outside inwards."""
+        seen = {""}
+        while key not in seen:
+            seen.add(key)
+            layout = self.layouts.get(key)
+            if layout is None or layout.kind is not TypeKind.STRUCT:
+                return
+            members = [m for m in layout.members if not m.bit_offset and m.size and m.bit_size is None]
+            bases = [b for b in layout.bases if not b.offset and (self.held(b.key) or self._is_filled(b.key))]
+            if bases:
+                key = bases[0].key
+                yield key, None
+            elif members:
+                key = members[0].aggregate
+                yield key, members[0]
+            else:
+                return
+
+    def _is_filled(self, key: str) -> bool:
+        layout = self.layouts.get(key)
+        return layout is not None and bool(layout.members or layout.bases)
+
     def _of(self, key: str) -> _Held:
         found = self._held.get(key)
         if found is None:

@@ -134,12 +134,15 @@ class DataTransform:
 
     A *type* has neither: all objects of it that typed pointers lead to from these variables.  Its name is the text that
     pointers to it have (`struct conn`; `struct conn *` for what a `struct conn **` leads to; `struct conn[4]`).  It is
-    an identity where its objects stay as they are and only lead on to others.
+    an identity where its objects stay as they are and only lead on to others.  `begins`: the name of the type among
+    these that an object of it begins with (its first field or base, however deep), "" if there is none: a pointer to
+    that may lead to the whole.
     """
 
     transformation: Transformation
     address: int | None = None
     symbol: int | None = None
+    begins: str = ""
 
     @property
     def is_type(self) -> bool:

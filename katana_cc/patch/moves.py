@@ -41,7 +41,8 @@ def moved(carrier: Carrier) -> Iterator[DataTransform]:
 
 def types(diff: Diff) -> Iterator[DataTransform]:
     """The types whose objects are found by following typed pointers, those on the way among them."""
-    yield from (DataTransform(t) for t in diff.changes.walked.types.values())
+    walked = diff.changes.walked
+    yield from (DataTransform(t, begins=walked.begins[text]) for text, t in walked.types.items())
 
 
 def staying(diff: Diff) -> Iterator[DataTransform]:

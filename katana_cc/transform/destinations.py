@@ -41,7 +41,7 @@ class Destinations:
 
     def __init__(self, t: Transformation) -> None:
         self._level = _level(t.steps)
-        self._type = t.type
+        self._type = t.type or t.name  # (a type has its text for a name)
 
     def of(self, offset: int, pointee: str = "") -> int | None:
         """The byte offset in the new object of what a pointer to byte `offset` of the old one means.

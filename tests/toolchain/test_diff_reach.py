@@ -115,6 +115,27 @@ def test_root_in_an_object_that_does_not_change(tmp_path: Path) -> None:
     assert staying(result) == {"kept"}
 
 
+def test_what_a_type_begins_with_is_named(project: Project) -> None:
+    """A pointer to that may lead to the whole: the block it leads to may hold either."""
+    source = (
+        "void *calloc(unsigned long, unsigned long); struct link {{ struct link *next; long n; }}; "
+        "struct node {{ struct link in; {} int key; }}; struct pair {{ struct {{ struct node two[2]; }} both; }}; "
+        "struct pair *pairs; struct node *head, **table; struct link *links; struct link **last; "
+        "int serve(int x) {{ head = calloc(1, sizeof *head); links = &head->in; last = &head->in.next; "
+        "pairs = calloc(1, sizeof *pairs); table = calloc(2, 8); table[1] = head; return links->n + x + {}; }}"
+    )
+    result = change(project, source.format("", 0), source.format("long fresh;", 1))
+    assert result.refusals == []
+    assert {d.transformation.name: d.begins for d in result.patch.transforms if d.is_type} == {
+        "struct link *": "",
+        "struct link": "struct link *",
+        "struct node": "struct link",
+        "struct node *": "",
+        "struct pair": "struct pair.both",
+        "struct pair.both": "struct node",
+    }
+
+
 def test_pointer_into_a_field_makes_a_root(project: Project) -> None:
     """It leads to no object, and into one: it has to follow."""
     more = "struct node *head; int *keys; struct {{ long *n; }} unrelated; "
