@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from itertools import groupby
+from typing import Final, NamedTuple, Protocol
 
 from katana_cc.transform.model import Transformation
+from katana_cc.transform.places import field_at
+
+_REPEATED: Final = 3  # of the same step in a path that are spelled out
 
 
 class Block(NamedTuple):
@@ -43,6 +47,14 @@ class Pieces(Protocol):
         Raises:
             LookupError: nothing there can be read.
         """
+
+
+class WalkedType(NamedTuple):
+    """A type whose objects are looked for.  `transformation` is that of the direction of the patch, an identity where
+    its objects stay; `begins` as in `katana_cc.patch.model.DataTransform`, where that is known of this direction."""
+
+    transformation: Transformation
+    begins: str = ""
 
 
 class Root(NamedTuple):
@@ -80,28 +92,13 @@ class Found(NamedTuple):
     is_sure: bool
 
 
-class Link(NamedTuple):
-    """A pointer by its type that leads into a block of a type that is transformed.
-
-    `holder` and `at` as in `Found`; `value` is what it holds; `target` the index in `Reached.objects` of the block,
-    `pointee` the text of what it points to.
-    """
-
-    holder: int
-    at: int
-    value: int
-    target: int
-    pointee: str
-
-
 class Trouble(StrEnum):
     """Why a pointer cannot be followed."""
 
     FREE = "free"  # to memory that the allocator has taken back
     NO_BLOCK = "no-block"  # to what is no block of the allocator and no variable
-    INSIDE = "inside"  # into a block that no pointer leads to the start of
-    CONTENTS = "contents"  # a block that does not hold what the pointer says, or more than is known
-    NO_FIELD = "no-field"  # into an object, where no field of that type begins
+    INSIDE = "inside"  # into a block that no pointer leads to the start of, or that holds no such object
+    CONTENTS = "contents"  # a block of which its size does not tell what it holds
     CONFLICT = "conflict"  # two pointers say different things of one block
 
 
@@ -118,16 +115,38 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What a walk found.
-
-    `types` are those walked, by number; `roots` as given; `objects` are all blocks found.  `links` are the pointers by
-    their type into those of a type that is transformed, but for the plain ones: from an object of such a type, to the
-    start of a block of exactly the type that the pointer says.  Of these there are as many as objects, and they are
-    found again by column (`katana_cc.process.convert`).
-    """
+    """What a walk found: `types` are those walked, by number, `roots` as given; `objects` are all blocks found, those
+    from which others were found before these."""
 
     types: tuple[Transformation, ...]
     roots: tuple[Root, ...]
     objects: Sequence[Found]
-    links: Sequence[Link]
     problems: tuple[Problem, ...]
+
+    def path(self, holder: int, at: int) -> str:
+        """What people write for a pointer, in order from a variable on; `holder` and `at` as in `Found`.
+
+        What repeats more than a few times is counted: `head->next (x 41)->data`.
+        """
+        parts: list[str] = []
+        while holder >= 0:
+            f = self.objects[holder]
+            t = self.types[f.type]
+            element, inside = divmod(at, t.old_size)
+            field = field_at(t, inside)
+            if t.name.endswith(("*", "]")):
+                parts.append(f"[{element}]{field}")
+            else:
+                parts.append(f"[{element}].{field}" if element else f"->{field}")
+            holder, at = f.holder, f.at
+        root = self.roots[-1 - holder]
+        field = field_at(root.transformation, at)
+        whole = root.transformation.name + ("" if field.startswith("[") or not field else ".") + field
+        for part, run in groupby(reversed(parts)):
+            times = len(list(run))
+            whole += f"{part} (x {times})" if times > _REPEATED else part * times
+        return whole
+
+    def path_to(self, number: int) -> str:
+        """The path of the pointer by which object `number` was found."""
+        return self.path(self.objects[number].holder, self.objects[number].at)
