@@ -1,32 +1,37 @@
 """Types that the new build lays out otherwise, and what is known of their objects that are no variables.
 
 Theory of operation.  Variables are made anew (`relayout.py`), but objects of a changed *type* may also lie on the heap
-or in frames.  Debug information tells whether anything could lead to one: a pointer to such an object, or to something
-that holds one, or a variable of a function that is one.  Without any, its variables are all there is.
+or in frames.
 
-With one, typed pointers may lead to each object from some variable on, in ways of which the types tell (`reach.py`):
-then whoever applies the patch finds them.  Where types do not tell, somebody has to say that there are none
-(`--only-static TYPE`); and if no variable is of the type at all, there is no doubt where its objects are, and it is
-refused.  Objects in frames are not found.
+In a frame is one while its function runs, and debug information tells which functions have one.  Those that are
+replaced do not run when the patch is applied (`reliance.py`: none of them may be active); any other is an obstacle.
+
+On the heap there may be one where a pointer to such an object, or to something that holds one, is declared at all.
+Without, its variables are all there is.  With one, typed pointers may lead to each object from some variable on, in
+ways of which the types tell (`reach.py`): then whoever applies the patch finds them.  Where types do not tell, somebody
+has to say that there are none (`--only-static TYPE`); and if no variable is of the type at all, there is no doubt where
+its objects are, and it is refused.
 
 What no transformation follows for is refused, with the question that a person would have to answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from katana_cc.diff.program import Place
 from katana_cc.diff.reach import Reach
 from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
 from katana_cc.diff.relayout import live_variables
+from katana_cc.diff.reliance import note_layouts
 from katana_cc.diff.view import Kind
 from katana_cc.dwarf.changes import ChangeKind, TypeChange, compare_layouts, without_consequences
 from katana_cc.dwarf.detail import lines_only
 from katana_cc.dwarf.sections import DwarfProblem
 from katana_cc.dwarf.types import layouts
-from katana_cc.dwarf.uses import Use, holders_of, used_outside
+from katana_cc.dwarf.uses import Use, framed, holders_of, pointed_to
 from katana_cc.patch.model import Reason
 from katana_cc.transform.between import between_types
 from katana_cc.transform.model import Transformation
@@ -61,21 +66,31 @@ def check_types(diff: Diff) -> None:
                     diff.changes.reasons.append(_reason(Code.TYPE_CARRIED, INFO, change, text))
                 elif isinstance(found, Transformation):
                     layout = after[change.type]
-                    one = others.setdefault(change.type, _Others(change, f"{layout.kind} {layout.name}"))
+                    if change.type not in others:
+                        gone = _units_gone(diff, change.type)
+                        others[change.type] = _Others(change, f"{layout.kind} {layout.name}", units=gone)
+                    one = others[change.type]
                     _look_for_others(diff, old_unit, new_unit, change.type, one)
     _find_ways(diff, others)
+    note_layouts(diff, {one.title: one.units for one in others.values() if one.use or one.in_frames})
     diff.changes.reasons += [_said_of_others(one) for one in others.values()]
 
 
 @dataclass(slots=True)
 class _Others:
-    """What is known of objects of a changed type that are no variables: whether there may be some, and whether any
-    variable is one; from which variables on types tell of the ways to all of them, or the `obstacle` to that."""
+    """What is known of objects of a changed type that are no variables.
+
+    `use`: that pointers to one exist; `in_frames`: that functions have one in their frames, `frame`: one that may be
+    there when the patch is applied.  `units`: the old objects that know its layout; `variable`: whether any is one.
+    `roots`: from which variables on types tell of the ways to all of them, `obstacle`: or why they do not.
+    """
 
     change: TypeChange
     title: str
     use: Use | None = None
-    in_frame: Use | None = None
+    in_frames: bool = False
+    frame: Use | None = None
+    units: set[int] = field(default_factory=set)
     variable: bool = False
     roots: tuple[str, ...] = ()
     obstacle: str = ""
@@ -86,16 +101,32 @@ class _Others:
         return bool(self.roots) and not self.obstacle
 
 
+def _units_gone(diff: Diff, key: str) -> set[int]:
+    """The objects of the old build alone that know the layout of a type."""
+    return {unit for unit in diff.correlation.removed_units if key in diff.debug.layouts(diff.old, unit)}
+
+
 def _look_for_others(diff: Diff, old_unit: int, new_unit: int, key: str, found: _Others) -> None:
     for program, unit in ((diff.old, old_unit), (diff.new, new_unit)):
         info = diff.debug.readable(program, unit)
         assert info is not None
         holders = holders_of([key], layouts(info))
-        uses = list(used_outside(info, holders))
-        found.use = found.use or next(iter(uses), None)
+        found.use = found.use or next(pointed_to(info, holders), None)
         if program is diff.old:
-            found.in_frame = found.in_frame or next((u for u in uses if u.in_frame), None)
+            found.units.add(unit)
+            frames = list(framed(info, holders))
+            found.in_frames |= bool(frames)
+            found.frame = found.frame or next(_staying_frames(diff, unit, frames), None)
         found.variable = found.variable or any(v.aggregate in holders for v in live_variables(diff, program, unit))
+
+
+def _staying_frames(diff: Diff, unit: int, frames: Sequence[tuple[int, Use]]) -> Iterator[Use]:
+    """Those of functions that go on as they are.  (One that is gone is not active, or `reliance.py` objects.)"""
+    replaced, here = set(diff.changes.replaced.values()), set(diff.correlation.old_of.values())
+    for section, use in frames:
+        place = Place(unit, section)
+        if place in here and place not in replaced:
+            yield use
 
 
 def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
@@ -107,10 +138,10 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
         if one.use is None:
             continue
         one.roots = tuple(reach.roots(key))
-        if not one.roots:
+        if one.frame is not None:
+            one.obstacle = f"{one.frame.how}{_where(one.frame)}, and that function goes on as it is"
+        elif not one.roots:
             one.obstacle = "typed pointers lead there from no variable"
-        elif one.in_frame is not None:
-            one.obstacle = f"{one.in_frame.how}{_where(one.in_frame)}, where it is not found"
         else:
             one.obstacle = reach.obstacle(key)
     walked = {key for key, one in others.items() if one.is_walked}
@@ -123,9 +154,9 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
 
 
 def _said_of_others(of: _Others) -> Reason:
-    change, use = of.change, of.use
+    change, use = of.change, of.use or of.frame
     if use is None:
-        text = f"{change.text}; no pointer to one and no such variable of a function is declared: variables are all"
+        text = f"{change.text}; no pointer to one is declared, and no function that goes on has one: variables are all"
         return Reason(Code.TYPE_CARRIED.value, INFO, of.title, change.file, change.line, text)
     if of.is_walked:
         text = f"{change.text}; its objects are found by following pointers from: {_listed(of.roots)}"
@@ -138,7 +169,8 @@ def _said_of_others(of: _Others) -> Reason:
         return _reason(Code.TYPE_CHANGED, REFUSED, change, text)
     text = (
         f"{change.text}; {use.how}{_where(use)}, so objects of it may live on the heap or in frames, where they would "
-        f"keep the old layout and be misread ({of.obstacle}; all is well if variables are the only ones)"
+        f"keep the old layout and be misread ({f'{of.obstacle}; ' if of.obstacle else ''}all is well if variables are "
+        f"the only ones)"
     )
     return Reason(Code.TYPE_ELSEWHERE.value, NEEDS, of.title, change.file, change.line, text)
 

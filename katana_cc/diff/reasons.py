@@ -126,11 +126,15 @@ _WHY: Final = {
 }
 _MOVED: Final = "which is made anew elsewhere, so that it would read and write an object that nobody else uses"
 
+_CHANGED: Final = "which is laid out otherwise, so that it would misread those that are made anew"
+
 
 def relies(callee: str, basis: Basis, through: str) -> str:
     """What relying on `callee` means, to follow the name of the caller."""
     if basis is Basis.DATA_MOVED:
         return f"uses {through}, {_MOVED}"
+    if basis is Basis.TYPE_CHANGED:
+        return f"may use objects of {through}, {_CHANGED}"
     return f"calls {callee}{f' (through {through})' if through else ''}, {_WHY[basis]}"
 
 

@@ -108,6 +108,9 @@ class Basis(IntEnum):
     BODY_SEEN = 1  # compiled in one unit: registers it spares, memory it leaves alone, how it takes its arguments
     PROTOTYPE = 2  # its parameters or its result are of another type now
     DATA_MOVED = 3  # it uses a variable that is made anew elsewhere: `callee` is the caller, `through` the variable
+    TYPE_CHANGED = (
+        4  # it may use objects of a type that is laid out otherwise: `callee` is the caller, `through` the type
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.patch.model import Verdict
+from katana_cc.patch.model import Basis, Verdict
 from katana_cc.transform.model import Transformation
 from katana_cc.transform.places import pointers
 from tests.support.project import Project, Result, Variant, project_in
@@ -174,19 +174,52 @@ def test_type_that_no_variable_leads_to_is_refused(plain: Project) -> None:
             "head = make(x); mine = head; return mine->key; ",
             "pointers lead there from mine, of which each thread has one",
         ),
-        (
-            "struct node *head; ",
-            "struct node here = {{ .key = x }}; head = make(x); head->next = &here; return head->next->key; ",
-            "`here` is one in a function",
-        ),
     ],
-    ids=["union", "open-array", "thread-local", "frame"],
+    ids=["union", "open-array", "thread-local"],
 )
 def test_what_types_do_not_tell_of_is_refused(plain: Project, more: str, use: str, why: str) -> None:
     result = nodes(plain, more, use)
     assert ("type-changed", "node") in result.refusals
     assert why in text(result, "type-changed")
     assert walked(result) == {}
+
+
+def test_object_in_the_frame_of_a_function_that_stays_is_refused(plain: Project) -> None:
+    source = (
+        "void *calloc(unsigned long, unsigned long); struct node { long a; %s struct node *next; }; struct node *head; "
+        + NOINLINE
+        + "void fill(struct node *p, int x) { p->b += x; p->c -= x; p->next = head; head = calloc(1, sizeof *p); } "
+        "int serve(int x) { struct node mine; fill(&mine, x); return mine.a; }"
+    )
+    result = change(plain, source % "int b; int c;", source % "int c; int b;")
+    assert ("type-changed", "node") in result.refusals
+    assert "`mine` of serve is one" in text(result, "type-changed")
+
+
+def test_old_code_must_not_go_on_with_new_objects(project: Project) -> None:
+    """It would misread them; whether it looks at any, nobody can see."""
+    use = "struct node *p = make(x); p->next = head; head = p; return p->key; "
+    result = nodes(project, "struct node *head; ", use)
+    known = {(result.patch.replacements[r.caller].name, r.through, r.basis) for r in result.patch.reliances}
+    assert {("serve", "struct node", Basis.TYPE_CHANGED), ("make", "struct node", Basis.TYPE_CHANGED)} <= known
+
+
+def test_main_that_may_use_such_objects_is_refused(plain: Project) -> None:
+    source = (
+        HEAD + "int putchar(int); struct node {{ {} int key; }}; struct node *head; "
+        "int main(void) {{ head = calloc(1, sizeof *head); for (;;) head->key += putchar(head->key); }}"
+    )
+    result = plain.change({"a.c": source.format("")}, {"a.c": source.format("long fresh;")})
+    assert ("active-code-relies-on-old", "main") in result.refusals
+
+
+def test_function_that_is_gone_and_may_use_such_objects_is_refused(plain: Project) -> None:
+    source = HEAD + NODE + "struct node *head; int (*volatile hook)(int); "
+    before = "static int old(int x) {{ return head->key + x; }} int serve(int x) {{ if (!hook) {{ head = calloc(1, "
+    before += "sizeof *head); hook = old; }} return hook(x); }}"
+    after = "int serve(int x) {{ return hook ? hook(x) : head->key; }}"
+    result = change(plain, (source + before).format(""), (source + after).format("long fresh;"))
+    assert ("removed-code-relies-on-old", "old") in result.refusals
 
 
 def test_what_types_do_not_tell_of_is_asked_where_variables_are_of_the_type(plain: Project) -> None:

@@ -194,11 +194,39 @@ def test_typed_pointer_to_what_is_converted_is_refused(plain: Project) -> None:
     assert "data-pointers-changed" in refused(result)
 
 
-def test_local_variable_of_a_changed_type_needs_a_decision(plain: Project) -> None:
+def test_local_variable_of_a_function_that_is_replaced(plain: Project) -> None:
+    """There is none when the patch is applied, if the function must not be active then."""
     source = STRUCT + "int serve(int x) {{ struct stats mine = g; mine.a += x; g = mine; return g.a + {}; }}"
     result = change(plain, source.format("", 0), source.format("int hits;", "g.hits"))
     assert result.refusals == []
+    assert needs(result) == set()
+    assert ("serve", "struct stats") in unallowed(result)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_local_variable_of_a_function_that_stays_needs_a_decision(plain: Project, inline: bool) -> None:
+    """Its code is the same, and its object has the old layout if it is active."""
+    body = "{ struct stats mine; fill(&mine, x); return mine.a; } "
+    more = ("static inline __attribute__((always_inline)) " if inline else NOINLINE) + "int other(int x) " + body
+    use = "int serve(int x) { return other(x + 1); } "
+    fill = NOINLINE + "void fill(struct stats *p, int x) { p->a = x; p->b += x; p->c -= x; g = *p; }"
+    source = "struct stats { long a; %s }; struct stats g = { 3 }; void fill(struct stats *p, int x); "
+    before, after = ((source % fields) + more + use + fill for fields in ("int b; int c;", "int c; int b;"))
+    result = change(plain, before, after)
+    assert result.refusals == []
+    assert result.replaced == ["fill"]
     assert needs(result) == {("type-changed-elsewhere", "struct stats")}
+    (told,) = [r.text for r in result.patch.reasons if r.severity == "needs"]
+    assert f"`mine` of {'serve' if inline else 'other'} is one" in told
+
+
+def unallowed(result: Result) -> set[tuple[str, str]]:
+    """(function, type) of those that must not be active, since they may use objects of the type."""
+    return {
+        (result.patch.replacements[r.caller].name, r.through)
+        for r in result.patch.reliances
+        if r.basis is Basis.TYPE_CHANGED
+    }
 
 
 def test_variable_that_nothing_writes_is_in_no_frame(plain: Project) -> None:
