@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=variable_name,
         default=[],
         metavar="VARIABLE",
-        help="state that no library or plug-in, now or later, uses this variable of the program by its name",
+        help="state that no library or plug-in, now or later, uses this variable of the program by name, or knows the "
+        "layout of this type",
     )
     parser.add_argument(
         "--follow",

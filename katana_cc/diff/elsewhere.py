@@ -73,7 +73,8 @@ def check_types(diff: Diff) -> None:
                     _look_for_others(diff, old_unit, new_unit, change.type, one)
     _find_ways(diff, others)
     note_layouts(diff, {one.title: one.units for one in others.values() if one.use or one.in_frames})
-    diff.changes.reasons += [_said_of_others(one) for one in others.values()]
+    for one in others.values():
+        diff.changes.reasons += _said_of_others(one)
 
 
 @dataclass(slots=True)
@@ -83,6 +84,7 @@ class _Others:
     `use`: that pointers to one exist; `in_frames`: that functions have one in their frames, `frame`: one that may be
     there when the patch is applied.  `units`: the old objects that know its layout; `variable`: whether any is one.
     `roots`: from which variables on types tell of the ways to all of them, `obstacle`: or why they do not.
+    `handed_out`: a function by which other modules get at one.
     """
 
     change: TypeChange
@@ -94,6 +96,7 @@ class _Others:
     variable: bool = False
     roots: tuple[str, ...] = ()
     obstacle: str = ""
+    handed_out: str = ""
 
     @property
     def is_walked(self) -> bool:
@@ -138,6 +141,7 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
         if one.use is None:
             continue
         one.roots = tuple(reach.roots(key))
+        one.handed_out = reach.handed_out(key)
         if one.frame is not None:
             one.obstacle = f"{one.frame.how}{_where(one.frame)}, and that function goes on as it is"
         elif not one.roots:
@@ -153,26 +157,38 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
     diff.changes.walked = reach.walked(walked)
 
 
-def _said_of_others(of: _Others) -> Reason:
+def _said_of_others(of: _Others) -> Iterator[Reason]:
     change, use = of.change, of.use or of.frame
+
+    def said(code: Code, severity: str, text: str) -> Reason:
+        return Reason(code.value, severity, of.title, change.file, change.line, f"{change.text}; {text}")
+
     if use is None:
-        text = f"{change.text}; no pointer to one is declared, and no function that goes on has one: variables are all"
-        return Reason(Code.TYPE_CARRIED.value, INFO, of.title, change.file, change.line, text)
+        text = "no pointer to one is declared, and no function that goes on has one: variables are all"
+        yield said(Code.TYPE_CARRIED, INFO, text)
+        return
     if of.is_walked:
-        text = f"{change.text}; its objects are found by following pointers from: {_listed(of.roots)}"
-        return Reason(Code.TYPE_WALKED.value, INFO, of.title, change.file, change.line, text)
-    if not of.variable:
+        yield said(Code.TYPE_WALKED, INFO, f"its objects are found by following pointers from: {_listed(of.roots)}")
+    elif of.variable:
+        text = (
+            f"{use.how}{_where(use)}, so objects of it may live on the heap or in frames, where they would keep the "
+            f"old layout and be misread ({f'{of.obstacle}; ' if of.obstacle else ''}all is well if variables are the "
+            f"only ones)"
+        )
+        yield said(Code.TYPE_ELSEWHERE, NEEDS, text)
+    else:
         text = (
             f"{change.text}; {use.how}{_where(use)}, and no variable is one: live objects elsewhere have the old "
             f"layout ({of.obstacle})"
         )
-        return _reason(Code.TYPE_CHANGED, REFUSED, change, text)
-    text = (
-        f"{change.text}; {use.how}{_where(use)}, so objects of it may live on the heap or in frames, where they would "
-        f"keep the old layout and be misread ({f'{of.obstacle}; ' if of.obstacle else ''}all is well if variables are "
-        f"the only ones)"
-    )
-    return Reason(Code.TYPE_ELSEWHERE.value, NEEDS, of.title, change.file, change.line, text)
+        yield _reason(Code.TYPE_CHANGED, REFUSED, change, text)
+        return
+    if of.handed_out:
+        text = (
+            f"other modules get at its objects by {of.handed_out}, and one that knows the layout would misread those "
+            "that are made anew (all is well if none does)"
+        )
+        yield said(Code.TYPE_EXPORTED, NEEDS, text)
 
 
 def _where(use: Use) -> str:

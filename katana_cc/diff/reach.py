@@ -26,13 +26,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from katana_cc.diff.program import Place
+from katana_cc.diff.view import Kind
 from katana_cc.dwarf.dies import DebugInfo
 from katana_cc.dwarf.forms import Encoding
+from katana_cc.dwarf.functions import functions
 from katana_cc.dwarf.graph import TypeGraph
-from katana_cc.dwarf.pointees import Pointee, pointees
+from katana_cc.dwarf.pointees import Pointee, pointees, signature
 from katana_cc.dwarf.types import TypeLayout, layouts
 from katana_cc.dwarf.uses import holders_of
-from katana_cc.dwarf.variables import Variable, variables
+from katana_cc.dwarf.variables import CHANGED, Variable, variables
 from katana_cc.transform.between import between_types
 from katana_cc.transform.model import POINTER_SIZE, Pointer, Repeat, Transformation
 
@@ -79,6 +81,21 @@ class Reach:
         """Why types do not tell of every way to the objects of a type, as a clause; "" if they do."""
         return next(self._obstacles(key), "")
 
+    def handed_out(self, key: str) -> str:
+        """The name of a function that other modules may call and that takes or gives what leads to an object of a type;
+        "" if there is none."""
+        exported = self._diff.old.tables.by_name
+        targets = self._targets(key)
+        leading = self._graph.leading_to(targets)
+        for _, info in self._units:
+            for f in functions(info):
+                known = exported.get(f.linkage_name or f.name)
+                if known is not None and known.defined:
+                    for form, aggregate in signature(info, f):
+                        if form.pointee in leading or self._graph.held(aggregate) & leading or aggregate in targets:
+                            return f.name
+        return ""
+
     def passes(self, key: str) -> frozenset[str]:
         """The keys of the types, laid out otherwise themselves, that the ways to the objects of one lead through."""
         known = (self._graph.pointees[text].aggregate for text in self._ways(key))
@@ -116,8 +133,16 @@ class Reach:
             (unit, v)
             for unit, info in self._units
             for v in variables(info)
-            if (v.place is not None or v.pieces) and not (v.constant or v.declaration)
+            if not v.declaration and (self._is_live(unit, v) if v.place is not None else v.pieces or _is_odd(v))
         ]
+
+    def _is_live(self, unit: int, v: Variable) -> bool:
+        """Whether a variable is in the output, and can be written to."""
+        assert v.place is not None
+        place, old = Place(unit, v.place.section), self._diff.old
+        if v.constant and self._diff.view(old, unit).kinds.get(place.section) is not Kind.DATA:
+            return False
+        return v.thread_local or not v.is_stored or old.address(place) is not None or place in old.unplaced
 
     def _leads(self, v: Variable) -> frozenset[str]:
         own = frozenset([v.form.pointee]) if v.form.encoding is Encoding.POINTER else frozenset()
@@ -144,11 +169,12 @@ class Reach:
             if not leading & self._leads(v):
                 continue
             if v.thread_local:
-                yield f"pointers lead there from {v.qualified}, of which each thread has one"
+                yield f"pointers lead there from {v.qualified}, and each thread has one of its own"
             elif v.place is None:
-                yield f"pointers lead there from {v.qualified}, which the compiler took apart"
+                why = "how the compiler keeps it is not known" if _is_odd(v) else "the compiler took it apart"
+                yield f"pointers lead there from {v.qualified}, and {why}"
             elif self._diff.old.address(Place(unit, v.place.section)) is None:
-                yield f"pointers lead there from {v.qualified}, whose place is not known"
+                yield f"pointers lead there from {v.qualified}, and its place is not known"
         for text in sorted(self._ways(key)):
             made = self._of_text(text)
             if isinstance(made, str):
@@ -234,6 +260,11 @@ class Reach:
             if key in known:
                 yield known, known
                 return
+
+
+def _is_odd(v: Variable) -> bool:
+    """Whether a variable is stored in a way that is not understood."""
+    return v.place is None and v.why.startswith(CHANGED)
 
 
 def _pointer(text: str, to: str) -> Transformation:

@@ -48,6 +48,7 @@ class Code(StrEnum):
     TYPE_ELSEWHERE = "type-changed-elsewhere"
     POINTER_OPAQUE = "pointer-opaque"
     DATA_EXPORTED = "data-exported"
+    TYPE_EXPORTED = "type-exported"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"

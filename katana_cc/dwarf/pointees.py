@@ -6,11 +6,13 @@ know what lies there: an aggregate, pointers again, an array of either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.dies import DebugInfo
-from katana_cc.dwarf.forms import Encoding, forms
+from katana_cc.dwarf.forms import Encoding, Form, forms
+from katana_cc.dwarf.functions import Function
 from katana_cc.dwarf.naming import POINTERS, naming
 from katana_cc.dwarf.texts import texts
 
@@ -39,6 +41,17 @@ def pointees(info: DebugInfo) -> Mapping[str, Pointee]:
     if not isinstance(found, dict):
         found = info.memo["pointees"] = _pointees(info)
     return found
+
+
+def signature(info: DebugInfo, function: Function) -> Iterator[tuple[Form, str]]:
+    """(form, key of the aggregate that it holds by value) of what a function gives, and of each parameter."""
+    names, types, shapes = naming(info), texts(info), forms(info)
+    die = info.die(function.die)
+    for each in (die, *(c for c in info.children(die) if c.tag == d.DW_TAG_formal_parameter)):
+        holder = next((link for link in names.chain(each) if d.DW_AT_type in link.attributes), None)
+        target = names.target(holder) if holder is not None else None
+        if target is not None:
+            yield shapes.form(target), types.facts(target)[2]
 
 
 def _pointees(info: DebugInfo) -> dict[str, Pointee]:

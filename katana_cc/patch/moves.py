@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from katana_cc.diff.engine import Diff
 from katana_cc.diff.program import Place
+from katana_cc.diff.view import Kind
 from katana_cc.dwarf.dies import DebugInfo
 from katana_cc.dwarf.graph import fields_in, with_elements
 from katana_cc.dwarf.types import layouts
@@ -60,7 +61,9 @@ def staying(diff: Diff) -> Iterator[DataTransform]:
             continue  # what is not known of its pointers is not followed
         for v in known:
             place = Place(unit, v.place.section) if v.place is not None else None
-            if place is None or place in olds or v.thread_local or v.constant or v.declaration:
+            if place is None or place in olds or v.thread_local or v.declaration:
+                continue
+            if v.constant and diff.view(diff.old, unit).kinds.get(place.section) is not Kind.DATA:
                 continue
             address = diff.old.address(place)
             if address is None or v.place is None:

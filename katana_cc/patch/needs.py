@@ -43,6 +43,7 @@ GRANTED_BY: Final[dict[str, Option]] = {
     Code.TYPE_ELSEWHERE: Option.ONLY_STATIC,
     Code.POINTER_OPAQUE: Option.FOLLOW,
     Code.DATA_EXPORTED: Option.NOT_IMPORTED,
+    Code.TYPE_EXPORTED: Option.NOT_IMPORTED,
 }
 
 

@@ -172,7 +172,7 @@ def test_type_that_no_variable_leads_to_is_refused(plain: Project) -> None:
         (
             "_Thread_local struct node *mine; struct node *head; ",
             "head = make(x); mine = head; return mine->key; ",
-            "pointers lead there from mine, of which each thread has one",
+            "pointers lead there from mine, and each thread has one of its own",
         ),
     ],
     ids=["union", "open-array", "thread-local"],
@@ -269,6 +269,40 @@ def test_object_that_was_not_made_again(tmp_path: Path) -> None:
     changed = files["a.c"].replace('#include "n.h"', files["n.h"].replace("{ int key", "{ long fresh; int key"))
     result = project.change(files, {"a.c": changed})
     assert "b.o was not made again, and lays node out as before" in text(result, "type-changed")
+
+
+@pytest.mark.parametrize(
+    "give", ["struct node *first(void) {{ return head; }}", "int count(struct node *n) {{ return n != 0; }}"]
+)
+def test_type_that_other_modules_get_at_needs_a_decision(tmp_path: Path, give: str) -> None:
+    """One that knows the layout is not patched with the library."""
+    source = HEAD + NODE + "static struct node *head; " + give + " static " + MAKE
+    source += "int serve(int x) {{ struct node *p = make(x); p->next = head; head = p; return p->key; }}"
+    before, after = (source.format(field, number) for field, number in (("", 0), ("long fresh;", 1)))
+    result = change(Project(tmp_path, Variant("gcc", "-O2", "shared")), before, after)
+    assert result.refusals == []
+    name = "first" if "first" in give else "count"
+    assert f"other modules get at its objects by {name}, " in text(result, "type-exported")
+    assert ("type-exported", "struct node") in needs(result)
+
+
+def test_variable_of_a_section_that_was_left_out_is_no_obstacle(plain: Project) -> None:
+    use = "struct node *p = make(x); p->next = head; head = p; return p->key; "
+    source = HEAD + NODE + "struct node *head, *spare; int unused(void) {{ return spare->key; }} " + MAKE
+    source += "int serve(int x) {{ " + use + " }}"
+    before, after = (source.format(field, number) for field, number in (("", 0), ("long fresh;", 1)))
+    result = change(plain, before, after, link_flags=["-Wl,--gc-sections"])
+    assert result.refusals == []
+    assert text(result, "type-walked").endswith("from: head")
+
+
+def test_variable_without_a_section_of_its_own_is_an_obstacle(plain: Project) -> None:
+    use = "struct node *p = make(x); p->next = head; head = p; return p->key; "
+    source = HEAD + NODE + "struct node *head; " + MAKE + "int serve(int x) {{ " + use + " }}"
+    before, after = (source.format(field, number) for field, number in (("", 0), ("long fresh;", 1)))
+    result = change(plain, before, after, compile_flags=["-fcommon"])
+    assert ("type-changed", "node") in result.refusals
+    assert "head, and its place is not known" in text(result, "type-changed")
 
 
 CPP = [Variant("gcc", "-O2", "pie"), Variant("clang", "-O2", "pie")]
