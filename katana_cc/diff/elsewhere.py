@@ -134,7 +134,7 @@ def _staying_frames(diff: Diff, unit: int, frames: Sequence[tuple[int, Use]]) ->
 
 def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
     """Note from where all objects of each type are found, and what the patch is to know for that."""
-    if all(one.use is None for one in others.values()):
+    if all(one.use is None for one in others.values()) and not diff.changes.moved:
         return
     reach = Reach(diff, others)
     for key, one in others.items():

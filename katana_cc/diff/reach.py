@@ -20,8 +20,8 @@ pointers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from katana_cc.dwarf.types import TypeLayout, layouts
 from katana_cc.dwarf.uses import holders_of
 from katana_cc.dwarf.variables import CHANGED, Variable, variables
 from katana_cc.transform.between import between_types
-from katana_cc.transform.model import POINTER_SIZE, Pointer, Repeat, Transformation
+from katana_cc.transform.model import POINTER_SIZE, Copy, Pointer, Repeat, Step, Transformation
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
@@ -48,12 +48,15 @@ class Walked:
 
     `types`: by text, how objects of each type on the ways there are made anew, or an identity; `begins`: which other
     one of these an object of it begins with.  `pointed`: the texts of what may lie in such an object or on the way to
-    one: whatever variable points to one of these, is followed.
+    one: whatever variable points to one of these, is followed.  `others`: the types of all that typed pointers lead to
+    besides, with their pointers and no more: what is of one of these is no object of a changed type, and what its
+    pointers lead to moves with them.
     """
 
     types: Mapping[str, Transformation] = field(default_factory=dict)
     begins: Mapping[str, str] = field(default_factory=dict)
     pointed: frozenset[str] = frozenset()
+    others: Mapping[str, Transformation] = field(default_factory=dict)
 
 
 class Reach:
@@ -111,7 +114,22 @@ class Reach:
             found |= {t.name: t for t in made if isinstance(t, Transformation)}
             pointed |= {*ways, *self._graph.fields(key)}
         begins = {text: next((x for x in self._graph.beginning(text) if x in found), "") for text in found}
-        return Walked(dict(sorted(found.items())), begins, frozenset(pointed))
+        others = {text: t for text, t in self._others() if text not in found}
+        pointed |= others.keys()
+        return Walked(dict(sorted(found.items())), begins, frozenset(pointed), dict(sorted(others.items())))
+
+    def _others(self) -> Iterator[tuple[str, Transformation]]:
+        """What typed pointers lead to from variables, as far as it stays as it is."""
+        waiting = {text for _, v in self._variables if not v.thread_local for text in self._leads(v)}
+        seen: set[str] = set()
+        while waiting:
+            text = waiting.pop()
+            seen.add(text)
+            made = self._of_text(text) if text in self._graph.pointees else ""
+            if isinstance(made, Transformation):
+                waiting |= self._graph.next(text) - seen
+                if made.is_identity and made.old_size:
+                    yield text, _pointers_only(made)
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 
@@ -223,8 +241,10 @@ class Reach:
         known = self._graph.pointees[text]
         if known.to:
             element: Transformation | str = _pointer(text, known.to)
-        else:
+        elif known.aggregate:
             element = self._transformation(known.aggregate)
+        else:
+            element = Transformation(text, known.size, known.size, (Copy(0, 0, known.size),))
         return element if isinstance(element, str) else _array(text, known, element)
 
     def _transformation(self, key: str) -> Transformation | str:
@@ -269,6 +289,19 @@ def _is_odd(v: Variable) -> bool:
 
 def _pointer(text: str, to: str) -> Transformation:
     return Transformation(text, POINTER_SIZE, POINTER_SIZE, (Pointer(0, 0, to),))
+
+
+def _pointers_only(t: Transformation) -> Transformation:
+    """An identity without what holds no pointer."""
+    return replace(t, steps=tuple(_pointer_steps(t.steps)) or (Copy(0, 0, t.old_size),))
+
+
+def _pointer_steps(steps: Iterable[Step]) -> Iterator[Step]:
+    for step in steps:
+        if isinstance(step, Pointer):
+            yield step
+        elif isinstance(step, Repeat) and (inner := tuple(_pointer_steps(step.steps))):
+            yield replace(step, steps=inner)
 
 
 def _array(text: str, known: Pointee, element: Transformation) -> Transformation:

@@ -22,13 +22,14 @@ class Pointee(NamedTuple):
 
     `bounds` are those of an array, outermost first, () for what is none; None is an open one.  Of its elements,
     `aggregate` is the key in `katana_cc.dwarf.types.layouts`, "" when they are none, and `to` the text of what they
-    point to, "" when they are no pointers.
+    point to, "" when they are no pointers; `size` is that of one in bytes.
     """
 
     text: str
     bounds: tuple[int | None, ...]
     aggregate: str
     to: str
+    size: int
 
 
 def pointees(info: DebugInfo) -> Mapping[str, Pointee]:
@@ -61,6 +62,6 @@ def _pointees(info: DebugInfo) -> dict[str, Pointee]:
         target = names.target(die)
         text, _size, aggregate = types.facts(target)
         form = shapes.form(target)
-        if text not in result and form.encoding in (Encoding.AGGREGATE, Encoding.POINTER):
-            result[text] = Pointee(text, form.bounds, aggregate, form.pointee)
+        if text not in result and (form.element_size or form.encoding is Encoding.AGGREGATE):
+            result[text] = Pointee(text, form.bounds, aggregate, form.pointee, form.element_size)
     return result

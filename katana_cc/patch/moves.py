@@ -44,6 +44,7 @@ def types(diff: Diff) -> Iterator[DataTransform]:
     """The types whose objects are found by following typed pointers, those on the way among them."""
     walked = diff.changes.walked
     yield from (DataTransform(t, begins=walked.begins[text]) for text, t in walked.types.items())
+    yield from (DataTransform(t) for t in walked.others.values())
 
 
 def staying(diff: Diff) -> Iterator[DataTransform]:

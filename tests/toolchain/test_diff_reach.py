@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from katana_cc.patch.model import Basis, Verdict
-from katana_cc.transform.model import Transformation
-from katana_cc.transform.places import pointers
+from katana_cc.transform.model import Copy, Pointer, Transformation
+from katana_cc.transform.places import leading, pointers
 from tests.support.project import Project, Result, Variant, project_in
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 from tests.toolchain.test_diff_relayout import VARIANTS, moved, needs, refused, staying
@@ -22,9 +22,16 @@ MAKE = (
 )
 
 
-def walked(result: Result) -> dict[str, Transformation]:
-    """The types that are followed, by the text that pointers to them have."""
+def named(result: Result) -> dict[str, Transformation]:
+    """All types in the patch, by the text that pointers to them have."""
     return {d.transformation.name: d.transformation for d in result.patch.transforms if d.is_type}
+
+
+def walked(result: Result) -> dict[str, Transformation]:
+    """Those of them that are made anew, or lead there."""
+    types = named(result)
+    begins = {d.transformation.name: d.begins for d in result.patch.transforms if d.is_type}
+    return {name: types[name] for name in leading(types, begins)}
 
 
 def text(result: Result, code: str) -> str:
@@ -62,7 +69,7 @@ def test_way_through_tables_of_pointers_and_nested_structs(project: Project) -> 
     )
     result = nodes(project, more, use)
     assert result.refusals == []
-    assert staying(result) == {"the"}
+    assert staying(result) == {"the", "unrelated"}
     found = walked(result)
     assert set(found) == {"struct node", "struct node *", "struct server"}
     assert [(p.old, p.pointee) for p in pointers(found["struct server"])] == [
@@ -71,6 +78,11 @@ def test_way_through_tables_of_pointers_and_nested_structs(project: Project) -> 
     ]
     assert found["struct server"].is_identity
     assert found["struct node *"].is_identity
+    # What leads elsewhere is named with its pointers alone.
+    others = {name: t for name, t in named(result).items() if name not in found}
+    assert others == {
+        "struct other": Transformation("struct other", 16, 16, (Pointer(8, 8, "struct other", "next", "next"),))
+    }
 
 
 def test_array_of_pointers_behind_a_pointer(project: Project) -> None:
@@ -126,7 +138,9 @@ def test_what_a_type_begins_with_is_named(project: Project) -> None:
     )
     result = change(project, source.format("", 0), source.format("long fresh;", 1))
     assert result.refusals == []
-    assert {d.transformation.name: d.begins for d in result.patch.transforms if d.is_type} == {
+    assert {
+        d.transformation.name: d.begins for d in result.patch.transforms if d.transformation.name in walked(result)
+    } == {
         "struct link *": "",
         "struct link": "struct link *",
         "struct node": "struct link",
@@ -138,11 +152,27 @@ def test_what_a_type_begins_with_is_named(project: Project) -> None:
 
 def test_pointer_into_a_field_makes_a_root(project: Project) -> None:
     """It leads to no object, and into one: it has to follow."""
-    more = "struct node *head; int *keys; struct {{ long *n; }} unrelated; "
+    more = "struct node *head; int *keys; struct {{ void *n; }} unrelated; "
     use = "head = make(x); keys = &head->key; return *keys + (unrelated.n != 0); "
     result = nodes(project, more, use)
     assert staying(result) == {"head", "keys"}
     assert text(result, "type-walked").endswith("from: head")
+
+
+def test_heap_objects_with_pointers_to_a_variable_that_moves_are_named(project: Project) -> None:
+    """They have to follow, wherever they are."""
+    source = (
+        "void *calloc(unsigned long, unsigned long); struct view {{ int n; long *at; struct view *next; }}; "
+        "struct view *views; char *name; long v[{}] = {{ 1, 2 }}; int serve(int x) {{ struct view *p = "
+        "calloc(1, sizeof *p); p->at = &v[1]; p->next = views; views = p; return *p->at + x + sizeof v + !name; }}"
+    )
+    result = change(project, source.format(4), source.format(9))
+    assert result.refusals == []
+    assert {"views", "name"} <= staying(result)
+    found = named(result)
+    assert [(p.old, p.pointee) for p in pointers(found["struct view"])] == [(8, "long"), (16, "struct view")]
+    assert found["char"] == Transformation("char", 1, 1, (Copy(0, 0, 1),))
+    assert walked(result) == {}
 
 
 # -- what keeps objects from being found -------------------------------------------------------------------------------
@@ -228,6 +258,7 @@ def test_what_types_do_not_tell_of_is_asked_where_variables_are_of_the_type(plai
     assert result.refusals == []
     assert needs(result) == {("type-changed-elsewhere", "struct node")}
     assert walked(result) == {}
+    assert "struct node" not in named(result)
 
 
 def test_name_of_two_types_is_refused(tmp_path: Path) -> None:
