@@ -8,8 +8,8 @@ A heap is a row of chunks, one straight behind the other:
 
 A chunk is free when the next one's bit 0 says so, or when it is in one of two kinds of lists whose chunks look used:
 the fast bins of its arena, and the caches of threads (`tcache_perthread_struct`, itself a block of 0x280 bytes in the
-heap: 64 counts of 2 bytes, 64 lists).  Since glibc 2.32 the links of both are XORed with their own address >> 12; which
-it is shows in the links themselves.
+heap: 64 counts of 2 bytes, 64 lists).  Links of the former lead to chunks, of the latter to blocks.  Since glibc 2.32
+both are XORed with their own address >> 12; which it is shows in the links themselves.
 
 The main arena is a variable of the C library without a symbol.  It is found by its bins: an empty one (a list of two
 words) leads to itself, 16 bytes before, and of 127 bins many always are.
@@ -220,8 +220,8 @@ class _Lists:
     is_block: Callable[[int], int]
     shift: int
 
-    def follow(self, head: int, usable: int) -> list[int]:
-        """The blocks of a list, all of which have `usable` bytes."""
+    def follow(self, head: int, usable: int, behind: int = 0) -> list[int]:
+        """The blocks of a list, all of which have `usable` bytes and lie `behind` where its links lead."""
         found: list[int] = []
         at = head
         while at:
@@ -230,7 +230,8 @@ class _Lists:
             if len(found) == _LONGEST:
                 raise DamagedError(f"the list of free blocks of {usable} bytes has no end")
             found.append(at)
-            at = self.word(at) ^ at >> self.shift
+            to = self.word(at) ^ at >> self.shift
+            at = to + behind if to else 0
         return found
 
     def of_bins(self, arenas: Iterable[Sequence[int]]) -> set[int]:
@@ -239,7 +240,7 @@ class _Lists:
         for heads in arenas:
             for n, head in enumerate(heads):
                 if head:
-                    found.update(self.follow(head + HEADER, 16 * n + 24))
+                    found.update(self.follow(head + HEADER, 16 * n + 24, HEADER))
         return found
 
     def of_caches(self, caches: Sequence[int]) -> set[int]:

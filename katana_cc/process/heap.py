@@ -46,9 +46,10 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """glibc's malloc in one process.  `malloc`, `free`: addresses of the functions, 0 where nothing tells (a static
-    program)."""
+    """glibc's malloc in one process, in `module`.  `arena` is 0 where nothing was allocated yet; `malloc`, `free` are
+    addresses of the functions, 0 where nothing tells (a static program)."""
 
+    module: Module
     arena: int
     malloc: int
     free: int
@@ -60,9 +61,11 @@ def find_allocator(target: Target, linker: Linker) -> Allocator:
     Raises:
         RefusedError: it is not glibc's.
     """
-    addresses = [linker.first(name) or 0 for name in ("malloc", "free")]
-    owner = next((m for m in target.modules if addresses[0] and m.holds(addresses[0])), target.program_module())
+    malloc, free, version = (linker.first(name) or 0 for name in ("malloc", "free", "gnu_get_libc_version"))
+    owner = next((m for m in target.modules if malloc and m.holds(malloc)), target.program_module())
     arena = None if owner is None else _arena_in(target.memory, owner)
+    if owner is not None and arena is None and version and owner.holds(version):
+        arena = 0  # glibc's malloc makes its arena when it is first called
     if owner is None or arena is None:
         path = owner.path if owner is not None else "the program"
         raise RefusedError(
@@ -70,7 +73,7 @@ def find_allocator(target: Target, linker: Linker) -> Allocator:
             where=target.where,
             remedy=_RESTART,
         )
-    return Allocator(arena, *addresses)
+    return Allocator(owner, arena, malloc, free)
 
 
 def _arena_in(memory: ProcessMemory, module: Module) -> int | None:
@@ -231,10 +234,11 @@ def look(target: Target, allocator: Allocator, regions: MemoryMap, bulk: BulkRea
         TargetError: the process is gone.
     """
     memory = target.memory
-    arenas = _arenas(memory, allocator.arena)
+    main = allocator.arena or _arena_in(memory, allocator.module)
+    arenas = _arenas(memory, main) if main is not None else []
     rows: list[_Row] = []
     for arena in arenas:
-        if arena.address == allocator.arena:
+        if arena.address == main:
             if not arena.is_contiguous:
                 raise RefusedError(
                     "the heap of the process is in pieces (brk did not give it memory), which are not known",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from katana_cc.errors import RefusedError
+from katana_cc.process.allocation import Blocks
 from katana_cc.process.heap import Heap, find_allocator, look
 from katana_cc.process.imports import Linker
 from katana_cc.process.memory import BulkReader
@@ -151,3 +153,41 @@ int main(void) { puts("ready"); fflush(stdout); return getchar(); }
         _looking(server),
     ):
         pass
+
+
+@pytest.mark.parametrize("threads", ["one thread", "four threads"])
+def test_blocks_are_had_and_given_back_through_the_targets_own_malloc(tmp_path: Path, threads: str) -> None:
+    """More than one batch of them; the process goes on as if nothing had been."""
+    with serving(_build(tmp_path), *(["x"] if threads == "four threads" else [])) as server:
+        server.tell("m 100")
+        assert server.ask("?").endswith(" 104")
+        assert server.line() == "end"
+        with Target(server.pid) as target:
+            allocator = find_allocator(target, Linker.of(target.memory, target.modules))
+            before = list(target.regions.regions)
+            blocks = Blocks(target, allocator, 5)
+            got = blocks.allocate(72, 20_000)
+            assert len(set(got)) == 20_000
+            with _looking(server) as heap:
+                assert {heap.block_at(a) for a in got} == {(a, 72, True) for a in got}
+            blocks.release(got)
+            with _looking(server) as heap:
+                in_use = set(heap.in_use(72))
+                assert not in_use & set(got)
+            assert [r.path for r in before if r.path] == [r.path for r in target.read_map().regions if r.path]
+        server.tell("m 100")
+        assert server.ask("?").endswith(" 104")
+
+
+def test_memory_that_is_not_there_is_refused_and_given_back(tmp_path: Path) -> None:
+    with serving(_build(tmp_path)) as server, Target(server.pid) as target:
+        allocator = find_allocator(target, Linker.of(target.memory, target.modules))
+        with _looking(server) as heap:
+            before = sum(1 for b in heap.blocks() if b.in_use)
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (1 << 27, 1 << 27))
+        with pytest.raises(RefusedError, match="no memory for 50 more blocks"):
+            Blocks(target, allocator, 5).allocate(10_000_000, 50)
+        with _looking(server) as heap:
+            assert sum(1 for b in heap.blocks() if b.in_use) == before
+        server.tell("m 100")
+        assert server.ask("?").endswith(" 104")

@@ -75,8 +75,8 @@ def test_the_first_chunk_is_the_cache_wherever_it_is(before: int) -> None:
 
 @pytest.mark.parametrize("is_safe", [True, False], ids=["safe linking", "plain"])
 def test_caches_and_fast_bins_hold_what_looks_used(is_safe: bool) -> None:
-    made = Made((CACHE_CHUNK, 32, 32, 32, 64, CACHE_CHUNK, 4096))
-    cache, a, b, c, d, other, _ = made.blocks
+    made = Made((CACHE_CHUNK, 32, 32, 32, 64, CACHE_CHUNK, 64, 4096))
+    cache, a, b, c, d, other, e, _ = made.blocks
 
     def link(at: int, to: int) -> None:
         made.put(at, to ^ (at >> 12 if is_safe else 0))
@@ -85,9 +85,10 @@ def test_caches_and_fast_bins_hold_what_looks_used(is_safe: bool) -> None:
     link(a, b)
     link(b, 0)
     made.put(other + 200, 0xDEAD)  # a block of the same size, which is no cache
-    link(d, 0)
+    link(d, e - 16)  # a chunk, not a block
+    link(e, 0)
     fast = (0, 0, d - 16, 0, 0, 0, 0, 0, 0, 0)
-    assert cached(made.word, (cache, other), (fast,), made.size_of) == {a, b, d}
+    assert cached(made.word, (cache, other), (fast,), made.size_of) == {a, b, d, e}
     assert c not in cached(made.word, (cache,), (fast,), made.size_of)
 
 
