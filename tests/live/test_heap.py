@@ -181,6 +181,9 @@ def test_blocks_are_had_and_given_back_through_the_targets_own_malloc(tmp_path: 
 
 def test_memory_that_is_not_there_is_refused_and_given_back(tmp_path: Path) -> None:
     with serving(_build(tmp_path)) as server, Target(server.pid) as target:
+        server.tell("m 100")
+        assert server.ask("?").endswith(" 104")
+        assert server.line() == "end"
         allocator = find_allocator(target, Linker.of(target.memory, target.modules))
         with _looking(server) as heap:
             before = sum(1 for b in heap.blocks() if b.in_use)
