@@ -16,32 +16,26 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
-from katana_cc.errors import RefusedError, TargetError
+from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import chunks
 from katana_cc.process.chunks import CACHE_CHUNK, HEADER, HEAP_INFO, HEAP_SIZE, WORD, Arena, DamagedError
 from katana_cc.process.imports import Linker
 from katana_cc.process.maps import MemoryMap, Region
 from katana_cc.process.memory import BulkReader, ProcessMemory
 from katana_cc.process.modules import Module
+from katana_cc.process.reachable import Block
 from katana_cc.process.target import Target
 
 _PAGE: Final = 4096
 _MAX_ARENAS: Final = 4096
 _FAR: Final = 1 << 20  # to look for a chunk that was moved up for its alignment
 _RESTART: Final = "restart the process with the new build"
-
-
-class Block(NamedTuple):
-    """A block of malloc: what it returned, how many bytes of it may be used, and whether it is given out."""
-
-    start: int
-    size: int
-    in_use: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,40 +95,48 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A row and what was read of it: [start, end) of it is chunks, `limit` ends the memory."""
+    """A row and what was read of it: chunks from `first` to `top`; `limit` ends the memory."""
 
     start: int
     limit: int
+    first: int
+    top: int
     data: bytes
     words: memoryview
     blocks: list[int]
     usable: list[int]
-    top: int
 
 
 class Heap:
     """The heap as of one moment.  Made by `look`."""
 
     def __init__(
-        self,
-        memory: ProcessMemory,
-        regions: MemoryMap,
-        rows: Sequence[_Read],
-        free: set[int],
-        *,
-        is_locked: bool,
+        self, memory: ProcessMemory, regions: MemoryMap, rows: Sequence[_Read], free: set[int], arena: int
     ) -> None:
         self._memory = memory
         self._regions = regions
         self._rows = sorted(rows, key=lambda r: r.start)
         self._starts = [r.start for r in self._rows]
         self._free = free
-        self.is_locked = is_locked
+        self._arena = arena
+        self._pieces: dict[int, tuple[int, memoryview]] = {}
 
     @property
-    def ranges(self) -> tuple[tuple[int, int], ...]:
-        """The (start, end) of each row."""
-        return tuple((r.start, r.limit) for r in self._rows)
+    def holes(self) -> list[tuple[int, int]]:
+        """The (start, end) of what `searchable` gives, and of the words in which malloc itself keeps addresses."""
+        own = [(self._arena, self._arena + chunks.ARENA_SIZE)] if self._arena else []
+        return own + [(r.start, r.limit) for r in self._rows]
+
+    @cached_property
+    def used(self) -> dict[int, int]:
+        """Start and usable size of each block given out; not those with a mapping of their own."""
+        free = self._free
+        return {
+            start: size
+            for row in self._rows
+            for start, size in zip(row.blocks, row.usable, strict=True)
+            if start not in free
+        }
 
     def read(self, address: int, size: int) -> bytes:
         """As `Reader`: from the moment of the look where it is the heap's, else from the process."""
@@ -144,7 +146,26 @@ class Heap:
             return row.data[at : at + size]
         return self._memory.read(address, size)
 
-    def block_at(self, address: int) -> Block | None:
+    def piece(self, address: int) -> tuple[int, memoryview]:
+        """(where it begins, its bytes) of a piece of memory that an address lies in.
+
+        Raises:
+            LookupError: nothing there can be read.
+        """
+        row = self._row(address)
+        if row is not None:
+            return row.start, memoryview(row.data)
+        block = self._mapped(address)
+        start, size = (block.start, block.size) if block is not None else (address & -_PAGE, _PAGE)
+        found = self._pieces.get(start)
+        if found is None:
+            try:
+                found = self._pieces[start] = start, memoryview(self._memory.read(start, size))
+            except TargetError:
+                raise LookupError(f"nothing can be read at {address:#x}") from None
+        return found
+
+    def at(self, address: int) -> Block | None:
         """The block that an address lies in; None when it is in none: in a chunk's header, or not on the heap."""
         row = self._row(address)
         if row is None:
@@ -156,19 +177,22 @@ class Heap:
         rest = row.top + HEADER
         return Block(rest, row.limit - rest, False) if address >= rest else None
 
-    def in_use(self, usable: int) -> Iterator[int]:
-        """The blocks given out that have exactly so many bytes; not those with a mapping of their own."""
-        free = self._free
-        for row in self._rows:
+    def searchable(self, skipped: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
+        """(address, bytes) of each row, in which what can hold no live pointer, and the ranges `skipped` (address,
+        size), are zeros: free blocks, and what malloc keeps itself."""
+        copies = [bytearray(r.data) for r in self._rows]
+        for row, copy in zip(self._rows, copies, strict=True):
+            copy[: row.first - row.start] = bytes(row.first - row.start)
+            copy[row.top - row.start :] = bytes(row.limit - row.top)
             for start, size in zip(row.blocks, row.usable, strict=True):
-                if size == usable and start not in free:
-                    yield start
-
-    def blocks(self) -> Iterator[Block]:
-        """All blocks, given out or free; not those with a mapping of their own."""
-        for row in self._rows:
-            for start, size in zip(row.blocks, row.usable, strict=True):
-                yield Block(start, size, start not in self._free)
+                if start in self._free:
+                    copy[start - row.start : start - row.start + size] = bytes(size)
+        for address, size in skipped:
+            i = bisect_right(self._starts, address) - 1
+            if i >= 0 and address < self._rows[i].limit:
+                at = address - self._starts[i]
+                copies[i][at : at + size] = bytes(size)
+        return iter([(r.start, copy) for r, copy in zip(self._rows, copies, strict=True)])
 
     def _row(self, address: int) -> _Read | None:
         i = bisect_right(self._starts, address) - 1
@@ -222,13 +246,17 @@ class Heap:
         return at if struct.unpack_from("<QQ", data, at) == (at, size - at | chunks.IS_MAPPED) else 0
 
 
-def look(target: Target, allocator: Allocator, regions: MemoryMap, bulk: BulkReader) -> Heap:
+def look(
+    target: Target, allocator: Allocator, regions: MemoryMap, bulk: BulkReader, *, is_stopped: bool = False
+) -> Heap:
     """Read the heap as it is now.
 
     Args:
         bulk: a reader whose buffer holds the whole heap; it grows as is needed.
+        is_stopped: every thread is.
 
     Raises:
+        BusyError: a thread that is stopped is inside malloc.
         DamagedError: what is there contradicts itself: it changed meanwhile, or is damaged.
         RefusedError: the program manages the memory of the heap in a way of its own.
         TargetError: the process is gone.
@@ -236,6 +264,8 @@ def look(target: Target, allocator: Allocator, regions: MemoryMap, bulk: BulkRea
     memory = target.memory
     main = allocator.arena or _arena_in(memory, allocator.module)
     arenas = _arenas(memory, main) if main is not None else []
+    if is_stopped and any(a.is_locked for a in arenas):
+        raise BusyError("a thread is inside the memory allocator", where=target.where, remedy="wait longer (--wait)")
     rows: list[_Row] = []
     for arena in arenas:
         if arena.address == main:
@@ -263,8 +293,8 @@ def look(target: Target, allocator: Allocator, regions: MemoryMap, bulk: BulkRea
         found = chunks.chunks_of(words, row.start, first, row.end)
         free.update(found.blocks[i] for i in found.free)
         end = row.end if row.end is not None else row.start + row.size
-        read.append(_Read(row.start, row.start + row.size, data, words, found.blocks, found.usable, end))
-    heap = Heap(memory, regions, read, free, is_locked=any(a.is_locked for a in arenas))
+        read.append(_Read(row.start, row.start + row.size, first, end, data, words, found.blocks, found.usable))
+    heap = Heap(memory, regions, read, free, main or 0)
     free |= _cached(heap, read, arenas)
     return heap
 
