@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="state that all objects of this type are variables: none is on the heap or in a frame",
     )
     parser.add_argument(
+        "--only-reached",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="state that no object of this type is on the heap but those that pointers by their types lead to",
+    )
+    parser.add_argument(
         "--not-imported",
         action="append",
         type=variable_name,
@@ -86,6 +93,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
     granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
     granted += [Grant(Option.ONLY_STATIC, name) for name in arguments.only_static]
+    granted += [Grant(Option.ONLY_REACHED, name) for name in arguments.only_reached]
     granted += [Grant(Option.NOT_IMPORTED, name) for name in arguments.not_imported]
     granted += [Grant(Option.FOLLOW, name) for name in arguments.follow]
     refuse_unless_ready(po, granted)

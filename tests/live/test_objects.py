@@ -1,0 +1,284 @@
+"""Objects on the heap of which the type changes: found from the variables on, and made anew while the process runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.live.programs import HEAD
+from tests.live.server import Server, katana, mappings, serving
+from tests.support.project import Project, Result, Variant
+
+SOURCE = (
+    HEAD
+    + r"""
+struct node { /*FIRST*/int key; struct node *next; /*LAST*/};
+struct tree { int key; /*PADDING*/struct tree *child[2]; };
+struct item { int a; /*INSIDE*/int b, c, d; };
+struct holder { char name[8]; struct node **buckets; struct item *items; struct holder *other; };
+struct node *head, **tail = &head;
+struct tree *root;
+struct holder *holder;
+struct item *third;
+int *to_key;
+void *opaque;
+int (*spare)[3];
+/* Lists: `a 5` appends five nodes; every third is in the table, too. */
+NOINLINE void append(int n) {
+  if (!holder) {
+    holder = calloc(1, sizeof *holder);
+    holder->buckets = calloc(64, sizeof *holder->buckets);
+    holder->other = holder;
+  }
+  for (int i = 0; i < n; i++) {
+    struct node *p = malloc(sizeof *p);
+    memset(p, 0, sizeof *p);
+    p->key = i;
+    *tail = p; tail = &p->next;
+    if (i % 3 == 0) holder->buckets[i % 64] = p;
+  }
+  seen++;
+}
+NOINLINE void sum(int x) {
+  long count = 0, keys = 0, fresh = 0, in_table = 0;
+  for (struct node *p = head; p; p = p->next) {
+    count++; keys += p->key; fresh += /*FRESH*/0;
+    if (!p->next && tail != &p->next) count = -1;
+  }
+  for (int i = 0; holder && i < 64; i++) {
+    if (!holder->buckets[i]) continue;
+    int is_there = 0;
+    for (struct node *p = head; p; p = p->next) is_there += p == holder->buckets[i];
+    in_table += is_there;
+  }
+  const char *key = to_key ? *to_key == 1 ? " key" : " lost" : "";
+  printf("%ld nodes, %ld, %ld in the table, fresh %ld%s\n", count, keys, in_table, fresh + x, key);
+}
+NOINLINE void freshen(int x) { for (struct node *p = head; p; p = p->next) { seen += x; /*FRESHEN*/ } }
+NOINLINE void shorten(int n) {
+  while (n-- && head) {
+    struct node *p = head;
+    head = p->next;
+    for (int i = 0; i < 64; i++) if (holder->buckets[i] == p) holder->buckets[i] = 0;
+    free(p);
+  }
+  if (!head) tail = &head;
+}
+NOINLINE void plant(int n) {
+  for (int i = 0; i < n; i++) {
+    struct tree **at = &root;
+    int key = i * 7919 % 1009;
+    while (*at) at = &(*at)->child[key > (*at)->key];
+    *at = calloc(1, sizeof **at); (*at)->key = key;
+  }
+  seen++;
+}
+static long walk_tree(struct tree *t, int depth) {
+  if (!t) return 0;
+  return t->key * (depth % 5 + 1L) /*GROWN*/ + walk_tree(t->child[0], depth + 1) + walk_tree(t->child[1], depth + 1);
+}
+NOINLINE void tree_sum(int x) { printf("%ld\n", walk_tree(root, 0) + x); }
+NOINLINE void fill(int n) {
+  holder->items = calloc(n, sizeof *holder->items);
+  for (int i = 0; i < n; i++) holder->items[i] = (struct item){.a = i, .b = 2 * i, .c = 3 * i, .d = 4 * i};
+  third = &holder->items[2];
+}
+NOINLINE void items(int n) {
+  long all = 0;
+  for (int i = 0; i < n; i++) all += holder->items[i].a + holder->items[i].b * 10 + holder->items[i].d * 1000;
+  printf("%ld %d\n", all, third->c);
+}
+NOINLINE void ring(int x) { struct node *p = head; while (p->next) p = p->next; p->next = x ? head : 0; seen++; }
+NOINLINE void turn(int n) { struct node *p = head; while (n--) p = p->next; printf("%d\n", p->key); }
+NOINLINE void point(int x) { to_key = x ? &head->next->key : 0; }
+NOINLINE void hide(int x) { opaque = x ? (void *)head->next : 0; seen++; }
+NOINLINE void dangle(int x) { if (x) free(head->next); seen++; }
+NOINLINE void lonely(int x) { spare = x ? malloc(sizeof(struct node)) : 0; seen++; }
+int main(void) {
+  static void (*const commands[128])(int) = {
+    ['a'] = append, ['s'] = sum, ['f'] = freshen, ['d'] = shorten, ['t'] = plant, ['T'] = tree_sum, ['i'] = fill,
+    ['I'] = items, ['r'] = ring, ['R'] = turn, ['p'] = point, ['h'] = hide, ['!'] = dangle, ['l'] = lonely,
+  };
+  say("ready");
+  char line[200];
+  while (fgets(line, sizeof line, stdin)) {
+    commands[line[0] & 127](atoi(line + 1));
+    volatile char wash[8192]; for (unsigned i = 0; i < sizeof wash; i++) wash[i] = 0;
+    puts(".");
+    fflush(stdout);
+  }
+  return 0;
+}
+"""
+)
+CHANGES = (
+    ("/*FIRST*/", "long stamp; "),
+    ("/*LAST*/", "long more[2]; "),
+    ("/*PADDING*/", "short height; "),
+    ("/*INSIDE*/", "long wide; "),
+    ("fresh += /*FRESH*/0", "fresh += p->stamp"),
+    ("/*FRESHEN*/", "p->stamp += x;"),
+    ("/*GROWN*/", "+ 0 * t->height"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Two:
+    """The old program and the patch."""
+
+    program: Path
+    patch: Path
+    result: Result
+
+
+def _two(folder: Path, changes: tuple[tuple[str, str], ...] = CHANGES, source: str = SOURCE) -> Two:
+    project = Project(folder, Variant("gcc", "-O2", "pie"))
+    old = project.build({"a.c": source})
+    for mark, text in changes:
+        source = source.replace(mark, text)
+    result = project.diff(old, project.build({"a.c": source}))
+    old.path.chmod(0o755)
+    patch = project.folder / "patch.kpo"
+    patch.write_bytes(result.data)
+    return Two(old.path, patch, result)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """Built once."""
+    return _two(tmp_path_factory.mktemp("objects"))
+
+
+@pytest.fixture
+def server(two: Two) -> Iterator[Server]:
+    """The old program, running."""
+    with serving(two.program) as running:
+        yield running
+
+
+def ask(server: Server, command: str) -> str:
+    """A command and its answer, if it has one."""
+    server.tell(command)
+    lines = []
+    while (line := server.line()) != ".":
+        lines.append(line)
+    return " ".join(lines)
+
+
+def applied(two: Two, server: Server, *options: str) -> None:
+    done = katana("apply", two.patch, "--pid", server.pid, *options)
+    assert done.returncode == 0, done.stderr
+
+
+def refused(two: Two, server: Server, *options: str) -> str:
+    """Why it is not applied; the program goes on as it was."""
+    before = ask(server, "s")
+    done = katana("apply", two.patch, "--pid", server.pid, "--wait", "0.3", *options)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    assert ask(server, "s") == before
+    assert not mappings(server.pid)
+    return done.stderr
+
+
+def reverted(server: Server, *options: str) -> str:
+    done = katana("revert", "--pid", server.pid, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+SEEN = ("s", "T", "I 50")
+
+
+def test_lists_trees_tables_and_arrays_are_made_anew_and_come_back(two: Two, server: Server) -> None:
+    """More than once, so that blocks that were freed are used again."""
+    for command in ("a 100", "t 200", "i 50"):
+        ask(server, command)
+    for turn in range(3):
+        before = [ask(server, command) for command in SEEN]
+        applied(two, server)
+        assert [ask(server, command) for command in SEEN] == before
+        ask(server, "f 3")
+        assert f"fresh {300 + 30 * turn}" in ask(server, "s")
+        ask(server, "f -3")
+        ask(server, "a 10")
+        assert ask(server, "s").startswith(f"{110 + 10 * turn} nodes")
+        ask(server, "t 3")
+        before = [ask(server, command) for command in SEEN]
+        reverted(server)
+        assert [ask(server, command) for command in SEEN] == before
+    ask(server, "d 1000")
+    assert ask(server, "s").startswith("0 nodes")
+
+
+def test_program_without_objects_yet_is_patched(two: Two, server: Server) -> None:
+    applied(two, server)
+    ask(server, "a 5")
+    ask(server, "f 2")
+    assert "5 nodes, 10, 2 in the table, fresh 10" in ask(server, "s")
+
+
+def test_cycle_is_walked_once(two: Two, server: Server) -> None:
+    ask(server, "a 7")
+    ask(server, "r 1")
+    applied(two, server)
+    assert ask(server, "R 15") == "1"
+
+
+def test_pointer_into_an_object_follows_its_field(two: Two, server: Server) -> None:
+    ask(server, "a 4")
+    ask(server, "p 1")
+    assert ask(server, "s").endswith(" key")
+    applied(two, server)
+    assert ask(server, "s").endswith(" key")
+    reverted(server)
+    assert ask(server, "s").endswith(" key")
+
+
+def test_revert_refuses_to_lose_what_only_the_new_build_has(two: Two, server: Server) -> None:
+    ask(server, "a 4")
+    applied(two, server)
+    ask(server, "f 5")
+    done = katana("revert", "--pid", server.pid)
+    assert done.returncode == 3
+    assert "`stamp` is 5, and there is no such field" in done.stderr
+    assert "--discard 'struct node'" in done.stderr
+    assert "fresh 20" in ask(server, "s")
+    reverted(server, "--discard", "struct node")
+    assert "4 nodes" in ask(server, "s")
+
+
+def test_word_that_nothing_explains_is_refused_and_followed_by_name(two: Two, server: Server) -> None:
+    ask(server, "a 4")
+    ask(server, "h 1")
+    error = refused(two, server)
+    assert ": struct node" in error
+    assert "--follow 'struct node'" in error
+    applied(two, server, "--follow", "struct node")
+    assert "4 nodes" in ask(server, "s")
+
+
+def test_pointer_to_freed_memory_is_named(two: Two, server: Server) -> None:
+    ask(server, "a 4")
+    with_freed = ask(server, "! 1")
+    assert with_freed == ""
+    done = katana("apply", two.patch, "--pid", server.pid, "--wait", "0.3")
+    assert done.returncode == 3
+    assert "head->next (0x" in done.stderr
+    assert "leads to memory that is free" in done.stderr
+    assert not mappings(server.pid)
+
+
+def test_block_that_nothing_leads_to_is_refused_and_left_alone_by_name(two: Two, server: Server) -> None:
+    ask(server, "a 4")
+    ask(server, "l 1")
+    error = refused(two, server)
+    assert "struct node (16 bytes): 1 at 0x" in error
+    assert "--only-reached 'struct node'" in error
+    # Any of the types whose objects have blocks of that size.
+    applied(two, server, *(word for name in ("node", "item", "tree") for word in ("--only-reached", f"struct {name}")))
+    assert "4 nodes" in ask(server, "s")
+    reverted(server)
+    assert "4 nodes" in ask(server, "s")
