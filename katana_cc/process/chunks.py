@@ -56,7 +56,6 @@ HEAP_INFO: Final = struct.Struct("<QQQ")  # arena, heap before, size
 _CACHE_BINS: Final = 64
 CACHE_CHUNK: Final = 0x290
 _CACHE_LISTS: Final = 2 * _CACHE_BINS
-_LONGEST: Final = 1 << 16  # entries of one list: counts have 16 bits
 
 
 class DamagedError(Exception):
@@ -162,9 +161,9 @@ def chunks_of(words: Sequence[int], base: int, start: int, end: int | None) -> C
     return Chunks(blocks, usable, free)
 
 
-def first_chunk(words: Sequence[int], base: int, top: int) -> int:
-    """Where the chunks of the main heap begin: at its start, or behind what else lies there (the thread-local variables
-    of a static program).  The first is the cache of the first thread.
+def main_chunks(words: Sequence[int], base: int, top: int) -> tuple[int, Chunks]:
+    """The chunks of the main heap, and where they begin: at its start, or behind what else lies there (the thread-local
+    variables of a static program).  The first is the cache of the first thread.
 
     Raises:
         DamagedError: no chunk from which the row leads to `top`.
@@ -174,11 +173,9 @@ def first_chunk(words: Sequence[int], base: int, top: int) -> int:
         if words[i + 1] != CACHE_CHUNK | IN_USE_BEFORE:
             continue
         try:
-            chunks_of(words, base, base + 8 * i, top)
+            return base + 8 * i, chunks_of(words, base, base + 8 * i, top)
         except DamagedError as error:
             wrong = wrong or error
-        else:
-            return base + 8 * i
     raise wrong or DamagedError("it does not begin with the cache of a thread")
 
 
@@ -186,7 +183,7 @@ Word = Callable[[int], int]  # address -> the 64-bit word there; raises DamagedE
 
 
 def cached(
-    word: Word, caches: Iterable[int], fast: Iterable[Sequence[int]], is_block: Callable[[int], int]
+    word: Word, caches: Iterable[int], fast: Iterable[Sequence[int]], is_block: Callable[[int], int], most: int
 ) -> set[int]:
     """The blocks that are free though they look used.
 
@@ -194,6 +191,7 @@ def cached(
         caches: blocks that may be caches of threads; those that are not hold anything.
         fast: for each arena, the heads of its fast bins.
         is_block: usable bytes of the block at an address; 0 when there is none.
+        most: how many blocks there are.
 
     Raises:
         DamagedError: a list leads to what is no block of its size.
@@ -202,7 +200,7 @@ def cached(
     results: list[set[int]] = []
     wrong: DamagedError | None = None
     for shift in (12, 64):  # with and without safe linking
-        lists = _Lists(word, is_block, shift)
+        lists = _Lists(word, is_block, shift, most)
         try:
             results.append(lists.of_bins(heads) | lists.of_caches(caches))
         except DamagedError as error:
@@ -219,6 +217,7 @@ class _Lists:
     word: Word
     is_block: Callable[[int], int]
     shift: int
+    most: int
 
     def follow(self, head: int, usable: int, behind: int = 0) -> list[int]:
         """The blocks of a list, all of which have `usable` bytes and lie `behind` where its links lead."""
@@ -227,7 +226,7 @@ class _Lists:
         while at:
             if self.is_block(at) != usable:
                 raise DamagedError(f"the list of free blocks of {usable} bytes leads to {at:#x}, which is none")
-            if len(found) == _LONGEST:
+            if len(found) == self.most:
                 raise DamagedError(f"the list of free blocks of {usable} bytes has no end")
             found.append(at)
             to = self.word(at) ^ at >> self.shift

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 from katana_cc.dwarf.forms import Encoding
@@ -40,6 +41,7 @@ from katana_cc.transform.model import Copy, Dropped, Integer, Repeat, Step, Tran
 from katana_cc.transform.places import pointer_at, pointers, word_at
 
 _BETWEEN: Final = 32  # bytes between two writes that are put together: less than a block and its head take
+_ADDRESS: Final = itemgetter(0)  # of a Found
 _NAMED: Final = 3  # objects of one type of which what they drop is told
 
 
@@ -78,7 +80,7 @@ class Imagined:
 def place(reached: Reached, spare: Supply) -> Placement:
     """Decide for each object of a type that is transformed where it goes."""
     sizes = [None if t.is_identity else t.new_size for t in reached.types]
-    objects = sorted(f for f in reached.objects if sizes[f.type] is not None)
+    objects = sorted((f for f in reached.objects if sizes[f.type] is not None), key=_ADDRESS)
     news: list[int] = []
     used: list[int] = []
     wanted: Counter[int] = Counter()
@@ -170,7 +172,7 @@ def convert(
     for f in placement.objects:
         starts.setdefault(kinds[f.type].name, {})[f.address] = moved[f.address]
     members: list[list[Found]] = [[] for _ in kinds]
-    for f in sorted(reached.objects):
+    for f in sorted(reached.objects, key=_ADDRESS):
         members[f.type].append(f)
     groups: list[Group] = []
     writes: list[tuple[int, bytes]] = []
@@ -184,7 +186,7 @@ def convert(
             continue
         t = kind.transformation
         news = [moved.get(f.address, f.address) for f in objects]
-        old = b"".join([reader.read(f.address, f.elements * t.old_size) for f in objects])
+        old = reader.join((f.address, f.elements * t.old_size) for f in objects)
         count = len(old) // t.old_size
         made = old if kind.stays else apply_all(t, count, old, bytes(count * t.new_size))
         new, rest = bytearray(made), bytearray(old)
@@ -209,6 +211,17 @@ class _Reader:
         self._memory = memory
         self._start = self._end = 0
         self._view = memoryview(b"")
+
+    def join(self, ranges: Iterable[tuple[int, int]]) -> bytes:
+        parts = []
+        start = end = 0
+        view = self._view
+        for address, size in ranges:
+            if not start <= address or address + size > end:
+                start, view = self._memory.piece(address)
+                end = start + len(view)
+            parts.append(view[address - start : address - start + size])
+        return b"".join(parts)
 
     def read(self, address: int, size: int) -> memoryview:
         if not self._start <= address or address + size > self._end:
@@ -277,11 +290,13 @@ def _writes(
     kind: Kind, objects: Sequence[Found], news: Sequence[int], old: bytes, new: bytearray
 ) -> Iterator[tuple[int, bytes]]:
     size, at = kind.transformation.new_size, 0
+    single = chunk_size(size)
     for f, address in zip(objects, news, strict=True):
         end = at + f.elements * size
         if address != f.address:
             # What malloc adds may have room for one more, which must not be what the block held before.
-            yield address, bytes(new[at:end]).ljust(chunk_size(end - at), b"\0")
+            room = single if f.elements == 1 else chunk_size(end - at)
+            yield address, bytes(new[at:end]).ljust(room, b"\0")
         elif not kind.stays or new[at:end] != old[at:end]:
             yield address, bytes(new[at:end])
         at = end

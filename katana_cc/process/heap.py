@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
@@ -111,7 +112,7 @@ class Heap:
     """The heap as of one moment.  Made by `look`."""
 
     def __init__(
-        self, memory: ProcessMemory, regions: MemoryMap, rows: Sequence[_Read], free: set[int], arena: int
+        self, memory: ProcessMemory, regions: MemoryMap, rows: Sequence[_Read], free: dict[int, int], arena: int
     ) -> None:
         self._memory = memory
         self._regions = regions
@@ -184,10 +185,7 @@ class Heap:
         for row, copy in zip(self._rows, copies, strict=True):
             copy[: row.first - row.start] = bytes(row.first - row.start)
             copy[row.top - row.start :] = bytes(row.limit - row.top)
-            for start, size in zip(row.blocks, row.usable, strict=True):
-                if start in self._free:
-                    copy[start - row.start : start - row.start + size] = bytes(size)
-        for address, size in skipped:
+        for address, size in chain(self._free.items(), skipped):
             i = bisect_right(self._starts, address) - 1
             if i >= 0 and address < self._rows[i].limit:
                 at = address - self._starts[i]
@@ -283,23 +281,25 @@ def look(
     except OSError as error:
         raise TargetError(f"the process cannot be read: {error.strerror}", where=target.where) from None
     read: list[_Read] = []
-    free: set[int] = set()
+    free: dict[int, int] = {}
     at = 0
     for row in rows:
         data = everything[at : at + row.size] if len(rows) > 1 else everything
         at += row.size
         words = memoryview(data).cast("Q")
-        first = chunks.first_chunk(words, row.start, row.end or 0) if row.first is None else row.first
-        found = chunks.chunks_of(words, row.start, first, row.end)
-        free.update(found.blocks[i] for i in found.free)
+        if row.first is None:
+            first, found = chunks.main_chunks(words, row.start, row.end or 0)
+        else:
+            first, found = row.first, chunks.chunks_of(words, row.start, row.first, row.end)
+        free.update((found.blocks[i], found.usable[i]) for i in found.free)
         end = row.end if row.end is not None else row.start + row.size
         read.append(_Read(row.start, row.start + row.size, first, end, data, words, found.blocks, found.usable))
     heap = Heap(memory, regions, read, free, main or 0)
-    free |= _cached(heap, read, arenas)
+    _add_cached(free, heap, read, arenas)
     return heap
 
 
-def _cached(heap: Heap, rows: Sequence[_Read], arenas: Sequence[Arena]) -> set[int]:
+def _add_cached(free: dict[int, int], heap: Heap, rows: Sequence[_Read], arenas: Sequence[Arena]) -> None:
     def word(address: int) -> int:
         row = heap._row(address)
         if row is None or address + WORD > row.limit or address % WORD:
@@ -315,7 +315,9 @@ def _cached(heap: Heap, rows: Sequence[_Read], arenas: Sequence[Arena]) -> set[i
 
     # A block that is free by its own marks is no cache.
     caches = [b for row in rows for b, size in zip(row.blocks, row.usable, strict=True) if size == CACHE_CHUNK - WORD]
-    return chunks.cached(word, [b for b in caches if b not in heap._free], [a.fast for a in arenas], size_of)
+    most = sum(len(row.blocks) for row in rows)
+    found = chunks.cached(word, [b for b in caches if b not in free], [a.fast for a in arenas], size_of, most)
+    free.update((start, size_of(start)) for start in found)
 
 
 def _arenas(memory: ProcessMemory, main: int) -> list[Arena]:

@@ -105,13 +105,12 @@ def _needles(ranges: Sequence[tuple[int, int]]) -> tuple[int, list[bytes]]:
     """(how many of the high bytes, what they may be), as fine as keeps the number of searches small."""
     for width, few in _WIDTHS:
         shift = 8 * (WORD - width)
-        blocks: set[int] = set()
-        for start, end in ranges:
+        blocks = {start >> shift for start, _ in ranges}
+        for start, end in ranges if len(blocks) <= few else ():
             first, last = start >> shift, end - 1 >> shift
-            blocks.update(range(first, min(last, first + few) + 1))
-            if len(blocks) > few:
-                break
-        else:
+            if last != first:
+                blocks.update(range(first, min(last, first + few) + 1))
+        if len(blocks) <= few:
             return width, [struct.pack("<Q", block)[:width] for block in sorted(blocks)]
     raise AssertionError("unreachable")
 

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from katana_cc.process import chunks
-from katana_cc.process.chunks import CACHE_CHUNK, DamagedError, cached, chunks_of, find_main_arena, first_chunk
+from katana_cc.process.chunks import CACHE_CHUNK, DamagedError, cached, chunks_of, find_main_arena, main_chunks
 
 BASE = 0x5581_0000_0000
 ARENA = 0x7F00_0000_1C60
@@ -66,11 +66,11 @@ def test_a_row_without_an_end_ends_at_its_fence() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 0x720])
-def test_the_first_chunk_is_the_cache_wherever_it_is(before: int) -> None:
+def test_the_main_chunks_is_the_cache_wherever_it_is(before: int) -> None:
     """A static program has its thread-local variables before it."""
     made = Made((CACHE_CHUNK, 32, 0x290, 4096), before=before)
     made.put(BASE, 0x1234) if before else None
-    assert first_chunk(made.words, BASE, made.top) == BASE + before
+    assert main_chunks(made.words, BASE, made.top)[0] == BASE + before
 
 
 @pytest.mark.parametrize("is_safe", [True, False], ids=["safe linking", "plain"])
@@ -88,8 +88,8 @@ def test_caches_and_fast_bins_hold_what_looks_used(is_safe: bool) -> None:
     link(d, e - 16)  # a chunk, not a block
     link(e, 0)
     fast = (0, 0, d - 16, 0, 0, 0, 0, 0, 0, 0)
-    assert cached(made.word, (cache, other), (fast,), made.size_of) == {a, b, d, e}
-    assert c not in cached(made.word, (cache,), (fast,), made.size_of)
+    assert cached(made.word, (cache, other), (fast,), made.size_of, 9) == {a, b, d, e}
+    assert c not in cached(made.word, (cache,), (fast,), made.size_of, 9)
 
 
 def test_a_list_that_leads_astray_is_damage() -> None:
@@ -99,9 +99,12 @@ def test_a_list_that_leads_astray_is_damage() -> None:
     made.put(a, b ^ (a >> 12))
     made.put(b, b >> 12)
     with pytest.raises(DamagedError, match="24 bytes leads to"):
-        cached(made.word, (cache,), (), made.size_of)
+        cached(made.word, (cache,), (), made.size_of, 9)
     with pytest.raises(DamagedError):
-        cached(made.word, (), ((a,),), made.size_of)
+        cached(made.word, (), ((a,),), made.size_of, 9)
+    made.put(a, a ^ (a >> 12))
+    with pytest.raises(DamagedError, match="has no end"):
+        cached(made.word, (cache,), (), made.size_of, 9)
 
 
 def arena(used: tuple[int, ...] = ()) -> bytes:
