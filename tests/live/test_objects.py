@@ -282,3 +282,94 @@ def test_block_that_nothing_leads_to_is_refused_and_left_alone_by_name(two: Two,
     assert "4 nodes" in ask(server, "s")
     reverted(server)
     assert "4 nodes" in ask(server, "s")
+
+
+CHURN = (
+    HEAD
+    + r"""
+struct conn { /*FRESH*/long number, check; struct conn *next; };
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+struct conn *conns[4];
+static volatile int stop, wrong;
+static volatile long turns;
+NOINLINE struct conn *made(long number) {
+  struct conn *c = malloc(sizeof *c);
+  memset(c, 0, sizeof *c);
+  c->number = number; c->check = ~number; /*STAMP*/
+  return c;
+}
+NOINLINE void push(int which, long number) {
+  struct conn *c = made(number);
+  pthread_mutex_lock(&lock);
+  c->next = conns[which]; conns[which] = c;
+  pthread_mutex_unlock(&lock);
+}
+NOINLINE void pop(int which) {
+  pthread_mutex_lock(&lock);
+  struct conn *c = conns[which];
+  if (c) conns[which] = c->next;
+  pthread_mutex_unlock(&lock);
+  if (!c) return;
+  if (c->check != ~c->number /*WRONG*/) wrong++;
+  free(c);
+}
+static void *churn(void *mine) {
+  unsigned seed = (long)mine;
+  while (!stop) {
+    for (int i = 0; i < 40; i++) { push(seed % 4, i); seed = seed * 1103515245 + 12345; }
+    for (int i = 0; i < 40; i++) { pop(seed % 4); seed = seed * 1103515245 + 12345; }
+    turns++;
+    volatile char wash[4096]; for (unsigned i = 0; i < sizeof wash; i++) wash[i] = 0;
+    usleep(2000);
+  }
+  return 0;
+}
+NOINLINE void check(void) {
+  long count = 0;
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < 4; i++)
+    for (struct conn *c = conns[i]; c; c = c->next) { count++; if (c->check != ~c->number /*WRONG*/) wrong++; }
+  pthread_mutex_unlock(&lock);
+  printf("%d wrong, %s, size %zu\n", wrong, count < 4000 ? "bounded" : "lost", sizeof(struct conn));
+}
+int main(void) {
+  pthread_t threads[3];
+  for (long i = 0; i < 3; i++) pthread_create(&threads[i], 0, churn, (void *)(i + 1));
+  say("ready");
+  char line[200];
+  while (fgets(line, sizeof line, stdin)) {
+    if (line[0] == 't') printf("%ld\n", turns);
+    else check();
+    fflush(stdout);
+  }
+  stop = 1;
+  for (int i = 0; i < 3; i++) pthread_join(threads[i], 0);
+  return wrong;
+}
+"""
+)
+CHURNED = (
+    ("/*FRESH*/", "long stamp[3]; "),
+    ("/*STAMP*/", "c->stamp[1] = number * 3;"),
+    ("/*WRONG*/", "|| (c->stamp[1] && c->stamp[1] != c->number * 3)"),
+)
+
+
+def test_threads_that_allocate_and_free_all_the_time(tmp_path: Path) -> None:
+    """Each stop finds another heap; what is on its way from malloc into a list, or out of it, is waited for."""
+    two = _two(tmp_path, CHURNED, CHURN)
+    with serving(two.program) as server:
+        assert server.ask("c") == "0 wrong, bounded, size 24"
+        for _ in range(2):
+            words = ("--wait", "60")
+            done = katana("apply", two.patch, "--pid", server.pid, *words)
+            assert done.returncode == 0, done.stderr
+            assert server.ask("c") == "0 wrong, bounded, size 48"
+            before = int(server.ask("t"))
+            while int(server.ask("t")) < before + 50:
+                pass
+            assert server.ask("c") == "0 wrong, bounded, size 48"
+            done = katana("revert", "--pid", server.pid, "--discard", "struct conn", "--wait", "60")
+            assert done.returncode == 0, done.stderr
+            assert server.ask("c") == "0 wrong, bounded, size 24"
+        assert server.finish() == ["status 0"]
