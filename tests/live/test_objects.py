@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.errors import TargetError
+from katana_cc.patch.files import read_patch
+from katana_cc.process.apply import apply_patch
+from katana_cc.process.heap import find_allocator, look
+from katana_cc.process.imports import Linker
+from katana_cc.process.ledger import STATE_OFFSET, encode_state
+from katana_cc.process.memory import BulkReader, ProcessMemory
+from katana_cc.process.phases import Phase
+from katana_cc.process.target import Target
 from tests.live.programs import HEAD
-from tests.live.server import Server, katana, mappings, serving
+from tests.live.server import Server, katana, katana_json, mappings, serving
 from tests.support.project import Project, Result, Variant
 
 SOURCE = (
@@ -213,11 +222,112 @@ def test_lists_trees_tables_and_arrays_are_made_anew_and_come_back(two: Two, ser
     assert ask(server, "s").startswith("0 nodes")
 
 
+def test_array_with_a_mapping_of_its_own_is_made_anew(two: Two, server: Server) -> None:
+    ask(server, "a 1")
+    ask(server, "i 20000")
+    before = ask(server, "I 20000")
+    for _ in range(2):
+        applied(two, server)
+        assert ask(server, "I 20000") == before
+        reverted(server)
+        assert ask(server, "I 20000") == before
+
+
 def test_program_without_objects_yet_is_patched(two: Two, server: Server) -> None:
     applied(two, server)
     ask(server, "a 5")
     ask(server, "f 2")
     assert "5 nodes, 10, 2 in the table, fresh 10" in ask(server, "s")
+
+
+def test_dry_run_tells_every_type_and_touches_nothing(two: Two, server: Server) -> None:
+    ask(server, "a 70")
+    ask(server, "t 9")
+    before = ask(server, "s")
+    done = katana("apply", two.patch, "--pid", server.pid, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert (
+        "70 objects of struct node would be made anew, 16 bytes -> 40 bytes: 70 in new blocks; found from head" in lines
+    )
+    assert "9 objects of struct tree would be made anew, 24 bytes -> 24 bytes: 9 in place; found from root" in lines
+    assert any(line.startswith("head -> 0x") for line in lines)
+    assert any(line.startswith(("head->next (x ", "head->next -> 0x")) for line in lines)
+    assert "comes      stamp = 0" in lines
+    assert "and 67 blocks more" in lines
+    assert not mappings(server.pid)
+    assert ask(server, "s") == before
+
+
+def test_what_was_made_anew_is_told(two: Two, server: Server) -> None:
+    ask(server, "a 70")
+    ask(server, "i 9")
+    done = katana("apply", two.patch, "--pid", server.pid)
+    assert "70 objects of struct node made anew, 16 bytes -> 40 bytes: 70 in new blocks; found from head" in done.stdout
+    assert "9 objects of struct item made anew, 16 bytes -> 32 bytes: 9 in new blocks; found from holder" in done.stdout
+    assert "katana status" not in done.stdout
+    (process,) = katana_json("revert", "--pid", server.pid)["processes"]
+    assert {entry["type"]: (entry["count"], entry["not_freed"]) for entry in process["objects"]} == {
+        "struct node": (70, 0),
+        "struct item": (9, 0),
+    }
+
+
+def test_blocks_are_given_back_to_the_program(two: Two, server: Server) -> None:
+    """A bug: each patch leaks the old objects, or a block that was had in advance."""
+    ask(server, "a 500")
+    counts = []
+    for _ in range(3):
+        applied(two, server)
+        reverted(server)
+        with Target(server.pid) as target:
+            allocator = find_allocator(target, Linker.of(target.memory, target.modules))
+            counts.append(len(look(target, allocator, target.read_map(), BulkReader(target.memory, 1 << 20)).used))
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_katana_killed_while_it_made_objects_anew(two: Two, server: Server) -> None:
+    """Some code would use old objects and some new ones: nothing more is done there."""
+    ask(server, "a 5")
+    applied(two, server)
+    with Target(server.pid) as target:
+        (mapping,) = target.patches
+        assert mapping.ledger is not None
+        target.memory.write(mapping.base + STATE_OFFSET, encode_state(Phase.COMMITTING))
+        jump = next(e for e in mapping.ledger.edits if e.is_jump)
+        target.memory.write(jump.address, jump.expected)
+    for words in (("apply", two.patch), ("revert",)):
+        done = katana(*words, "--pid", server.pid)
+        assert done.returncode == 3
+        assert "was killed while it moved struct " in done.stderr
+
+
+def test_failed_write_puts_everything_back(two: Two, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each write of the stop in turn."""
+    ask(server, "a 9")
+    ask(server, "t 9")
+    ask(server, "i 9")
+    before = [ask(server, command) for command in ("s", "T", "I 9")]
+    po = read_patch(str(two.patch))[1]
+    real, countdown = ProcessMemory.write, [0]
+
+    def fail(self: ProcessMemory, address: int, data: bytes, stopped_thread: int | None = None) -> None:
+        if stopped_thread is not None and data != encode_state(Phase.MAPPED):
+            countdown[0] -= 1
+            if not countdown[0]:
+                raise TargetError("cannot be written")
+        real(self, address, data, stopped_thread)
+
+    monkeypatch.setattr(ProcessMemory, "write", fail)
+    failed = 0
+    for n in (2, 3, 4, 7, 12):
+        countdown[0] = n
+        with pytest.raises(TargetError, match="cannot be written"):
+            apply_patch(po, "ab" * 16, [server.pid])
+        failed += 1
+        countdown[0] = 0
+        assert [ask(server, command) for command in ("s", "T", "I 9")] == before
+    assert failed == 5
 
 
 def test_cycle_is_walked_once(two: Two, server: Server) -> None:
