@@ -24,6 +24,7 @@ class Option(StrEnum):
     FOLLOW = "--follow"
     ONLY_STATIC = "--only-static"
     NOT_IMPORTED = "--not-imported"
+    ONLY_REACHED = "--only-reached"
 
 
 class Grant(NamedTuple):

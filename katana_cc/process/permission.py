@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from katana_cc.diff.reasons import REFUSED, relies
 from katana_cc.errors import RefusedError
 from katana_cc.patch.model import PatchObject, Reason, Verdict
-from katana_cc.patch.needs import Grant, Option, needs_of, unmet
+from katana_cc.patch.needs import Grant, needs_of, unmet
 from katana_cc.process import x86_64 as cpu
 
 
@@ -35,16 +35,6 @@ def refuse_unless_ready(po: PatchObject, granted: Collection[Grant] = ()) -> Non
         raise RefusedError("the patch needs a decision, and does not say which", where=po.identity.output)
     if po.identity.machine != cpu.MACHINE:
         raise RefusedError(f"the patch is for ELF machine {po.identity.machine}, not x86-64", where=po.identity.output)
-    spared = {g.value for g in granted if g.option is Option.ONLY_STATIC}
-    types = [d.transformation for d in po.transforms if d.is_type and d.transformation.name not in spared]
-    if changed := [t.name for t in types if not t.is_identity]:
-        # Its code would read the old objects as if they had the new layout.
-        options, names = " ".join(str(Grant(Option.ONLY_STATIC, name)) for name in changed), ", ".join(changed)
-        raise RefusedError(
-            f"the patch gives live objects on the heap a new layout ({names}), which this katana cannot do",
-            where=po.identity.output,
-            remedy=f"use a later katana, {restart}, or if there are no such objects, apply it with {options}",
-        )
 
 
 def _listed(reasons: Iterable[Reason]) -> str:

@@ -12,14 +12,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
+from katana_cc.errors import RefusedError
 from katana_cc.process.carry import Cargo, Carry, look
 from katana_cc.process.kernel import kept
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.objections import judge
+from katana_cc.process.objects import UnsteadyError
+from katana_cc.process.registers import RegisterWord
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads
-from katana_cc.process.words import BATCH, Pages
+from katana_cc.process.words import BATCH, Pages, Seeker
+
+_LOOKS: Final = 4  # that must find the same wrong with objects on the heap
 
 
 def preview(target: Target, carry: Carry) -> Cargo:
@@ -32,16 +38,35 @@ def preview(target: Target, carry: Carry) -> Cargo:
     try:
         bulk = BulkReader(target.memory, BATCH)
         stacks = list(_stacks(target.pid))
-        return look(carry, bulk, target.read_map(), stacks, (), kept(target.pid), pages, is_stopped=False)
+        return look(carry, bulk, target.read_map(), stacks, _unknown, kept(target.pid), pages, is_stopped=False)
     finally:
         pages.close()
 
 
-def refuse_early(target: Target, carry: Carry) -> None:
-    """Raises RefusedError for what the stop would refuse, too, unless it goes away by itself."""
-    cargo = preview(target, carry)
-    lasting = tuple(s for s in cargo.strays if not s.is_passing)
-    judge(carry, dataclasses.replace(cargo, strays=lasting))
+def refuse_early(target: Target, carry: Carry) -> Cargo | None:
+    """Raises RefusedError for what the stop would refuse, too, unless it goes away by itself.  What would be written,
+    where a look could tell."""
+    refusals = []
+    for _ in range(_LOOKS if carry.objects is not None else 1):
+        try:
+            cargo = preview(target, carry)
+            lasting = tuple(s for s in cargo.strays if not s.is_passing)
+            judge(carry, dataclasses.replace(cargo, strays=lasting))
+        except UnsteadyError:
+            return None
+        except RefusedError as error:
+            # Variables and heap are not read at one moment: what changes between is no reason.
+            refusals.append(error)
+        else:
+            return cargo
+    if len({str(error) for error in refusals}) == 1:
+        raise refusals[0]
+    return None
+
+
+def _unknown(_seeker: Seeker) -> tuple[RegisterWord, ...]:
+    """The registers of threads that run."""
+    return ()
 
 
 def _stacks(pid: int) -> Iterator[tuple[int, int]]:

@@ -18,10 +18,11 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import back
 from katana_cc.process.ledger import Ledger, MemoryEdit
-from katana_cc.process.moves import DISCARD, refuse_unknown
+from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.preview import refuse_early
+from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, give_back, objects_of, supplied
 from katana_cc.process.target import Target
 
 
@@ -29,7 +30,7 @@ from katana_cc.process.target import Target
 class RevertReport:
     """What came of one process.  `outcome`: "reverted", or "nothing to revert"; then `others` are the PO-IDs of what is
     applied there instead of the patch that was named.  `kept` are variables that had been given their new initial value
-    and were written to since: they were left alone."""
+    and were written to since: they were left alone.  `leftover` is what became of the blocks of objects on the heap."""
 
     pid: int
     name: str
@@ -38,6 +39,7 @@ class RevertReport:
     commit: CommitReport | None
     others: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    leftover: Leftover = NOTHING_LEFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +166,10 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
     Raises:
         RefusedError: a wish names one that does not, or a katana died while it moved them.
     """
-    known = {m.name for m in ledger.moves if not m.stays}
+    known = {m.name for m in ledger.moves if not m.stays} | {k.name for k in ledger.kinds if not k.stays}
     refuse_unknown(wishes.followed, known, target.where)
     refuse_unknown(wishes.discarded, known, target.where, DISCARD)
-    if not ledger.moves:
+    if not ledger.moves and not ledger.kinds:
         return None
     if ledger.found_bytes(target.memory) is Bytes.TORN:
         raise half_moved(target.where, ledger)
@@ -176,13 +178,15 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
         ((m.start, m.end) for m in target.modules if m.build_id == ledger.from_build_id and m.bias == ledger.bias),
         (0, 0),
     )
+    discarded = known if wishes.discards_all else wishes.discarded
     return Carry(
-        back(ledger.moves, wishes.followed, known if wishes.discards_all else wishes.discarded),
+        back(ledger.moves, wishes.followed, discarded),
         tuple(edits),
         own,
         module,
         target.where,
         "revert it with",
+        objects_of(target, kinds_back(ledger.kinds, wishes.followed, discarded)),
     )
 
 
@@ -209,5 +213,11 @@ def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_W
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    report = run(target, commit, tables.unwinder, wait)
-    return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept)
+    objects = carry.objects if carry is not None else None
+    try:
+        report = supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait))
+    except BaseException:
+        give_back(objects, wait)
+        raise
+    leftover = clear_up(objects, report, wait)
+    return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept, leftover=leftover)

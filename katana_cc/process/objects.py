@@ -1,0 +1,191 @@
+"""Objects on the heap of one process that get a new layout: found, placed and made anew, as of one moment.
+
+    heap            the blocks of malloc, all of one moment
+    walk            from the variables on, by typed pointers
+    place           in its block, or in one that was had from malloc before
+    convert         what to write, and which words nothing explains
+    account         blocks of just the size of such a type that nothing led to: one may be an object of it
+
+Asked like variables that move (`katana_cc.process.carry`): while the process runs, and in the stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from katana_cc.errors import BusyError, RefusedError
+from katana_cc.process.chunks import DamagedError, chunk_size
+from katana_cc.process.convert import Converted, Imagined, ObjectLeads, Placement, convert, place
+from katana_cc.process.follow import Edited, Finding, Passage, elsewhere
+from katana_cc.process.heap import Allocator, Heap, look
+from katana_cc.process.maps import MemoryMap
+from katana_cc.process.memory import BulkReader
+from katana_cc.process.moves import Kind
+from katana_cc.process.reachable import Reached, Root, WalkedType
+from katana_cc.process.safepoint import SafePoint
+from katana_cc.process.target import Target
+from katana_cc.process.walk import walk
+
+_LOOKS: Final = 20  # at a heap that changes while it is read
+_BETWEEN_LOOKS: Final = 0.005
+_NAMED: Final = 5  # blocks that a message names
+
+
+class ShortageError(RefusedError):
+    """More new blocks are needed: `wanted` tells how many of each size there must be.  Nothing was touched."""
+
+    def __init__(self, wanted: dict[int, int], where: str) -> None:
+        super().__init__("objects came faster than room for them", where=where, remedy="try again")
+        self.wanted = wanted
+
+
+class UnsteadyError(RefusedError):
+    """The heap changes while it is read, or is damaged: only with every thread stopped can it be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """Blocks of just the size of a type that no pointer of the walk led to."""
+
+    kind: Kind
+    count: int
+    first: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cargo:
+    """What a look at the objects came to: as found, where they go, what is to be written.  `to_free`: their blocks
+    that are no longer used afterwards."""
+
+    reached: Reached
+    placement: Placement
+    converted: Converted
+    unreached: tuple[Unreached, ...]
+
+    @property
+    def to_free(self) -> list[int]:
+        """The old blocks of objects that get new ones."""
+        pairs = zip(self.placement.objects, self.placement.news, strict=True)
+        return [f.address for f, new in pairs if new != f.address]
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The types of one process whose objects are walked, and where they are looked for.
+
+    `safe` judges the thread of a process that has only one; `spare`: new blocks by size, which grow between tries.
+    """
+
+    target: Target
+    allocator: Allocator
+    kinds: tuple[Kind, ...]
+    safe: SafePoint
+    spare: dict[int, list[int]] = field(default_factory=dict)
+
+    def look(
+        self,
+        passages: Sequence[Passage],
+        contents: Sequence[bytes],
+        bulk: BulkReader,
+        regions: MemoryMap,
+        edited: Edited,
+        *,
+        is_stopped: bool,
+    ) -> Sight:
+        """Find and convert all objects.
+
+        Args:
+            contents: what each variable holds.
+            is_stopped: every thread is; else the new blocks need not be there yet.
+
+        Raises:
+            ShortageError: there are too few new blocks.
+            BusyError: a thread is inside malloc.
+            UnsteadyError: the heap changes while it is read.
+            RefusedError: it is damaged.
+        """
+        heap = self._heap(regions, bulk, is_stopped)
+        roots = [Root(p.transformation, p.source, c) for p, c in zip(passages, contents, strict=True)]
+        reached = walk([WalkedType(k.transformation, k.begins) for k in self.kinds], roots, heap, heap)
+        known = {k.name: k for k in self.kinds}
+        kinds = [known[t.name] for t in reached.types]
+        placement = place(reached, self.spare if is_stopped else Imagined())
+        if not placement.is_complete:
+            raise ShortageError(placement.wanted, self.target.where)
+        leads = ObjectLeads(passages, kinds, placement)
+        converted = convert(reached, kinds, placement, leads, heap, edited)
+        cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached)))
+        return Sight(cargo, leads, heap, tuple(a for blocks in self.spare.values() for a in blocks))
+
+    def refuse_inside(self, registers: Sequence[int]) -> None:
+        """Raises BusyError when a stopped thread may be inside malloc."""
+        if why := self.safe.why_not(registers):
+            raise BusyError(
+                f"its thread {why}: the heap may be half changed",
+                where=self.target.where,
+                remedy="wait longer (--wait)",
+            )
+
+    def _heap(self, regions: MemoryMap, bulk: BulkReader, is_stopped: bool) -> Heap:
+        tries = 1 if is_stopped else _LOOKS
+        while True:
+            tries -= 1
+            try:
+                return look(self.target, self.allocator, regions, bulk, is_stopped=is_stopped)
+            except DamagedError as error:
+                if not tries:
+                    raise (RefusedError if is_stopped else UnsteadyError)(
+                        f"the heap of the process is not as malloc keeps it: {error}",
+                        where=self.target.where,
+                        remedy="it is damaged, or managed by the program itself; restart it with the new build",
+                    ) from None
+            time.sleep(_BETWEEN_LOOKS)
+            regions = self.target.read_map()
+
+    def _unreached(self, heap: Heap, reached: Reached) -> Iterator[Unreached]:
+        found = {f.address for f in reached.objects}
+        found.update(a for blocks in self.spare.values() for a in blocks)
+        by_size: dict[int, list[Kind]] = {}
+        for kind in self.kinds:
+            if not (kind.stays or kind.is_all):
+                by_size.setdefault(chunk_size(kind.transformation.old_size), []).append(kind)
+        left: dict[int, list[int]] = {size: [] for size in by_size}
+        for address, size in heap.used.items():
+            if size in left and address not in found:
+                left[size].append(address)
+        for size, kinds in by_size.items():
+            if left[size]:
+                yield from (Unreached(kind, len(left[size]), tuple(left[size][:_NAMED])) for kind in kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A look at the objects, while it is searched for words that lead to them.  `spare`: blocks that hold nothing
+    yet."""
+
+    cargo: Cargo
+    leads: ObjectLeads
+    heap: Heap
+    spare: tuple[int, ...]
+
+    @property
+    def holes(self) -> list[tuple[int, int]]:
+        """The (start, end) ranges that `findings` looks at."""
+        mapped = [f for f in self.cargo.reached.objects if f.address not in self.heap.used]
+        return [*self.heap.holes, *((f.address, f.address + f.size) for f in mapped)]
+
+    def findings(self, edited: Edited) -> Iterator[Finding]:
+        """The words on the heap that lead into what moves and are not exchanged with the objects."""
+        yield from self.cargo.converted.findings
+        sizes = [t.old_size for t in self.cargo.reached.types]
+        stays = [t.is_identity for t in self.cargo.reached.types]
+        # Of a transformed object the whole block is its own; behind one that stays may be more.
+        skipped = [
+            (f.address, f.elements * sizes[f.type] if stays[f.type] else f.size) for f in self.cargo.reached.objects
+        ]
+        skipped += [(a, self.heap.used.get(a, 0)) for a in self.spare]
+        for address, data in self.heap.searchable(skipped):
+            yield from elsewhere(self.leads.seeker.in_bytes(data, address), self.leads, edited)
