@@ -8,9 +8,10 @@ replaced do not run when the patch is applied (`reliance.py`: none of them may b
 
 On the heap there may be one where a pointer to such an object, or to something that holds one, is declared at all.
 Without, its variables are all there is.  With one, typed pointers may lead to each object from some variable on, in
-ways of which the types tell (`reach.py`): then whoever applies the patch finds them.  Where types do not tell, somebody
-has to say that there are none (`--only-static TYPE`); and if no variable is of the type at all, there is no doubt where
-its objects are, and it is refused.
+ways of which the types tell (`reach.py`): then whoever applies the patch finds them; where other pointers lead there,
+too, somebody has to say that these lead to no more (`--only-reached TYPE`).  Where no types tell, somebody has to say
+that there are none (`--only-static TYPE`); and if no variable is of the type at all, there is no doubt where its
+objects are, and it is refused.
 
 What no transformation follows for is refused, with the question that a person would have to answer.
 """
@@ -84,7 +85,8 @@ class _Others:
     `use`: that pointers to one exist; `in_frames`: that functions have one in their frames, `frame`: one that may be
     there when the patch is applied.  `units`: the old objects that know its layout; `variable`: whether any is one.
     `roots`: from which variables on types tell of the ways to all of them, `obstacle`: or why they do not.
-    `handed_out`: a function by which other modules get at one.
+    `hidden`: from where pointers lead there that cannot be followed; `handed_out`: a function by which other modules
+    get at one.
     """
 
     change: TypeChange
@@ -96,6 +98,7 @@ class _Others:
     variable: bool = False
     roots: tuple[str, ...] = ()
     obstacle: str = ""
+    hidden: str = ""
     handed_out: str = ""
 
     @property
@@ -141,11 +144,12 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
         if one.use is None:
             continue
         one.roots = tuple(reach.roots(key))
+        one.hidden = reach.hidden(key)
         one.handed_out = reach.handed_out(key)
         if one.frame is not None:
             one.obstacle = f"{one.frame.how}{_where(one.frame)}, and that function goes on as it is"
         elif not one.roots:
-            one.obstacle = "typed pointers lead there from no variable"
+            one.obstacle = f"typed pointers lead there {f'only {one.hidden}' if one.hidden else 'from no variable'}"
         else:
             one.obstacle = reach.obstacle(key)
     walked = {key for key, one in others.items() if one.is_walked}
@@ -169,6 +173,9 @@ def _said_of_others(of: _Others) -> Iterator[Reason]:
         return
     if of.is_walked:
         yield said(Code.TYPE_WALKED, INFO, f"its objects are found by following pointers from: {_listed(of.roots)}")
+        if of.hidden:
+            text = f"pointers lead there that cannot be followed, {of.hidden} (all is well if others lead to the same)"
+            yield said(Code.TYPE_HIDDEN, NEEDS, text)
     elif of.variable:
         text = (
             f"{use.how}{_where(use)}, so objects of it may live on the heap or in frames, where they would keep the "

@@ -9,10 +9,12 @@ finds each object.  So for a changed type T that is to be carried over:
     walked     all types that lead to targets or parts by typed pointers, as texts: `struct list`, `struct node *`
     roots      variables with a pointer to what leads to a target
 
-What no type tells makes the walk miss objects, and is found here, not later: such a pointer in a union, in an open
-array, in a thread's own variables, in a variable that the compiler took apart; T in a union or kept as bytes by a C++
-container; names that mean two types.  Then it is asked or refused as if there were no walk.  What lies behind `void *`
-shows only in the process: blocks of the size of T that nothing led to.
+What no type tells makes the walk miss objects, and is found here, not later.  Objects that cannot be made anew where
+they are found are an *obstacle*: T in a union or kept as bytes by a C++ container, names that mean two types, and the
+like; it is asked or refused as if there were no walk.  Pointers that cannot be followed are *hidden*: such a one in a
+union, in an open array, in a thread's own variables, in a variable that the compiler took apart.  Mostly they lead to
+objects that others lead to as well; somebody has to say so.  What lies behind `void *` shows only in the process:
+blocks of the size of T that nothing led to.
 
 A type of the way that is laid out otherwise is transformed itself; one that is not gets an identity, which names its
 pointers.
@@ -77,8 +79,7 @@ class Reach:
     def roots(self, key: str) -> list[str]:
         """The names of the variables from which typed pointers lead to an object of a type, in order."""
         leading = self._graph.leading_to(self._targets(key))
-        found = {v.qualified: None for _, v in self._variables if v.place is not None and leading & self._leads(v)}
-        return list(found)
+        return list(dict.fromkeys(v.qualified for v in self._placed if leading & self._leads(v)))
 
     def obstacle(self, key: str) -> str:
         """Why types do not tell of every way to the objects of a type, as a clause; "" if they do."""
@@ -120,7 +121,7 @@ class Reach:
 
     def _others(self) -> Iterator[tuple[str, Transformation]]:
         """What typed pointers lead to from variables, as far as it stays as it is."""
-        waiting = {text for _, v in self._variables if not v.thread_local for text in self._leads(v)}
+        waiting = {text for v in self._placed for text in self._leads(v)}
         seen: set[str] = set()
         while waiting:
             text = waiting.pop()
@@ -154,6 +155,15 @@ class Reach:
             if not v.declaration and (self._is_live(unit, v) if v.place is not None else v.pieces or _is_odd(v))
         ]
 
+    @cached_property
+    def _placed(self) -> list[Variable]:
+        """Those of them from which a walk can begin."""
+        return [v for unit, v in self._variables if self._is_placed(unit, v)]
+
+    def _is_placed(self, unit: int, v: Variable) -> bool:
+        known = v.place is not None and not v.thread_local
+        return known and self._diff.old.address(Place(unit, v.place.section if v.place else 0)) is not None
+
     def _is_live(self, unit: int, v: Variable) -> bool:
         """Whether a variable is in the output, and can be written to."""
         assert v.place is not None
@@ -174,25 +184,33 @@ class Reach:
 
     # -- obstacles -----------------------------------------------------------------------------------------------------
 
-    def _obstacles(self, key: str) -> Iterator[str]:
-        graph, targets = self._graph, self._targets(key)
-        leading = graph.leading_to(targets)
-        for holder in graph.layouts:
-            for hidden in graph.hidden(holder):
-                if hidden.is_value and hidden.text in targets:
-                    yield f"one is {hidden.where}"
-                elif not hidden.is_value and hidden.text in leading:
-                    yield f"pointers lead there from {hidden.where}"
+    def hidden(self, key: str) -> str:
+        """From where pointers lead to objects of a type that cannot be followed, as a clause; "" if from nowhere."""
+        return next(self._hidden(key), "")
+
+    def _hidden(self, key: str) -> Iterator[str]:
+        leading = self._graph.leading_to(self._targets(key))
+        for holder in self._graph.layouts:
+            for hidden in self._graph.hidden(holder):
+                if not hidden.is_value and hidden.text in leading:
+                    yield f"from {hidden.where}"
         for unit, v in self._variables:
             if not leading & self._leads(v):
                 continue
             if v.thread_local:
-                yield f"pointers lead there from {v.qualified}, and each thread has one of its own"
+                yield f"from {v.qualified}, of which each thread has one of its own"
             elif v.place is None:
                 why = "how the compiler keeps it is not known" if _is_odd(v) else "the compiler took it apart"
-                yield f"pointers lead there from {v.qualified}, and {why}"
-            elif self._diff.old.address(Place(unit, v.place.section)) is None:
-                yield f"pointers lead there from {v.qualified}, and its place is not known"
+                yield f"from {v.qualified} ({why})"
+            elif not self._is_placed(unit, v):
+                yield f"from {v.qualified}, of which the place is not known"
+
+    def _obstacles(self, key: str) -> Iterator[str]:
+        graph, targets = self._graph, self._targets(key)
+        for holder in graph.layouts:
+            for hidden in graph.hidden(holder):
+                if hidden.is_value and hidden.text in targets:
+                    yield f"one is {hidden.where}"
         for text in sorted(self._ways(key)):
             made = self._of_text(text)
             if isinstance(made, str):

@@ -49,6 +49,7 @@ class Code(StrEnum):
     POINTER_OPAQUE = "pointer-opaque"
     DATA_EXPORTED = "data-exported"
     TYPE_EXPORTED = "type-exported"
+    TYPE_HIDDEN = "type-reached-otherwise"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"

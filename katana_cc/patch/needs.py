@@ -45,6 +45,7 @@ GRANTED_BY: Final[dict[str, Option]] = {
     Code.POINTER_OPAQUE: Option.FOLLOW,
     Code.DATA_EXPORTED: Option.NOT_IMPORTED,
     Code.TYPE_EXPORTED: Option.NOT_IMPORTED,
+    Code.TYPE_HIDDEN: Option.ONLY_REACHED,
 }
 
 
