@@ -51,7 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when this variable, or an object of this type, moves back, take every word that leads into it for a "
         "pointer, also where nothing says so",
     )
-
+    parser.add_argument(
+        "--only-reached",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="state that no object of this type is on the heap but those that pointers by their types lead to",
+    )
     parser.add_argument(
         "--discard",
         action="append",
@@ -72,7 +78,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         _identity(arguments.patch),
         wait=arguments.wait,
         must_match=listing is None,
-        wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard)),
+        wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
     )
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:

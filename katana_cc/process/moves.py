@@ -155,16 +155,20 @@ def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
 
 
 def kinds_back(
-    kinds: Iterable[Kind], followed: Collection[str] = (), discarded: Collection[str] = ()
+    kinds: Iterable[Kind],
+    followed: Collection[str] = (),
+    discarded: Collection[str] = (),
+    complete: Collection[str] = (),
 ) -> tuple[Kind, ...]:
-    """The same of the way back; names as of `katana_cc.process.follow.back`."""
+    """The same of the way back; names as of `katana_cc.process.follow.back`; `complete` are types of which all objects
+    are reached, whatever the heap looks like."""
     return tuple(
         Kind(
             invert(k.transformation),
             k.begins if Destinations(k.transformation).of(0, k.begins) == 0 else "",
             k.is_followed or k.name in followed,
             k.name in discarded,
-            k.is_all,
+            k.is_all or k.name in complete,
         )
         for k in kinds
     )

@@ -109,7 +109,11 @@ class Objects:
         """
         heap = self._heap(regions, bulk, is_stopped)
         roots = [Root(p.transformation, p.source, c) for p, c in zip(passages, contents, strict=True)]
-        reached = walk([WalkedType(k.transformation, k.begins) for k in self.kinds], roots, heap, heap)
+        types = [WalkedType(k.transformation, k.begins) for k in self.kinds]
+        try:
+            reached = walk(types, roots, heap, heap)
+        except LookupError as error:
+            raise self._unsteady(str(error), is_stopped) from None
         known = {k.name: k for k in self.kinds}
         kinds = [known[t.name] for t in reached.types]
         placement = place(reached, self.spare if is_stopped else Imagined())
@@ -137,13 +141,16 @@ class Objects:
                 return look(self.target, self.allocator, regions, bulk, is_stopped=is_stopped)
             except DamagedError as error:
                 if not tries:
-                    raise (RefusedError if is_stopped else UnsteadyError)(
-                        f"the heap of the process is not as malloc keeps it: {error}",
-                        where=self.target.where,
-                        remedy="it is damaged, or managed by the program itself; restart it with the new build",
-                    ) from None
+                    raise self._unsteady(str(error), is_stopped) from None
             time.sleep(_BETWEEN_LOOKS)
             regions = self.target.read_map()
+
+    def _unsteady(self, what: str, is_stopped: bool) -> RefusedError:
+        return (RefusedError if is_stopped else UnsteadyError)(
+            f"the heap of the process is not as malloc keeps it: {what}",
+            where=self.target.where,
+            remedy="it is damaged, or managed by the program itself; restart it with the new build",
+        )
 
     def _unreached(self, heap: Heap, reached: Reached) -> Iterator[Unreached]:
         found = {f.address for f in reached.objects}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import KatanaError, RefusedError, TargetError
+from katana_cc.patch.needs import Option
 from katana_cc.process.activity import Guard
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
@@ -46,10 +47,11 @@ class RevertReport:
 class Wishes:
     """What a person decided of variables that move back, by name: `followed`, of which every word that leads into them
     is a pointer; `discarded`, of which the values may be lost that only the new layout has room for (`discards_all`: of
-    any)."""
+    any).  `complete` are types of which pointers lead to all objects on the heap."""
 
     followed: Collection[str] = ()
     discarded: Collection[str] = ()
+    complete: Collection[str] = ()
     discards_all: bool = False
 
 
@@ -169,6 +171,8 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
     known = {m.name for m in ledger.moves if not m.stays} | {k.name for k in ledger.kinds if not k.stays}
     refuse_unknown(wishes.followed, known, target.where)
     refuse_unknown(wishes.discarded, known, target.where, DISCARD)
+    types = {k.name for k in ledger.kinds if not k.stays}
+    refuse_unknown(wishes.complete, types, target.where, Option.ONLY_REACHED)
     if not ledger.moves and not ledger.kinds:
         return None
     if ledger.found_bytes(target.memory) is Bytes.TORN:
@@ -178,7 +182,7 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
         ((m.start, m.end) for m in target.modules if m.build_id == ledger.from_build_id and m.bias == ledger.bias),
         (0, 0),
     )
-    discarded = known if wishes.discards_all else wishes.discarded
+    discarded, complete = (known, known) if wishes.discards_all else (wishes.discarded, wishes.complete)
     return Carry(
         back(ledger.moves, wishes.followed, discarded),
         tuple(edits),
@@ -186,7 +190,7 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
         module,
         target.where,
         "revert it with",
-        objects_of(target, kinds_back(ledger.kinds, wishes.followed, discarded)),
+        objects_of(target, kinds_back(ledger.kinds, wishes.followed, discarded, complete)),
     )
 
 

@@ -25,6 +25,7 @@ from katana_cc.process.objects import Objects, ShortageError
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 
+_TRIES: Final = 3  # at least, however long they take
 _MARGIN: Final = 16  # one more for so many, and so many more at least
 
 
@@ -72,11 +73,13 @@ def supplied(objects: Objects | None, wait: float, commit: Callable[[], CommitRe
         KatanaError: as `commit` does; then the caller gives all new blocks back.
     """
     deadline = time.monotonic() + wait
+    tries = 0
     while True:
+        tries += 1
         try:
             return commit()
         except ShortageError as error:
-            if objects is None or time.monotonic() > deadline:
+            if objects is None or (tries > _TRIES and time.monotonic() > deadline):
                 raise
             stock(objects, error.wanted, wait)
 

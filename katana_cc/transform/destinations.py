@@ -10,9 +10,9 @@ A pointer to byte 4 may be one to `in`, which is still there, or one to `in.x`, 
 agree is it known.  Structs have no steps of their own: they are told by the paths of their fields, in whichever build
 has them, and begin where the first of these does.
 
-Byte 0 is the object itself, unless what the pointer is known to point to says otherwise: an `int *` leads to the first
-field.  A pointer of such a type does not follow a number to another width: it would go on reading and writing the old
-one.
+The element of an array of structs is known by a pointer to such a struct.  Byte 0 is the object itself, unless what the
+pointer is known to point to says otherwise: an `int *` leads to the first field.  A pointer of such a type does not
+follow a number to another width: it would go on reading and writing the old one.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Destinations:
     def __init__(self, t: Transformation) -> None:
         self._level = _level(t.steps)
         self._type = t.type or t.name  # (a type has its text for a name)
+        self._steps = t.steps
 
     def of(self, offset: int, pointee: str = "") -> int | None:
         """The byte offset in the new object of what a pointer to byte `offset` of the old one means.
@@ -54,14 +55,26 @@ class Destinations:
         """
         if offset == 0 and pointee in ("", "void", self._type):
             return 0
-        if offset == 0 and pointee.startswith(_OBJECTS):
+        if pointee and self._type.startswith(f"{pointee}[") and (element := _element(self._steps, offset)) is not None:
+            return element
+        is_object = pointee.startswith(_OBJECTS) and "*" not in pointee
+        if offset == 0 and is_object:
             found: set[int | None] = {0, *(new for old, new in self._level.structs if old == 0)}
         else:
-            typed = pointee not in _BYTES and pointee not in ("", "void") and not pointee.startswith(_OBJECTS)
+            typed = pointee not in _BYTES and pointee not in ("", "void") and not is_object
             found = set(_destinations(self._level, offset, typed))
             if offset == 0 and pointee in _BYTES:
                 found.add(0)
         return found.pop() if len(found) == 1 else None
+
+
+def _element(steps: Sequence[Step], offset: int) -> int | None:
+    """Where the element of an array that begins at `offset` is now; None where none does."""
+    if len(steps) != 1 or not isinstance(repeat := steps[0], Repeat):
+        return 0 if offset == 0 else None
+    index, rest = divmod(offset - repeat.old, repeat.old_stride)
+    inside = _element(repeat.steps, rest) if 0 <= index < repeat.count else None
+    return None if inside is None else repeat.new + index * repeat.new_stride + inside
 
 
 def _level(steps: Sequence[Step]) -> _Level:

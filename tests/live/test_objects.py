@@ -394,6 +394,68 @@ def test_block_that_nothing_leads_to_is_refused_and_left_alone_by_name(two: Two,
     assert "4 nodes" in ask(server, "s")
 
 
+def test_revert_refuses_blocks_that_nothing_leads_to(two: Two, server: Server) -> None:
+    ask(server, "a 4")
+    applied(two, server)
+    ask(server, "l 1")  # of the new size
+    done = katana("revert", "--pid", server.pid, "--wait", "0.3")
+    assert done.returncode == 3
+    assert "struct node (40 bytes): 1 at 0x" in done.stderr
+    assert "--only-reached 'struct node'" in done.stderr
+    reverted(server, "--only-reached", "struct node", "--only-reached", "struct item")
+    assert "4 nodes" in ask(server, "s")
+
+
+OWN_MALLOC = r"""
+static char pool[1 << 22]; static unsigned long at;
+void *malloc(unsigned long n) { void *p = pool + at; at += (n + 15) & -16; return p; }
+void free(void *p) { (void)p; }
+void *calloc(unsigned long n, unsigned long m) { return malloc(n * m); }
+void *realloc(void *p, unsigned long n) { void *q = malloc(n); return p ? memcpy(q, p, n) : q; }
+"""
+
+
+def test_allocator_of_the_program_is_refused(tmp_path: Path) -> None:
+    source = SOURCE.replace("int main(void)", OWN_MALLOC + "int main(void)")
+    two = _two(tmp_path, CHANGES, source)
+    with serving(two.program) as server:
+        ask(server, "a 4")
+        assert "is not glibc's" in refused(two, server)
+
+
+def test_pool_of_the_program_is_refused(tmp_path: Path) -> None:
+    """Its objects are no blocks of malloc; which of them are in use, nobody can tell."""
+    source = SOURCE.replace("NOINLINE void append", "static char pool[4000]; static int taken; NOINLINE void append", 1)
+    carved = "p = i != 2 ? malloc(sizeof *p) : (void *)(pool + 64 * taken++)"
+    two = _two(tmp_path, CHANGES, source.replace("p = malloc(sizeof *p)", carved))
+    with serving(two.program) as server:
+        ask(server, "a 4")
+        error = refused(two, server)
+        assert "head->next->next (0x" in error
+        assert "leads to what is neither a block of the heap nor a variable that the patch knows" in error
+
+
+def test_list_through_variables_that_move_too(tmp_path: Path) -> None:
+    """Pointers from variables to the heap and back."""
+    source = SOURCE.replace("NOINLINE void append", "struct node pool[4]; static int taken; NOINLINE void append", 1)
+    mixed = "p = i != 2 ? malloc(sizeof *p) : pool + taken++"
+    two = _two(tmp_path, CHANGES, source.replace("p = malloc(sizeof *p)", mixed))
+    assert two.result.refusals == []
+    with serving(two.program) as server:
+        ask(server, "a 5")
+        ask(server, "a 4")
+        before = ask(server, "s")
+        for _ in range(2):
+            applied(two, server)
+            assert ask(server, "s") == before
+            ask(server, "f 3")
+            assert "9 nodes" in ask(server, "s")
+            assert "fresh 27" in ask(server, "s")
+            ask(server, "f -3")
+            reverted(server)
+            assert ask(server, "s") == before
+
+
 CHURN = (
     HEAD
     + r"""

@@ -100,3 +100,18 @@ def test_every_pointer_is_found_with_its_path() -> None:
 )
 def test_a_byte_is_called_after_its_field(offset: int, old: str, new: str) -> None:
     assert (field_at(T, offset), field_at(T, offset, new=True)) == (old, new)
+
+
+def test_pointer_to_an_element_is_not_one_to_its_first_field() -> None:
+    """The first field moves within the element; a pointer to such a struct cannot mean it."""
+    steps = (Initial(0, 64, "fresh"), Copy(8, 0, 4, "key", "key"), Pointer(16, 8, "struct node", "next", "next"))
+    t = Transformation("pool", 64, 96, (Repeat(4, 0, 24, 0, 16, steps, "[]", "[]"),), "struct node[4]")
+    assert [moved_offset(t, 16 * n, "struct node") for n in range(4)] == [0, 24, 48, 72]
+    assert moved_offset(t, 16) is None
+    assert moved_offset(t, 8, "struct node") == 16  # (no such field begins there: as if nobody knew)
+
+
+def test_pointer_to_a_pointer_at_the_start_is_none_to_the_object() -> None:
+    t = Transformation("struct node", 8, 16, (Initial(0, 64, "fresh"), Pointer(8, 0, "struct node", "next", "next")))
+    assert moved_offset(t, 0, "struct node *") == 8
+    assert moved_offset(t, 0, "struct node") == 0
