@@ -28,14 +28,23 @@ from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import forth
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
-from katana_cc.process.objections import judge
+from katana_cc.process.objections import StrayWordsError, judge
 from katana_cc.process.objects import Objects
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import NotThisBuildError, Plan, prepare
 from katana_cc.process.preview import preview, refuse_early
 from katana_cc.process.registration import may_be_registered, register, withdraw
 from katana_cc.process.revert import Wishes, revert_one
-from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, give_back, objects_of, stock, supplied
+from katana_cc.process.supply import (
+    NOTHING_LEFT,
+    Leftover,
+    clear_up,
+    explaining,
+    give_back,
+    objects_of,
+    stock,
+    supplied,
+)
 from katana_cc.process.target import Target
 from katana_cc.process.unwinders import must_register
 
@@ -185,15 +194,30 @@ def _look(work: _Work, dry_run: bool) -> None:
     carry = _carry(work)
     if carry is None:
         return
-    if not dry_run:
-        seen = refuse_early(work.target, carry)
-        work.wanted = seen.heap.placement.wanted if seen is not None and seen.heap is not None else {}
-        return
+    error = _seen(work, carry, dry_run)
+    if isinstance(error, StrayWordsError) and carry.objects is None:
+        # Those on the heap may be pointers in objects that types tell of.
+        work.objects = explaining(work.target, work.plan.ledger.kinds)
+        carry = _carry(work)
+        if carry is not None and carry.objects is not None:
+            error = _seen(work, carry, dry_run)
+    if error is not None and not dry_run:
+        raise error
+    work.refusal = error
+
+
+def _seen(work: _Work, carry: Carry, dry_run: bool) -> RefusedError | None:
+    """What speaks against it, as of now."""
     try:
-        work.seen = preview(work.target, carry)
-        judge(carry, work.seen)
+        if dry_run:
+            work.seen = preview(work.target, carry)
+            judge(carry, work.seen)
+        else:
+            seen = refuse_early(work.target, carry)
+            work.wanted = seen.heap.placement.wanted if seen is not None and seen.heap is not None else {}
     except RefusedError as error:
-        work.refusal = error
+        return error
+    return None
 
 
 def _is_there(pid: int) -> bool:

@@ -139,7 +139,7 @@ def _changed(po: PatchObject) -> set[str]:
 
 
 def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
-    """The types whose objects are looked for on the heap; none where all that change have no objects there.
+    """The types whose objects are looked for on the heap; none where nothing moves.
 
     Raises:
         RefusedError: `--only-reached` names a type that the patch does not change.
@@ -151,7 +151,8 @@ def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
         for d in po.transforms
         if d.is_type and (t := d.transformation).name not in named[Option.ONLY_STATIC]
     ]
-    return tuple(found) if any(not k.stays for k in found) else ()
+    is_moving = any(d.symbol is not None for d in po.transforms) or any(not k.stays for k in found)
+    return tuple(found) if is_moving else ()
 
 
 def kinds_back(

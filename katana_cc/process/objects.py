@@ -6,6 +6,10 @@
     convert         what to write, and which words nothing explains
     account         blocks of just the size of such a type that nothing led to: one may be an object of it
 
+Types that lead to nothing that is made anew are walked as well: their objects may hold pointers to what moves, and a
+block that is one of them is none of a type that changed.  That may be most of the heap, so it is found out while the
+process runs; the stop does without where none of them holds such a pointer.
+
 Asked like variables that move (`katana_cc.process.carry`): while the process runs, and in the stop.
 """
 
@@ -28,6 +32,7 @@ from katana_cc.process.reachable import Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 from katana_cc.process.walk import walk
+from katana_cc.transform.places import leading
 
 _LOOKS: Final = 20  # at a heap that changes while it is read
 _BETWEEN_LOOKS: Final = 0.005
@@ -72,11 +77,24 @@ class Cargo:
         return [f.address for f, new in pairs if new != f.address]
 
 
+@dataclass(slots=True)
+class Aside:
+    """What the last look at the running process told of types that lead to nothing that is made anew.
+
+    `blocks` are those of their objects, None before there was a look: they are no objects of a type that changed.
+    `is_needed`: one of them holds a pointer to what moves, so that the stop has to find them, too.
+    """
+
+    blocks: frozenset[int] | None = None
+    is_needed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Objects:
     """The types of one process whose objects are walked, and where they are looked for.
 
-    `safe` judges the thread of a process that has only one; `spare`: new blocks by size, which grow between tries.
+    `safe` judges the thread of a process that has only one; `spare`: new blocks by size, which grow between tries;
+    `aside`: what is known of types that the stop may do without.
     """
 
     target: Target
@@ -84,6 +102,7 @@ class Objects:
     kinds: tuple[Kind, ...]
     safe: SafePoint
     spare: dict[int, list[int]] = field(default_factory=dict)
+    aside: Aside = field(default_factory=Aside)
 
     def look(
         self,
@@ -109,7 +128,9 @@ class Objects:
         """
         heap = self._heap(regions, bulk, is_stopped)
         roots = [Root(p.transformation, p.source, c) for p, c in zip(passages, contents, strict=True)]
-        types = [WalkedType(k.transformation, k.begins) for k in self.kinds]
+        leads_on = leading({k.name: k.transformation for k in self.kinds}, {k.name: k.begins for k in self.kinds})
+        is_narrow = is_stopped and self.aside.blocks is not None and not self.aside.is_needed
+        types = [WalkedType(k.transformation, k.begins) for k in self.kinds if not is_narrow or k.name in leads_on]
         try:
             reached = walk(types, roots, heap, heap)
         except LookupError as error:
@@ -121,6 +142,11 @@ class Objects:
             raise ShortageError(placement.wanted, self.target.where)
         leads = ObjectLeads(passages, kinds, placement)
         converted = convert(reached, kinds, placement, leads, heap, edited)
+        if not is_stopped:
+            beside = {n for n, t in enumerate(reached.types) if t.name not in leads_on}
+            self.aside.blocks = frozenset(f.address for f in reached.objects if f.type in beside)
+            held = (f.holder.name for f in converted.findings if f.holder is not None)
+            self.aside.is_needed = any(name not in leads_on for name in held)
         cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached)))
         return Sight(cargo, leads, heap, tuple(a for blocks in self.spare.values() for a in blocks))
 
@@ -155,6 +181,7 @@ class Objects:
     def _unreached(self, heap: Heap, reached: Reached) -> Iterator[Unreached]:
         found = {f.address for f in reached.objects}
         found.update(a for blocks in self.spare.values() for a in blocks)
+        found.update(self.aside.blocks or ())
         by_size: dict[int, list[Kind]] = {}
         for kind in self.kinds:
             if not (kind.stays or kind.is_all):

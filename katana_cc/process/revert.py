@@ -7,7 +7,7 @@ patch again uses it again.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +22,8 @@ from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
-from katana_cc.process.preview import refuse_early
-from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, give_back, objects_of, supplied
+from katana_cc.process.preview import preview, refuse_early
+from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, explaining, give_back, objects_of, supplied
 from katana_cc.process.target import Target
 
 
@@ -99,7 +99,7 @@ def revert_patch(
         # From here on it is fixed which patch is meant.
         for carriers in found.values():
             for target, ledger in carriers:
-                carry = _carry(target, ledger, ledger.edits, wishes)
+                carry = _explained(target, ledger, _carry(target, ledger, ledger.edits, wishes))
                 if carry is not None:
                     refuse_early(target, carry)
         reports: list[RevertReport] = []
@@ -194,6 +194,15 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
     )
 
 
+def _explained(target: Target, ledger: Ledger, carry: Carry | None) -> Carry | None:
+    """The same with a look at objects on the heap, where one may explain a word that is in the way."""
+    if carry is None or carry.objects is not None or not ledger.kinds:
+        return carry
+    if not any(s.address is not None and not s.is_passing for s in preview(target, carry).strays):
+        return carry
+    return replace(carry, objects=explaining(target, kinds_back(ledger.kinds)))
+
+
 def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_WISHES) -> RevertReport:
     """Revert in one process."""
     in_force = ledgers_in_force(target, patch_id)
@@ -211,7 +220,7 @@ def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_W
     # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
     guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
     edits = tuple(e.reversed() for e in reversed(own))
-    carry = _carry(target, ledger, edits, wishes)
+    carry = _explained(target, ledger, _carry(target, ledger, edits, wishes))
     steps = Step.BEGIN_REVERT, Step.END_REVERT
     commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]

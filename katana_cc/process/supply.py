@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from katana_cc.errors import BusyError, KatanaError
+from katana_cc.errors import BusyError, KatanaError, RefusedError
 from katana_cc.process.allocation import Blocks
 from katana_cc.process.commit import CommitReport
 from katana_cc.process.heap import find_allocator
@@ -41,13 +41,24 @@ NOTHING_LEFT: Final = Leftover()
 
 
 def objects_of(target: Target, kinds: tuple[Kind, ...]) -> Objects | None:
-    """The objects of these types in a process; None without types.
+    """The objects of these types in a process; None where none of them is made anew.
 
     Raises:
         RefusedError: its allocator is not glibc's.
     """
-    if not kinds:
+    return _objects(target, kinds) if any(not k.stays for k in kinds) else None
+
+
+def explaining(target: Target, kinds: tuple[Kind, ...]) -> Objects | None:
+    """The objects of these types, though none is made anew: for the pointers that they hold.  None where there are no
+    types, or nobody knows the allocator."""
+    try:
+        return _objects(target, kinds) if kinds else None
+    except RefusedError:
         return None
+
+
+def _objects(target: Target, kinds: tuple[Kind, ...]) -> Objects:
     linker = Linker.of(target.memory, target.modules)
     return Objects(target, find_allocator(target, linker), kinds, SafePoint(target, linker, ()))
 
