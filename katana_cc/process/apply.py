@@ -86,6 +86,7 @@ class _Work:
     objects: Objects | None = None
     wanted: dict[int, int] = field(default_factory=dict)
     leftover: Leftover = NOTHING_LEFT
+    is_cleared: bool = False
 
 
 def apply_patch(
@@ -244,8 +245,14 @@ def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
         if not work.plan.is_applied:
             work.report = _commit(work, wait)
     for work in works:
-        if work.report is not None:
-            work.leftover = clear_up(work.objects, work.report, wait)
+        _clear_up(work, wait)
+
+
+def _clear_up(work: _Work, wait: float) -> None:
+    """Free, once, what a commit left of blocks."""
+    if work.report is not None and not work.is_cleared:
+        work.is_cleared = True
+        work.leftover = clear_up(work.objects, work.report, wait)
 
 
 def _register(work: _Work, wait: float) -> None:
@@ -304,6 +311,8 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
     stuck = []
     for work in works:
         if work.report is not None:
+            with contextlib.suppress(KatanaError):
+                _clear_up(work, wait)
             try:
                 with Target(work.target.pid) as again:
                     revert_one(again, work.plan.patch_id, wait, Wishes(discards_all=True))

@@ -10,6 +10,7 @@ Source: proc_pid_syscall(5).
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -35,12 +36,16 @@ def preview(target: Target, carry: Carry) -> Cargo:
         TargetError: the process is gone.
     """
     pages = Pages(target.pid)
+    collects = gc.isenabled()
+    gc.disable()  # of a million objects, none is garbage before the end
     try:
         bulk = BulkReader(target.memory, BATCH)
         stacks = list(_stacks(target.pid))
         return look(carry, bulk, target.read_map(), stacks, _unknown, kept(target.pid), pages, is_stopped=False)
     finally:
         pages.close()
+        if collects:
+            gc.enable()
 
 
 def refuse_early(target: Target, carry: Carry) -> Cargo | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from katana_cc.errors import BusyError, KatanaError, RefusedError
+from katana_cc.errors import KatanaError, RefusedError
 from katana_cc.process.allocation import Blocks
 from katana_cc.process.commit import CommitReport
 from katana_cc.process.heap import find_allocator
@@ -108,7 +108,7 @@ def clear_up(objects: Objects | None, report: CommitReport, wait: float) -> Left
         return NOTHING_LEFT
     try:
         Blocks(objects.target, objects.allocator, wait).release([*old, *spare])
-    except BusyError:
+    except KatanaError:  # the patch is in: nothing depends on them
         return Leftover(0, len(old) + len(spare))
     return Leftover(len(old), 0)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.errors import TargetError
+from katana_cc.errors import BusyError, TargetError
+from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
+from katana_cc.process import apply as apply_module
 from katana_cc.process.apply import apply_patch
+from katana_cc.process.commit import CommitReport
 from katana_cc.process.heap import find_allocator, look
 from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import STATE_OFFSET, encode_state
@@ -328,6 +331,35 @@ def test_failed_write_puts_everything_back(two: Two, server: Server, monkeypatch
         countdown[0] = 0
         assert [ask(server, command) for command in ("s", "T", "I 9")] == before
     assert failed == 5
+
+
+def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process is never at a safe moment: the first, already changed, gets its old objects back."""
+    data, po = read_patch(str(two.patch))
+    real = apply_module._commit
+
+    def second_fails(work: apply_module._Work, wait: float) -> CommitReport:
+        if work.target.pid == second.pid:
+            raise BusyError("never a safe moment")
+        return real(work, wait)
+
+    with serving(two.program) as first, serving(two.program) as second:
+        for server in (first, second):
+            ask(server, "a 40")
+        before = ask(first, "s")
+        with monkeypatch.context() as patched:
+            patched.setattr(apply_module, "_commit", second_fails)
+            with pytest.raises(BusyError, match="never a safe moment"):
+                apply_patch(po, patch_id(data), [first.pid, second.pid])
+        used = []
+        for server in (first, second):
+            assert ask(server, "s") == before
+            with Target(server.pid) as target:
+                allocator = find_allocator(target, Linker.of(target.memory, target.modules))
+                used.append(len(look(target, allocator, target.read_map(), BulkReader(target.memory, 1 << 20)).used))
+        assert used[0] == used[1]
+        assert len(apply_patch(po, patch_id(data), [first.pid, second.pid])) == 2
+        assert (ask(first, "s"), ask(second, "s")) == (before, before)
 
 
 def test_cycle_is_walked_once(two: Two, server: Server) -> None:
