@@ -32,7 +32,8 @@ from katana_cc.process.reachable import Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 from katana_cc.process.walk import walk
-from katana_cc.transform.places import leading
+from katana_cc.process.words import WORD
+from katana_cc.transform.places import leading, pointers
 
 _LOOKS: Final = 20  # at a heap that changes while it is read
 _BETWEEN_LOOKS: Final = 0.005
@@ -147,7 +148,7 @@ class Objects:
             self.aside.blocks = frozenset(f.address for f in reached.objects if f.type in beside)
             held = (f.holder.name for f in converted.findings if f.holder is not None)
             self.aside.is_needed = any(name not in leads_on for name in held)
-        cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached)))
+        cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached, regions)))
         return Sight(cargo, leads, heap, tuple(a for blocks in self.spare.values() for a in blocks))
 
     def refuse_inside(self, registers: Sequence[int]) -> None:
@@ -178,7 +179,7 @@ class Objects:
             remedy="it is damaged, or managed by the program itself; restart it with the new build",
         )
 
-    def _unreached(self, heap: Heap, reached: Reached) -> Iterator[Unreached]:
+    def _unreached(self, heap: Heap, reached: Reached, regions: MemoryMap) -> Iterator[Unreached]:
         found = {f.address for f in reached.objects}
         found.update(a for blocks in self.spare.values() for a in blocks)
         found.update(self.aside.blocks or ())
@@ -190,9 +191,23 @@ class Objects:
         for address, size in heap.used.items():
             if size in left and address not in found:
                 left[size].append(address)
+        names = {k.name for k in self.kinds}
         for size, kinds in by_size.items():
-            if left[size]:
-                yield from (Unreached(kind, len(left[size]), tuple(left[size][:_NAMED])) for kind in kinds)
+            for kind in kinds:
+                at = [p.old for p in pointers(kind.transformation) if p.pointee in names]
+                may_be = [a for a in left[size] if _may_hold(heap, regions, a, at)]
+                if may_be:
+                    yield Unreached(kind, len(may_be), tuple(may_be[:_NAMED]))
+
+
+def _may_hold(heap: Heap, regions: MemoryMap, address: int, pointers_at: Sequence[int]) -> bool:
+    """Whether a block has pointers at these offsets: an object that leads to what is no memory would be refused, had
+    it been found; so this is none."""
+    for at in pointers_at:
+        value = int.from_bytes(heap.read(address + at, WORD), "little")
+        if value and regions.at(value) is None:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

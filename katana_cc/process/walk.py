@@ -42,6 +42,7 @@ SLACK: Final = 31  # bytes of a block that nobody asked for: rounded up to 16, a
 _EXACT: Final = 15  # the same without such a rest
 _PAGE: Final = 4096
 _HEADER: Final = 16  # bytes of a mapping before the block that it was made for
+_OBJECTS: Final = ("struct ", "union ", "class ")
 _TOLD: Final = 20  # problems that are put in words
 _new = tuple.__new__  # of a named tuple: half the time that its own takes
 
@@ -72,8 +73,8 @@ def walk(types: Iterable[WalkedType], roots: Iterable[Root], blocks: Blocks, mem
 class _Kind:
     """A type, prepared.  `places` are its pointers: (number of the type that it leads to, offset); `form` unpacks them.
     `most`: the size of a block that surely has no array of them.  `is_changed`: it is transformed; `leads`: it is, or
-    pointers lead from it to one that is.  `starts`: the numbers of the types that it begins with; `wholes`: of those
-    that are transformed and begin with it.
+    pointers lead from it to one that is.  `starts`: the numbers of the types that it begins with; `is_object`: it is a
+    struct, union or class, or an array of them; `wholes`: the numbers of those that are transformed and begin with it.
     """
 
     type: WalkedType
@@ -84,6 +85,7 @@ class _Kind:
     is_changed: bool
     leads: bool
     starts: frozenset[int]
+    is_object: bool
     wholes: tuple[int, ...]
 
     @property
@@ -111,6 +113,7 @@ def _kinds(types: tuple[WalkedType, ...]) -> tuple[_Kind, ...]:
             n in changed,
             n in leads,
             starts[n],
+            t.transformation.name.startswith(_OBJECTS) and not t.transformation.name.endswith("*"),
             tuple(sorted(w for w in changed if n in starts[w] and not types[w].transformation.name.endswith("]"))),
         )
         for n, t in enumerate(types)
@@ -320,9 +323,13 @@ class _Walk:
         """A pointer says something else of a block than another did before."""
         before = self._objects[number]
         was, now = self._kinds[before.type], self._kinds[target]
-        if target in was.starts or (not now.leads and now.size <= was.size):
+        if target in was.starts or not (was.leads or now.leads):
             return
-        if (before.type in now.starts or not was.leads) and number not in self._gone_through:
+        if not now.leads and (not now.is_object or is_loose or not self._is_sure):
+            return  # bytes or a number of it; or a pointer that may be none
+        is_part = before.type in now.starts or not (was.leads or was.is_object)
+        is_doubtful = not was.leads and not before.is_sure
+        if (is_part or is_doubtful) and number not in self._gone_through:
             elements, why = self._elements(value, before.size, target)
             if why:
                 self._object_to(Trouble.CONTENTS, value, target, holder, at, is_loose, why)
@@ -357,7 +364,7 @@ class _Walk:
                 text = f"leads into a block that is not known otherwise, {d.value - d.start} bytes from its start"
                 self._object_to(Trouble.INSIDE, d.value, d.target, d.holder, d.at, False, text)
             elif wanted.is_changed and not (there := self._kinds[self._objects[number].type]).is_changed:
-                text = f"leads into a {there.name}, which holds no {wanted.name}"
+                text = f"leads into a block of {there.name}, which holds no {wanted.name}"
                 self._object_to(Trouble.INSIDE, d.value, d.target, d.holder, d.at, False, text)
         if not any(kind.wholes for kind in self._kinds):
             return

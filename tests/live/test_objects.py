@@ -37,7 +37,7 @@ struct holder *holder;
 struct item *third;
 int *to_key;
 void *opaque;
-int (*spare)[3];
+void *spare;
 /* Lists: `a 5` appends five nodes; every third is in the table, too. */
 NOINLINE void append(int n) {
   if (!holder) {

@@ -245,6 +245,34 @@ def test_second_type_for_one_block() -> None:
     assert "says that a struct other is there, and another pointer says that it is a struct tree" in problem.text
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_other_type_for_a_block_of_one_that_changes(order: int) -> None:
+    """Its memory was freed, and given out again: a pointer that was left behind leads to it."""
+    heap = FakeHeap()
+    at = node(heap)
+    other = WalkedType(Transformation("struct other", 16, 16, (Copy(0, 0, 16),)))
+    roots = [root("head", "struct node", at), root("other", "struct other", at, address=VARIABLES + 8)]
+    (problem,) = walk([*TYPES, other], roots[::order], heap, heap).problems
+    assert problem.trouble is Trouble.CONFLICT
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_pointer_to_bytes_or_to_a_number_of_an_object(order: int) -> None:
+    heap = FakeHeap()
+    at = node(heap)
+    scalars = [
+        WalkedType(Transformation(name, size, size, (Copy(0, 0, size),))) for name, size in (("char", 1), ("long", 8))
+    ]
+    roots = [
+        root("bytes", "char", at, address=VARIABLES + 8),
+        root("head", "struct node", at),
+        root("key", "long", at, address=VARIABLES + 16),
+    ]
+    reached = walk([*TYPES, *scalars], roots[::order], heap, heap)
+    assert found(reached) == {at: ("struct node", 1)}
+    assert reached.problems == ()
+
+
 # -- what begins with another ------------------------------------------------------------------------------------------
 
 LINK = Transformation("struct link", 8, 8, (Pointer(0, 0, "struct link", "next", "next"),))

@@ -115,3 +115,17 @@ def test_pointer_to_a_pointer_at_the_start_is_none_to_the_object() -> None:
     t = Transformation("struct node", 8, 16, (Initial(0, 64, "fresh"), Pointer(8, 0, "struct node", "next", "next")))
     assert moved_offset(t, 0, "struct node *") == 8
     assert moved_offset(t, 0, "struct node") == 0
+
+
+def test_pointer_to_an_element_in_a_struct_means_no_field_of_it() -> None:
+    """A bug: its first field lies elsewhere in the element now, so nobody seemed to know."""
+    element = (
+        Initial(0, 32, "fresh"),
+        Integer(32, 16, U, 0, 16, U, "a", "a"),
+        Pointer(8, 8, "char", "to", "to"),
+    )
+    t = Transformation(
+        "struct pair", 40, 40, (Copy(0, 0, 8, "n", "n"), Repeat(2, 8, 16, 8, 16, element, "in[]", "in[]"))
+    )
+    assert [moved_offset(t, at, "struct one") for at in (8, 24)] == [8, 24]
+    assert moved_offset(t, 24) is None
