@@ -32,7 +32,7 @@ from katana_cc.process.reachable import Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 from katana_cc.process.walk import walk
-from katana_cc.transform.places import leading
+from katana_cc.transform.places import leading, pointers
 
 _LOOKS: Final = 20  # at a heap that changes while it is read
 _BETWEEN_LOOKS: Final = 0.005
@@ -53,11 +53,18 @@ class UnsteadyError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """Blocks of just the size of a type that no pointer of the walk led to."""
+    """Blocks of just the size of a type that no pointer of the walk led to.  `likely` of them hold pointers wherever
+    such an object does; `first` are of these, if there are any."""
 
     kind: Kind
     count: int
+    likely: int
     first: tuple[int, ...]
+
+    @property
+    def has_pointers(self) -> bool:
+        """Whether objects of the type have pointers to be told by."""
+        return any(pointers(self.kind.transformation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ class Objects:
             self.aside.blocks = frozenset(f.address for f in reached.objects if f.type in beside)
             held = (f.holder.name for f in converted.findings if f.holder is not None)
             self.aside.is_needed = any(name not in leads_on for name in held)
-        cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached)))
+        cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached, regions)))
         return Sight(cargo, leads, heap, tuple(a for blocks in self.spare.values() for a in blocks))
 
     def refuse_inside(self, registers: Sequence[int]) -> None:
@@ -178,7 +185,7 @@ class Objects:
             remedy="it is damaged, or managed by the program itself; restart it with the new build",
         )
 
-    def _unreached(self, heap: Heap, reached: Reached) -> Iterator[Unreached]:
+    def _unreached(self, heap: Heap, reached: Reached, regions: MemoryMap) -> Iterator[Unreached]:
         found = {f.address for f in reached.objects}
         found.update(a for blocks in self.spare.values() for a in blocks)
         found.update(self.aside.blocks or ())
@@ -190,9 +197,34 @@ class Objects:
         for address, size in heap.used.items():
             if size in left and address not in found:
                 left[size].append(address)
+        named = {k.name for k in self.kinds}
         for size, kinds in by_size.items():
-            if left[size]:
-                yield from (Unreached(kind, len(left[size]), tuple(left[size][:_NAMED])) for kind in kinds)
+            for kind in kinds:
+                t = kind.transformation
+                places = [(p.old, p.pointee in named) for p in pointers(t)]
+                blocks = left[size]
+                likely = [a for a in blocks if _looks_like(heap.read(a, t.old_size), places, heap, regions, reached)]
+                if blocks:
+                    yield Unreached(kind, len(blocks), len(likely), tuple((likely or blocks)[:_NAMED]))
+
+
+def _looks_like(
+    data: bytes, places: Sequence[tuple[int, bool]], heap: Heap, regions: MemoryMap, reached: Reached
+) -> bool:
+    """Whether a block looks like an object: each pointer is null, or leads somewhere; one to a type that is walked (as
+    `places` says), to a block in use or a variable."""
+    for at, is_walked in places:
+        value = int.from_bytes(data[at : at + 8], "little")
+        if not value:
+            continue
+        if not is_walked:
+            if regions.at(value) is None:
+                return False
+            continue
+        block = heap.at(value)
+        if not (block is not None and block.is_used) and not any(r.address <= value < r.end for r in reached.roots):
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
