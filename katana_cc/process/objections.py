@@ -77,9 +77,11 @@ def _judge_heap(carry: Carry, found: Objects) -> None:
 
 
 def _unreached_line(u: Unreached) -> str:
-    more = ", ..." if u.count > len(u.first) else ""
+    shown = u.likely or u.count
+    more = ", ..." if shown > len(u.first) else ""
     size = u.kind.transformation.old_size
-    return f"{u.kind.name} ({size} bytes): {u.count} at {', '.join(f'{a:#x}' for a in u.first)}{more}"
+    likely = f"{u.likely or 'none'} of {u.count} with pointers where it has some" if u.has_pointers else f"{u.count}"
+    return f"{u.kind.name} ({size} bytes): {likely}, at {', '.join(f'{a:#x}' for a in u.first)}{more}"
 
 
 def _stray_error(carry: Carry, strays: Sequence[Stray]) -> StrayWordsError:

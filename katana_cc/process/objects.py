@@ -54,11 +54,18 @@ class UnsteadyError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """Blocks of just the size of a type that no pointer of the walk led to."""
+    """Blocks of just the size of a type that no pointer of the walk led to.  `likely` of them hold pointers wherever
+    such an object does; `first` are of these, if there are any."""
 
     kind: Kind
     count: int
+    likely: int
     first: tuple[int, ...]
+
+    @property
+    def has_pointers(self) -> bool:
+        """Whether objects of the type have pointers to be told by."""
+        return any(pointers(self.kind.transformation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +198,39 @@ class Objects:
         for address, size in heap.used.items():
             if size in left and address not in found:
                 left[size].append(address)
-        names = {k.name for k in self.kinds}
+        named = {k.name for k in self.kinds}
         for size, kinds in by_size.items():
             for kind in kinds:
-                at = [p.old for p in pointers(kind.transformation) if p.pointee in names]
-                may_be = [a for a in left[size] if _may_hold(heap, regions, a, at)]
-                if may_be:
-                    yield Unreached(kind, len(may_be), tuple(may_be[:_NAMED]))
+                t = kind.transformation
+                places = [(p.old, p.pointee in named) for p in pointers(t)]
+                blocks = [a for a in left[size] if _may_be(heap.read(a, t.old_size), places, regions)]
+                likely = [a for a in blocks if _looks_like(heap.read(a, t.old_size), places, heap, regions, reached)]
+                if blocks:
+                    yield Unreached(kind, len(blocks), len(likely), tuple((likely or blocks)[:_NAMED]))
 
 
-def _may_hold(heap: Heap, regions: MemoryMap, address: int, pointers_at: Sequence[int]) -> bool:
-    """Whether a block has pointers at these offsets: an object that leads to what is no memory would be refused, had
-    it been found; so this is none."""
-    for at in pointers_at:
-        value = int.from_bytes(heap.read(address + at, WORD), "little")
-        if value and regions.at(value) is None:
+def _may_be(data: bytes, places: Sequence[tuple[int, bool]], regions: MemoryMap) -> bool:
+    """Whether a block may be an object.  One with a pointer to a type that is walked (as `places` says), and that leads
+    to no memory, would be refused, had it been found: so it is none that was missed."""
+    values = (int.from_bytes(data[at : at + WORD], "little") for at, is_walked in places if is_walked)
+    return not any(value and regions.at(value) is None for value in values)
+
+
+def _looks_like(
+    data: bytes, places: Sequence[tuple[int, bool]], heap: Heap, regions: MemoryMap, reached: Reached
+) -> bool:
+    """Whether a block looks like an object: each pointer is null, or leads somewhere; one to a type that is walked to a
+    block in use or a variable."""
+    for at, is_walked in places:
+        value = int.from_bytes(data[at : at + WORD], "little")
+        if not value:
+            continue
+        if not is_walked:
+            if regions.at(value) is None:
+                return False
+            continue
+        block = heap.at(value)
+        if not (block is not None and block.is_used) and not any(r.address <= value < r.end for r in reached.roots):
             return False
     return True
 

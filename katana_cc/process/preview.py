@@ -48,6 +48,15 @@ def preview(target: Target, carry: Carry) -> Cargo:
             gc.enable()
 
 
+def wanted(target: Target, carry: Carry) -> dict[int, int]:
+    """How many new blocks of each size objects on the heap would need, as of now; none where that cannot be told."""
+    try:
+        found = preview(target, carry).heap
+    except RefusedError:
+        return {}
+    return found.placement.wanted if found is not None else {}
+
+
 def refuse_early(target: Target, carry: Carry) -> Cargo | None:
     """Raises RefusedError for what the stop would refuse, too, unless it goes away by itself.  What would be written,
     where a look could tell."""

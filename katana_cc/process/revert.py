@@ -22,8 +22,17 @@ from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
-from katana_cc.process.preview import preview, refuse_early
-from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, explaining, give_back, objects_of, supplied
+from katana_cc.process.preview import preview, refuse_early, wanted
+from katana_cc.process.supply import (
+    NOTHING_LEFT,
+    Leftover,
+    clear_up,
+    explaining,
+    give_back,
+    objects_of,
+    stock,
+    supplied,
+)
 from katana_cc.process.target import Target
 
 
@@ -228,6 +237,8 @@ def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_W
     tables.preload(target.modules)
     objects = carry.objects if carry is not None else None
     try:
+        if carry is not None and objects is not None:
+            stock(objects, wanted(target, carry), wait)
         report = supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait))
     except BaseException:
         give_back(objects, wait)
