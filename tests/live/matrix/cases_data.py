@@ -813,7 +813,7 @@ _POINTERS = (
         27,
         "pointer_on_the_heap_behind_void",
         "#include <stdlib.h>\nlong pv_v[<<<4=>9>>>] = {1, 2, 3, 4}; void *pv_held;\n"
-        "NOINLINE void pv_set(void) { pv_held = calloc(4, sizeof(long *)); ((long **)pv_held)[2] = &pv_v[1]; seen++; "
+        "NOINLINE void pv_set(void) { pv_held = calloc(40, sizeof(long *)); ((long **)pv_held)[2] = &pv_v[1]; seen++; "
         "}\n"
         "long ask_pointer_on_the_heap_behind_void(long x) { if (!pv_held) pv_set(); pv_v[1] += x; long *p = ((long "
         "**)pv_held)[2]; "
@@ -826,7 +826,7 @@ _POINTERS = (
         27,
         "pointer_on_the_heap_is_not_followed_unasked",
         "#include <stdlib.h>\nlong pn_v[<<<4=>9>>>] = {1, 2, 3, 4}; void *pn_held;\n"
-        "NOINLINE void pn_set(void) { pn_held = calloc(4, sizeof(long *)); ((long **)pn_held)[2] = &pn_v[1]; seen++; "
+        "NOINLINE void pn_set(void) { pn_held = calloc(40, sizeof(long *)); ((long **)pn_held)[2] = &pn_v[1]; seen++; "
         "}\n"
         "long ask_pointer_on_the_heap_is_not_followed_unasked(long x) { if (!pn_held) pn_set(); pn_v[1] += x; long *p "
         "= ((long "
@@ -1071,7 +1071,7 @@ _HEAP = (
         "p->a[3] <<<=>* "
         "2>>>; }",
         must=False,
-        refused=Refusal(AT_APPLY, r"struct hq \(160 bytes\): 1 at 0x[0-9a-f]+", is_right=True),
+        refused=Refusal(AT_APPLY, r"struct hq \(160 bytes\): 1, at 0x[0-9a-f]+", is_right=True),
     ),
     Case(
         28,
@@ -1101,10 +1101,9 @@ _HEAP = (
         "struct hl { <<<=>long fresh; >>>int a; long b; }; struct hl hl_v; long hl_n; static NOINLINE long "
         "hl_get(struct hl s) { "
         "seen++; return s.a "
-        "* 10 + s.b; }\n"
+        "* 10 + s.b <<<=>+ 1>>>; }\n"
         "long ask_type_of_a_local_variable(long x) { struct hl mine = {.a = x, .b = ++hl_n}; return hl_get(mine) "
         "<<<=>+ 1>>>; }",
-        granted=("--only-static struct hl",),
     ),
 )
 
