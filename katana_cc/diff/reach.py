@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from katana_cc.diff.program import Place
 from katana_cc.diff.view import Kind
@@ -39,6 +39,8 @@ from katana_cc.dwarf.uses import holders_of
 from katana_cc.dwarf.variables import CHANGED, Variable, variables
 from katana_cc.transform.between import between_types
 from katana_cc.transform.model import POINTER_SIZE, Copy, Pointer, Repeat, Step, Transformation
+
+_MALLOC_ALIGNMENT: Final = 16  # x86-64
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
@@ -222,6 +224,7 @@ class Reach:
             elif not made.is_identity:
                 yield from self._as_bytes(target)
             yield from self._begins_as_any(target)
+            yield from self._aligned(target)
         yield from self._left_behind(targets)
 
     def _begins_as_any(self, key: str) -> Iterator[str]:
@@ -230,6 +233,14 @@ class Reach:
         for union in self._graph.unions_first(key):
             if member := next((m for m in sorted(self._graph.inside(union)) if m in pointed), ""):
                 yield f"{key} begins with union {union}, and a pointer to {member} may lead to the whole"
+
+    def _aligned(self, key: str) -> Iterator[str]:
+        """An alignment that malloc does not give, in either build."""
+        new = (self._diff.debug.layouts(self._diff.new, unit) for _, unit in self._diff.correlation.changed_units)
+        inside = {key, *self._graph.inside(key)}
+        asked = (known[k].alignment for known in (self._graph.layouts, *new) for k in inside if k in known)
+        if (most := max(asked, default=0)) > _MALLOC_ALIGNMENT:
+            yield f"{key} asks to be aligned to {most} bytes, which malloc does not give"
 
     def _as_bytes(self, key: str) -> Iterator[str]:
         """What a C++ container keeps an object in that it makes and ends itself."""

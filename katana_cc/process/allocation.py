@@ -1,9 +1,9 @@
 """Blocks from the target's own malloc, many at a time, and giving them back to its free.
 
 A few instructions that call malloc in a loop are mapped, with room for the addresses that it returns; one thread that
-is stopped alone at a safe point (`calling.py`) runs them, some thousand blocks a stop, and the mapping goes again.  A
-katana that is killed meanwhile leaves the mapping, which the next one takes out, and the blocks, which are lost to the
-program but do no harm.
+is stopped alone at a safe point (`calling.py`) runs them, a thousand blocks a stop, and the mapping goes again.  A
+katana that is killed between two stops leaves the blocks it had, which are lost to the program but do no harm; in a
+stop, its mapping as well, which the next one takes out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from katana_cc.process.inject import make_memfd, open_memfd
 from katana_cc.process.link import PAGE, PROT_EXEC, PROT_READ, PROT_WRITE
 from katana_cc.process.target import Target
 
-_BATCH: Final = 8192  # blocks a stop: about half a millisecond
+_BATCH: Final = 1024  # blocks a stop, about 100 us: a katana killed in it leaves the thread at the wrong place
 _ROOM: Final = 8 * _BATCH
 _RELEASE_AT: Final = 128
 
@@ -76,7 +76,7 @@ class Blocks:
         """Free blocks.
 
         Raises:
-            BusyError: no thread was where free may be called; the first thousands may be free already.
+            BusyError: no thread was where free may be called; the first of them may be free already.
         """
         for at in range(0, len(blocks), _BATCH):
             self._release(blocks[at : at + _BATCH])

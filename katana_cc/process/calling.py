@@ -64,6 +64,7 @@ class Caller:
 
     def __init__(self, target: Target, unwinders: Collection[int] = ()) -> None:
         self._target = target
+        self._syscall = find_syscall_instruction(target.memory, target.regions)
         self._safe = SafePoint(target, Linker.of(target.memory, target.modules), unwinders)
         seen: list[Sequence[int]] = []
 
@@ -97,8 +98,7 @@ class Caller:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _stopped(self, unfit: Callable[[Sequence[int]], str]) -> RemoteThread:
-        memory = self._target.memory
-        return RemoteThread(memory, find_syscall_instruction(memory, self._target.regions), unfit)
+        return RemoteThread(self._target.memory, self._syscall, unfit)
 
 
 @contextlib.contextmanager

@@ -360,3 +360,16 @@ def test_container_that_keeps_objects_as_bytes_is_refused(tmp_path: Path, varian
     )
     assert ("type-changed", "node") in result.refusals
     assert "keeps one as bytes" in " ".join(r.text for r in result.patch.reasons)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["_Alignas(64) long wide; ", "struct {{ int n; }} __attribute__((aligned(32))) in; ", "wide v; "],
+)
+def test_alignment_that_malloc_does_not_give_is_refused(plain: Project, field: str) -> None:
+    """A new block for it would be misaligned, and the program die at the first vector instruction."""
+    node = "typedef int wide __attribute__((vector_size(32))); " + NODE.replace("int key", f"{field} int key")
+    source = HEAD + node + "struct node *head; " + MAKE + "int serve(int x) {{ head = make(x); return head->key; }}"
+    result = change(plain, source.format("", 0), source.format("long fresh;", 1))
+    assert "which malloc does not give" in " ".join(r.text for r in result.patch.reasons)
+    assert result.refusals != []
