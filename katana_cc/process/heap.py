@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple
@@ -108,6 +108,15 @@ class _Read:
     usable: list[int]
 
 
+@dataclass(slots=True)
+class _Chunks:
+    """The blocks with mappings of their own in a region, as far as it was gone through: up to `end`."""
+
+    end: int
+    starts: list[int] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+
 class Heap:
     """The heap as of one moment.  Made by `look`."""
 
@@ -121,6 +130,7 @@ class Heap:
         self._free = free
         self._arena = arena
         self._pieces: dict[int, tuple[int, memoryview]] = {}
+        self._chunks: dict[int, _Chunks] = {}
 
     @property
     def holes(self) -> list[tuple[int, int]]:
@@ -199,19 +209,27 @@ class Heap:
 
     def _mapped(self, address: int) -> Block | None:
         """A block with a mapping of its own: its chunk is at the start of a page (or, where an alignment was asked
-        for, somewhere behind one), and says how far it reaches."""
+        for, somewhere behind one), and says how far it reaches.
+
+        Several may be one region to the kernel, with other memory between them: its pages are gone through once, from
+        the first on, as far as somebody asks.
+        """
         region = self._regions.at(address)
         if region is None or not _may_be_mapped(region):
             return None
-        if address % HEADER == 0 and (block := self._mapped_chunk(address - HEADER, region)) is not None:
-            return block
-        page = address & -_PAGE
-        while page >= region.start:
-            block = self._mapped_chunk(page, region)
+        known = self._chunks.setdefault(region.start, _Chunks(region.start))
+        if address >= known.end and address % HEADER == 0:
+            block = self._mapped_chunk(address - HEADER, region)
+            if block is not None and block.start == address:
+                return block
+        while known.end <= address:
+            block = self._mapped_chunk(known.end, region)
             if block is not None:
-                return block if block.start <= address < block.start + block.size else None
-            page -= _PAGE
-        return None
+                known.starts.append(block.start)
+                known.blocks.append(block)
+            known.end = known.end + _PAGE if block is None else block.start + block.size
+        i = bisect_right(known.starts, address) - 1
+        return known.blocks[i] if i >= 0 and address < known.starts[i] + known.blocks[i].size else None
 
     def _mapped_chunk(self, chunk: int, region: Region) -> Block | None:
         if chunk < region.start:
