@@ -6,7 +6,7 @@ import pytest
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Transformation
-from katana_cc.transform.places import PointerPlace, field_at, moved_offset, pointer_at, pointers
+from katana_cc.transform.places import PointerPlace, field_at, leading, moved_offset, pointer_at, pointers
 
 U = Encoding.UNSIGNED
 ROW = Repeat(2, 8, 8, 8, 8, (Pointer(0, 0, "char", "", ""),), "names[]", "names[]")
@@ -129,3 +129,27 @@ def test_pointer_to_an_element_in_a_struct_means_no_field_of_it() -> None:
     )
     assert [moved_offset(t, at, "struct one") for at in (8, 24)] == [8, 24]
     assert moved_offset(t, 24) is None
+
+
+def test_types_that_lead_to_what_is_made_anew() -> None:
+    """Those are all that whoever looks for objects has to know."""
+
+    def one(name: str, *pointees: str, grows: bool = False) -> Transformation:
+        size = 8 * (len(pointees) + 1)
+        held = (Pointer(8 * n, 8 * n, p) for n, p in enumerate(pointees, 1))
+        return Transformation(name, size, size + 8 * grows, (Copy(0, 0, 8), *held))
+
+    types = {
+        t.name: t
+        for t in (
+            one("struct node", "struct node", "char", grows=True),
+            one("struct link", "struct link"),
+            one("struct table", "struct node *"),
+            one("struct node *", "struct node"),
+            one("struct other", "struct other", "char"),
+            one("char"),
+        )
+    }
+    begins = {"struct node": "struct link", "struct table": "char"}
+    assert leading(types, begins) == {"struct node", "struct link", "struct table", "struct node *"}
+    assert leading({"struct other": types["struct other"]}, {}) == frozenset()
