@@ -24,6 +24,8 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
 - *pause*: `reported` is what `katana apply` measured from the first thread it stopped to the last it let go;
   `heartbeat` is the largest gap that a real-time thread of the target saw, less the largest gap while nothing was
   applied. Its floor is a small C program that stops and frees the same threads and does nothing else.
+- *objects*: `reported` as above, for a list on the heap whose nodes all grow beyond their blocks; the floor is the same
+  patch without a node.
 - *calls*: nanoseconds for one call of a function of a few instructions.
 
 `bench/run --only NAME` measures one group, `--quick` finishes in two minutes, `--out DIR` puts the results elsewhere.

@@ -25,6 +25,7 @@ from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
+from katana_cc.report.objects import object_lines, object_preview_lines, objects_json
 from katana_cc.report.summary import clean, edited
 
 HELP = "put a patch object into running processes"
@@ -62,20 +63,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="state that all objects of this type are variables: none is on the heap or in a frame",
     )
     parser.add_argument(
+        "--only-reached",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="state that no object of this type is on the heap but those that pointers by their types lead to",
+    )
+    parser.add_argument(
         "--not-imported",
         action="append",
         type=variable_name,
         default=[],
         metavar="VARIABLE",
-        help="state that no library or plug-in, now or later, uses this variable of the program by its name",
+        help="state that no library or plug-in, now or later, uses this variable of the program by name, or knows the "
+        "layout of this type",
     )
     parser.add_argument(
         "--follow",
         action="append",
         type=variable_name,
         default=[],
-        metavar="VARIABLE",
-        help="when it moves, take every word that leads into it for a pointer, also where nothing says so",
+        metavar="NAME",
+        help="when this variable, or an object of this type, moves, take every word that leads into it for a pointer, "
+        "also where nothing says so",
     )
 
 
@@ -85,6 +95,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
     granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
     granted += [Grant(Option.ONLY_STATIC, name) for name in arguments.only_static]
+    granted += [Grant(Option.ONLY_REACHED, name) for name in arguments.only_reached]
     granted += [Grant(Option.NOT_IMPORTED, name) for name in arguments.not_imported]
     granted += [Grant(Option.FOLLOW, name) for name in arguments.follow]
     refuse_unless_ready(po, granted)
@@ -162,6 +173,8 @@ def _moved_lines(report: ApplyReport) -> list[str]:
     """What became of the variables that moved."""
     lines = [moved_line(m) for m in report.plan.ledger.moves if not m.stays]
     cargo = report.commit.cargo if report.commit else None
+    if cargo is not None and cargo.heap is not None:
+        lines += object_lines(cargo.heap, report.leftover)
     if cargo is not None:
         lines += [clean(f"left behind with the old {name}: {text}") for name, text in cargo.dropped]
     return lines
@@ -178,6 +191,8 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
     lines += [f"the resolver of {p.name} would be called (not now)" for p in plan.resolution.pending]
     if report.seen is not None:
         lines += preview_lines(plan.ledger.moves, report.seen)
+        if report.seen.heap is not None:
+            lines += object_preview_lines(report.seen.heap)
     if report.refusal is not None:
         lines += f"refused: {report.refusal.what}".split("\n")
         lines.append(report.refusal.remedy)
@@ -187,6 +202,7 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
 def _as_json(report: ApplyReport) -> dict[str, Any]:
     plan, commit = report.plan, report.commit
     cargo = commit.cargo if commit else None
+    seen = cargo or report.seen
     return {
         "pid": report.pid,
         "name": report.name,
@@ -198,6 +214,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
             {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in plan.ledger.edits
         ],
         "moves": moves_json(plan.ledger.moves, report.seen),
+        "objects": objects_json(seen.heap if seen else None, report.leftover),
         "words": words_json(report.seen) if report.seen is not None else [],
         "refusal": report.refusal.what if report.refusal is not None else None,
         "dropped": [{"variable": name, "text": text} for name, text in cargo.dropped] if cargo else [],

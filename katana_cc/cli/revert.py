@@ -22,6 +22,7 @@ from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, Wishes, revert_patch
 from katana_cc.report.moves import moved_back_line, moves_json
+from katana_cc.report.objects import object_lines, objects_json
 from katana_cc.report.summary import edited
 
 _ID = re.compile(r"[0-9A-Fa-f]{1,32}")
@@ -46,17 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=variable_name,
         default=[],
-        metavar="VARIABLE",
-        help="when it moves back, take every word that leads into it for a pointer, also where nothing says so",
+        metavar="NAME",
+        help="when this variable, or an object of this type, moves back, take every word that leads into it for a "
+        "pointer, also where nothing says so",
     )
-
+    parser.add_argument(
+        "--only-reached",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="state that no object of this type is on the heap but those that pointers by their types lead to",
+    )
     parser.add_argument(
         "--discard",
         action="append",
         type=variable_name,
         default=[],
-        metavar="VARIABLE",
-        help="when it moves back, lose the values of fields that the old layout has no room for",
+        metavar="NAME",
+        help="when this variable, or an object of this type, moves back, lose the values of fields that the old layout "
+        "has no room for",
     )
 
 
@@ -69,7 +78,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         _identity(arguments.patch),
         wait=arguments.wait,
         must_match=listing is None,
-        wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard)),
+        wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
     )
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
@@ -87,6 +96,9 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         for move in report.ledger.moves if report.ledger is not None else ():
             if not move.stays:
                 print(f"  {moved_back_line(move)}")
+        cargo = report.commit.cargo if report.commit is not None else None
+        for line in object_lines(cargo.heap, report.leftover) if cargo is not None and cargo.heap is not None else ():
+            print(f"  {line}")
         for name in report.kept:
             print(f"  {name} was written to after it got its new initial value, and keeps what it holds")
     if not reports:
@@ -111,6 +123,7 @@ def _identity(word: str | None) -> str:
 
 def _as_json(report: RevertReport) -> dict[str, Any]:
     ledger, commit = report.ledger, report.commit
+    cargo = commit.cargo if commit else None
     return {
         "pid": report.pid,
         "name": report.name,
@@ -125,4 +138,5 @@ def _as_json(report: RevertReport) -> dict[str, Any]:
         "others": list(report.others),
         "kept": list(report.kept),
         "moves": moves_json(ledger.moves) if ledger else [],
+        "objects": objects_json(cargo.heap if cargo else None, report.leftover),
     }

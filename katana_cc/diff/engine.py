@@ -21,6 +21,7 @@ from katana_cc.diff.harmless import only_lines_differ
 from katana_cc.diff.inlining import explain_inlining
 from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
+from katana_cc.diff.reach import Walked
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.recreate import recreate
 from katana_cc.diff.relayout import Move, find_moves
@@ -52,7 +53,8 @@ class Changes:
     `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `initialisers[new]` are
     old variables that keep their live value although the initial one changed; `reliances` tell which
     replaced function's old code relies on which other one (new places).  `padded` are replaced functions whose jump
-    also covers padding behind the old one; `renewed` ones take no place: all their callers change.
+    also covers padding behind the old one; `renewed` ones take no place: all their callers change.  `walked` says of
+    which types objects on the heap are made anew, and how they are found.
     """
 
     replaced: dict[Place, Place] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Changes:
     reliances: list[Found] = field(default_factory=list)
     padded: set[Place] = field(default_factory=set)
     renewed: set[Place] = field(default_factory=set)
+    walked: Walked = field(default_factory=Walked)
     reasons: list[Reason] = field(default_factory=list)
 
     @property

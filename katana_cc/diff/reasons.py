@@ -27,6 +27,7 @@ class Code(StrEnum):
     DATA_TRANSFORMED = "data-transformed"
     TYPE_CARRIED = "type-carried-over"
     TABLE_TAKEN_OVER = "table-taken-over"
+    TYPE_WALKED = "type-walked"
     CONSTANT_CHANGED = "constant-changed"
     CONSTANT_RECREATED = "constant-recreated"
     IMPORT_NEW = "import-new"
@@ -48,6 +49,8 @@ class Code(StrEnum):
     TYPE_ELSEWHERE = "type-changed-elsewhere"
     POINTER_OPAQUE = "pointer-opaque"
     DATA_EXPORTED = "data-exported"
+    TYPE_EXPORTED = "type-exported"
+    TYPE_HIDDEN = "type-reached-otherwise"
     # Refused.
     FUNCTION_TOO_SMALL = "function-too-small"
     FUNCTION_FOLDED = "function-folded"
@@ -92,6 +95,7 @@ _ORDER: Final = (
     Code.DATA_TRANSFORMED,
     Code.TABLE_TAKEN_OVER,
     Code.TYPE_CARRIED,
+    Code.TYPE_WALKED,
     Code.DATA_NEW,
     Code.CONSTANT_CHANGED,
     Code.CONSTANT_RECREATED,
@@ -126,11 +130,15 @@ _WHY: Final = {
 }
 _MOVED: Final = "which is made anew elsewhere, so that it would read and write an object that nobody else uses"
 
+_CHANGED: Final = "which is laid out otherwise, so that it would misread those that are made anew"
+
 
 def relies(callee: str, basis: Basis, through: str) -> str:
     """What relying on `callee` means, to follow the name of the caller."""
     if basis is Basis.DATA_MOVED:
         return f"uses {through}, {_MOVED}"
+    if basis is Basis.TYPE_CHANGED:
+        return f"may use objects of {through}, {_CHANGED}"
     return f"calls {callee}{f' (through {through})' if through else ''}, {_WHY[basis]}"
 
 

@@ -20,7 +20,8 @@ When both are replaced and no thread is inside `answer`, nobody notices.  Old co
    pointer may exist and the function relies on a replaced one, the change is refused.
 
 The same holds of a variable that is made anew elsewhere: old code of a replaced function would go on with the old one,
-which nobody else uses any more, and so would a function that is gone.
+which nobody else uses any more, and so would a function that is gone.  And of a type that is laid out otherwise: old
+code that may know the old layout would misread objects that were made anew, wherever it finds them.
 
 Between units only the prototype counts (there is no link-time optimisation in a recorded build), so a callee of
 another unit matters when its prototype changed.  A call through a pointer follows the calling convention.  What the
@@ -30,8 +31,7 @@ compiler saw and did not use is counted too: which registers and what memory mat
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.diff.program import Place
@@ -58,9 +58,31 @@ class Found(NamedTuple):
 def note_reliances(diff: Diff) -> None:
     """Fill `changes.reliances`, and refuse what follows from it.  The replaced functions are fixed by now."""
     walk = _Walk(diff)
+
+    def of(old: Place) -> Iterator[Found]:
+        yield from walk.reached(old)
+        yield from (Found(old, old, Basis.DATA_MOVED, label) for label in walk.moved_used_by(old))
+
+    _note(diff, walk, of)
+
+
+def note_layouts(diff: Diff, units: Mapping[str, Collection[int]]) -> None:
+    """The same for types that are laid out otherwise; `units`: title → old objects whose code may know the layout.
+
+    Which function makes use of it, nobody can see: objects are reached through pointers that no name tells of.
+    """
+
+    def of(old: Place) -> Iterator[Found]:
+        yield from (Found(old, old, Basis.TYPE_CHANGED, title) for title, those in units.items() if old.unit in those)
+
+    if units:
+        _note(diff, _Walk(diff), of)
+
+
+def _note(diff: Diff, walk: _Walk, of: Callable[[Place], Iterator[Found]]) -> None:
+    """Note what `of` says that old code relies on, and refuse what follows from it."""
     for new, old in sorted(diff.changes.replaced.items()):
-        found = list(walk.reached(old))
-        found += [Found(old, old, Basis.DATA_MOVED, label) for label in walk.moved_used_by(old)]
+        found = list(of(old))
         diff.changes.reliances += [f._replace(caller=new, callee=walk.replaced[f.callee]) for f in found]
         subject = diff.view(diff.new, new.unit).label(new.section)
         active = any(
@@ -70,8 +92,7 @@ def note_reliances(diff: Diff) -> None:
             text = f"it is always active, goes on in its old code, and {walk.sentence(found[0])}"
             diff.reason(Code.ACTIVE_RELIES, REFUSED, new, text)
     for old in sorted(walk.still_reachable()):
-        moved = (Found(old, old, Basis.DATA_MOVED, label) for label in walk.moved_used_by(old))
-        for found_one in chain(walk.reached(old), moved):
+        for found_one in of(old):
             text = (
                 f"it is gone in the new build, but a pointer or a jump may still lead to the old one, which "
                 f"{walk.sentence(found_one)}"

@@ -93,6 +93,7 @@ DW_AT_str_offsets_base: Final = 0x72
 DW_AT_addr_base: Final = 0x73
 DW_AT_rnglists_base: Final = 0x74
 DW_AT_dwo_name: Final = 0x76
+DW_AT_alignment: Final = 0x88
 DW_AT_MIPS_linkage_name: Final = 0x2007
 DW_AT_GNU_vector: Final = 0x2107
 DW_AT_GNU_dwo_name: Final = 0x2130

@@ -79,7 +79,8 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class TypeLayout:
-    """How one type is laid out; `size` in bytes.  `file` and `line` say where it is defined."""
+    """How one type is laid out; `size` in bytes.  `file` and `line` say where it is defined.  `alignment` in bytes is
+    what it, or a member of its own, asks for beyond what types have by themselves (`alignas`, vectors); else 0."""
 
     name: str
     kind: TypeKind
@@ -89,6 +90,7 @@ class TypeLayout:
     bases: tuple[Base, ...]
     file: str
     line: int
+    alignment: int = 0
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -146,18 +148,30 @@ def _layout(info: DebugInfo, names: Naming, entry: Entry, die: Die, name: str) -
     elif die.children and info.cpp:
         bases = [_base(names, types, child) for child in info.children(die) if child.tag == d.DW_TAG_inheritance]
     holder, line = names.declared_at(entry)
+    members = () if kind is TypeKind.ENUM else tuple(names.members(die))
     return TypeLayout(
         name=name,
         kind=kind,
         size=types.size(die),
-        members=()
-        if kind is TypeKind.ENUM
-        else tuple(_member(info, names, m, label) for m, label in names.members(die)),
+        members=tuple(_member(info, names, m, label) for m, label in members),
         enumerators=tuple(enumerators),
         bases=tuple(bases),
         file=line_tables(info).file(holder.unit, holder.integer(d.DW_AT_decl_file)),
         line=line,
+        alignment=max([die.integer(d.DW_AT_alignment) or 0, *(_alignment(names, types, m) for m, _ in members)]),
     )
+
+
+def _alignment(names: Naming, types: Texts, member: Die) -> int:
+    """What a member asks for itself, or as a vector (Intel's ABI: as many bytes as it has)."""
+    asked = member.integer(d.DW_AT_alignment) or 0
+    target = names.target(member)
+    while target is not None and target.tag in (d.DW_TAG_typedef, d.DW_TAG_const_type, d.DW_TAG_volatile_type):
+        asked = max(asked, target.integer(d.DW_AT_alignment) or 0)
+        target = names.target(target)
+    if target is not None and target.tag == d.DW_TAG_array_type and d.DW_AT_GNU_vector in target.attributes:
+        asked = max(asked, types.size(target))
+    return asked
 
 
 def _member(info: DebugInfo, names: Naming, member: Die, label: str) -> Member:

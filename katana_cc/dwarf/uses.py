@@ -1,7 +1,8 @@
 """Whether objects of a type may lie elsewhere than in variables: on the heap, in frames of functions, behind `void *`.
 
 Debug information does not list such objects, but code that has to do with one declares a pointer to it, or a variable
-of a function that is one.  (What a cast alone makes, gcc does not describe.)
+of a function that is one.  (What a cast alone makes, gcc does not describe.)  One in a frame lives as long as a call of
+the function.
 
 Source: DWARF 5, sections 5.3 (pointers and references), 4.1 (variables).
 """
@@ -13,13 +14,15 @@ from typing import Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.functions import functions
 from katana_cc.dwarf.lines import line_tables
-from katana_cc.dwarf.naming import POINTERS, naming
+from katana_cc.dwarf.naming import DEPTH_LIMIT, POINTERS, naming
 from katana_cc.dwarf.texts import texts
 from katana_cc.dwarf.types import TypeLayout
 from katana_cc.dwarf.units import Die
 from katana_cc.dwarf.variables import location
 
+_BLOCKS: Final = frozenset({d.DW_TAG_lexical_block, d.DW_TAG_inlined_subroutine})
 _OBJECTS: Final = frozenset({d.DW_TAG_variable, d.DW_TAG_formal_parameter})
 
 
@@ -46,8 +49,8 @@ def holders_of(wanted: Collection[str], layouts: Mapping[str, TypeLayout]) -> fr
     return frozenset(found)
 
 
-def used_outside(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
-    """Each way in which an object declares that aggregates of these keys may lie elsewhere than in variables.
+def pointed_to(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
+    """Each pointer type of an object that leads to aggregates of these keys: they may lie anywhere.
 
     Raises:
         FormatError: damaged debug information.
@@ -57,16 +60,38 @@ def used_outside(info: DebugInfo, wanted: Collection[str]) -> Iterator[Use]:
         key = types.facts(names.target(die))[2]
         if key in wanted:
             yield Use(key, f"pointers to {types.text(names.target(die))} exist", "", 0)
-    # One of the file or of a class may lie nowhere, since nothing writes it: it is in no frame all the same.
-    scopes = info.outline
-    outside = {e.offset for e in scopes if e.parent < 0 or scopes[e.parent].tag != d.DW_TAG_subprogram}
-    for die in info.of_tags(_OBJECTS):
-        if d.DW_AT_type in die.attributes and die.offset not in outside and not _is_static(info, die):
-            key = types.facts(names.target(die))[2]
+
+
+def framed(info: DebugInfo, wanted: Collection[str]) -> Iterator[tuple[int, Use]]:
+    """(code section, the object) of each function whose frame may hold an aggregate of these keys: a variable or
+    parameter of its own, or of what was inlined into it.
+
+    Raises:
+        FormatError: damaged debug information.
+    """
+    names, types = naming(info), texts(info)
+    for function in functions(info):
+        for die in _own(info, info.die(function.die), 0):
+            if _is_static(info, die):
+                continue
+            chain = names.chain(die)
+            holder = next((link for link in chain if d.DW_AT_type in link.attributes), None)
+            key = types.facts(names.target(holder))[2] if holder is not None else ""
             if key in wanted:
-                file = line_tables(info).file(die.unit, die.integer(d.DW_AT_decl_file))
-                name = die.text(d.DW_AT_name)
-                yield Use(key, f"`{name}` is one in a function", file, die.integer(d.DW_AT_decl_line) or 0)
+                name = next((text for link in chain if (text := link.text(d.DW_AT_name))), "")
+                told = next((link for link in chain if d.DW_AT_decl_line in link.attributes), die)
+                file = line_tables(info).file(told.unit, told.integer(d.DW_AT_decl_file))
+                line = told.integer(d.DW_AT_decl_line) or 0
+                yield function.code.section, Use(key, f"`{name}` of {function.name} is one", file, line)
+
+
+def _own(info: DebugInfo, die: Die, depth: int) -> Iterator[Die]:
+    """The variables and parameters in a function, in its blocks and in what was inlined into it."""
+    for child in info.children(die) if depth <= DEPTH_LIMIT else ():
+        if child.tag in _OBJECTS:
+            yield child
+        elif child.tag in _BLOCKS:
+            yield from _own(info, child, depth + 1)
 
 
 def _is_static(info: DebugInfo, die: Die) -> bool:

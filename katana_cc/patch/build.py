@@ -25,7 +25,7 @@ from katana_cc.patch.model import (
     Replacement,
     Verdict,
 )
-from katana_cc.patch.moves import moved, staying
+from katana_cc.patch.moves import moved, staying, types
 from katana_cc.patch.references import References
 from katana_cc.patch.sources import with_sources
 from katana_cc.patch.unwinding import Unwinding
@@ -81,7 +81,7 @@ class _Builder:
         )
         patch = PatchObject(
             identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits), reliances,
-            (*transforms, *staying(self.diff)),
+            (*transforms, *staying(self.diff), *types(self.diff)),
         )  # fmt: skip
         code = [(n, place) for place, n in self.carrier.carried.items() if sections[n].flags & c.SHF_EXECINSTR]
         return with_sources(patch, [(n, self.diff.debug.info(self.new, p.unit), p.section) for n, p in code])

@@ -115,6 +115,7 @@ def validate(po: PatchObject) -> None:
         changes = d.address is not None and d.symbol is None and not t.is_identity
         need(not changes, f"transformation of {t.name}: it has no new symbol, and does not stay as it is")
         need(d.address is None or d.address > 0, f"transformation of {t.name}: no address")
+        need(not (t.type if d.is_type else d.begins), f"transformation of {t.name}: what a type or a variable has not")
         need(d.symbol is None or 0 <= d.symbol < symbols, f"transformation of {t.name}: no symbol {d.symbol}")
 
 

@@ -109,6 +109,9 @@ class Basis(IntEnum):
     BODY_SEEN = 1  # compiled in one unit: registers it spares, memory it leaves alone, how it takes its arguments
     PROTOTYPE = 2  # its parameters or its result are of another type now
     DATA_MOVED = 3  # it uses a variable that is made anew elsewhere: `callee` is the caller, `through` the variable
+    TYPE_CHANGED = (
+        4  # it may use objects of a type that is laid out otherwise: `callee` is the caller, `through` the type
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +130,28 @@ class Reliance:
 
 @dataclass(frozen=True, slots=True)
 class DataTransform:
-    """Live data that gets a new layout: a variable, or all heap objects of a type; or a variable that stays.
+    """Live data that gets a new layout, or that holds pointers to such data.
 
-    Of a variable `address` is where the old object is, and `symbol` indexes the new one in `PatchObject.symbols`: its
-    relocated contents are the initial bytes.  Without `symbol` the variable stays where it is; its transformation is an
-    identity, and names the pointers in it that may lead to variables that do not.  Of a type both are None.  Names and
-    sizes are in `transformation`.
+    A *variable* has the `address` of the old object, and `symbol` indexes the new one in `PatchObject.symbols`: its
+    relocated contents are the initial bytes.  One without `symbol` stays where it is: its transformation is an
+    identity, and names the pointers in it that may lead to what does not, or to objects of the types below.
+
+    A *type* has neither: all objects of it that typed pointers lead to from these variables.  Its name is the text that
+    pointers to it have (`struct conn`; `struct conn *` for what a `struct conn **` leads to; `struct conn[4]`).  It is
+    an identity where its objects stay as they are and only lead on to others.  `begins`: the name of the type among
+    these that an object of it begins with (its first field or base, however deep), "" if there is none: a pointer to
+    that may lead to the whole.
     """
 
     transformation: Transformation
     address: int | None = None
     symbol: int | None = None
+    begins: str = ""
+
+    @property
+    def is_type(self) -> bool:
+        """Whether it speaks of all objects of a type."""
+        return self.address is None
 
 
 @dataclass(frozen=True, slots=True)

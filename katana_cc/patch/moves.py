@@ -4,6 +4,9 @@ A variable that is made anew is carried like a new one, with its transformation.
 any variable of the program: those whose type says that they may lead to it, or into it, are named by an *identity*, the
 transformation of a variable that stays as it is.  Whoever applies the patch follows them; other words that could be
 such a pointer are for a person to decide.
+
+Objects on the heap have no names: of them the patch says how each type is made anew, and of the types on the way to one
+which pointers they hold (`katana_cc.diff.reach`).
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from collections.abc import Iterator
 
 from katana_cc.diff.engine import Diff
 from katana_cc.diff.program import Place
+from katana_cc.diff.view import Kind
 from katana_cc.dwarf.dies import DebugInfo
-from katana_cc.dwarf.types import TypeKind, layouts
+from katana_cc.dwarf.graph import fields_in, with_elements
+from katana_cc.dwarf.types import layouts
 from katana_cc.dwarf.variables import variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
@@ -35,11 +40,19 @@ def moved(carrier: Carrier) -> Iterator[DataTransform]:
         yield DataTransform(move.transformation, address, symbol)
 
 
+def types(diff: Diff) -> Iterator[DataTransform]:
+    """The types whose objects are found by following typed pointers, those on the way among them."""
+    walked = diff.changes.walked
+    yield from (DataTransform(t, begins=walked.begins[text]) for text, t in walked.types.items())
+    yield from (DataTransform(t) for t in walked.others.values())
+
+
 def staying(diff: Diff) -> Iterator[DataTransform]:
-    """The variables that stay where they are and hold pointers which may lead to one that is made anew."""
+    """The variables that stay where they are and hold pointers which may lead to one that is made anew, or to objects
+    that are found by following them."""
     olds = {m.old for m in diff.changes.moved.values()}
-    texts = frozenset(t for place in olds for t in _pointed_types(diff, place))
-    for unit in range(len(diff.old.snapshot.units)) if olds else ():
+    texts = diff.changes.walked.pointed.union(*(_pointed_types(diff, place) for place in olds))
+    for unit in range(len(diff.old.snapshot.units)) if texts else ():
         info = diff.debug.info(diff.old, unit)
         if not isinstance(info, DebugInfo):
             continue
@@ -49,7 +62,9 @@ def staying(diff: Diff) -> Iterator[DataTransform]:
             continue  # what is not known of its pointers is not followed
         for v in known:
             place = Place(unit, v.place.section) if v.place is not None else None
-            if place is None or place in olds or v.thread_local or v.constant or v.declaration:
+            if place is None or place in olds or v.thread_local or v.declaration:
+                continue
+            if v.constant and diff.view(diff.old, unit).kinds.get(place.section) is not Kind.DATA:
                 continue
             address = diff.old.address(place)
             if address is None or v.place is None:
@@ -63,27 +78,6 @@ def _pointed_types(diff: Diff, place: Place) -> Iterator[str]:
     """The types, as texts, of what lies in an old variable: itself, its fields, their fields, elements of arrays."""
     info = diff.debug.info(diff.old, place.unit)
     v = diff.debug.stored_in(diff.old, place)
-    if v is None or not isinstance(info, DebugInfo):
-        return
-    known = layouts(info)
-    yield from _with_elements(v.type, v.form.bounds)
-    waiting, seen = [v.aggregate], set()
-    while waiting:
-        key = waiting.pop()
-        layout = known.get(key)
-        if layout is None or key in seen:
-            continue
-        seen.add(key)
-        if layout.kind is not TypeKind.ENUM:
-            yield f"{layout.kind} {key}"
-        for m in layout.members:
-            yield from _with_elements(m.type, m.form.bounds)
-            waiting.append(m.aggregate)
-        waiting += [b.key for b in layout.bases]
-
-
-def _with_elements(text: str, bounds: tuple[int | None, ...]) -> Iterator[str]:
-    yield text
-    for count in bounds:
-        text = text.replace(f"[{'' if count is None else count}]", "", 1)
-        yield text
+    if v is not None and isinstance(info, DebugInfo):
+        yield from with_elements(v.type, v.form.bounds)
+        yield from fields_in(layouts(info), v.aggregate)

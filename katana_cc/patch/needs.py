@@ -24,6 +24,7 @@ class Option(StrEnum):
     FOLLOW = "--follow"
     ONLY_STATIC = "--only-static"
     NOT_IMPORTED = "--not-imported"
+    ONLY_REACHED = "--only-reached"
 
 
 class Grant(NamedTuple):
@@ -43,6 +44,8 @@ GRANTED_BY: Final[dict[str, Option]] = {
     Code.TYPE_ELSEWHERE: Option.ONLY_STATIC,
     Code.POINTER_OPAQUE: Option.FOLLOW,
     Code.DATA_EXPORTED: Option.NOT_IMPORTED,
+    Code.TYPE_EXPORTED: Option.NOT_IMPORTED,
+    Code.TYPE_HIDDEN: Option.ONLY_REACHED,
 }
 
 

@@ -36,7 +36,8 @@ def written(po: PatchObject, name: Callable[[str], int]) -> list[NewSection]:
             relocations.append(NewRelocation(len(entries) + TRANSFORM_NEW_AT, kind, d.symbol, 0))
         t = d.transformation
         number = _TYPE if d.address is None else _STAYING if d.symbol is None else _VARIABLE
-        entries += TRANSFORM.pack(d.address or 0, 0, t.old_size, name(t.name), number, len(found), name(t.type))
+        text = d.begins if d.is_type else t.type
+        entries += TRANSFORM.pack(d.address or 0, 0, t.old_size, name(t.name), number, len(found), name(text))
         for label in found:
             fields += FIELD.pack(*(name(text) for text in label))
     sections = [
@@ -69,7 +70,7 @@ def read(
         raise FormatError(f"{ENTRIES}: {len(entries)} bytes for {len(tables)} transformations")
     names = _labels(fields, name)
     result, at = [], 0
-    for i, (address, new, old_size, title, kind, count, of_type) in enumerate(TRANSFORM.iter_unpack(entries)):
+    for i, (address, new, old_size, title, kind, count, text) in enumerate(TRANSFORM.iter_unpack(entries)):
         place = f"{ENTRIES}: entry at {i * TRANSFORM.size:#x}"
         symbol = symbols.pop(i * TRANSFORM.size + TRANSFORM_NEW_AT, None)
         shape = kind, symbol is not None, bool(address)
@@ -83,8 +84,9 @@ def read(
             raise FormatError(f"{place}: {error.what}") from error
         if next(mine, None) is not None:
             raise FormatError(f"{place}: more names of fields than fields")
-        transformation = Transformation(name(title), old_size, tables[i].new_size, steps, name(of_type))
-        result.append(DataTransform(transformation, address or None, symbol))
+        of_type, begins = ("", name(text)) if kind == _TYPE else (name(text), "")
+        transformation = Transformation(name(title), old_size, tables[i].new_size, steps, of_type)
+        result.append(DataTransform(transformation, address or None, symbol, begins))
     if at != len(names) or symbols:
         raise FormatError(f"{NAMES} or relocations for a transformation that is not there")
     return tuple(result)

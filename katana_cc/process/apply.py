@@ -3,8 +3,10 @@
     every process:  open, plan            reads only; one refusal ends it all
     every process:  look at variables     those that move: whether they may, as things are now
     every process:  inject                the new code is there, nothing leads to it
+    every process:  stock                 new blocks are there for objects that need more room
     every process:  register              its frames are known to the unwinders
     every process:  commit                a short stop each
+    every process:  clear up              blocks that are no longer used are freed
     on failure:     revert what was committed, unmap what was not
 
 A process that forks meanwhile hands on what it has; children that came before their parent's commit are found by
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
 from katana_cc.patch.model import PatchObject
@@ -26,12 +28,23 @@ from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import forth
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
-from katana_cc.process.objections import judge
+from katana_cc.process.objections import StrayWordsError, judge
+from katana_cc.process.objects import Objects
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import NotThisBuildError, Plan, prepare
 from katana_cc.process.preview import preview, refuse_early
 from katana_cc.process.registration import may_be_registered, register, withdraw
 from katana_cc.process.revert import Wishes, revert_one
+from katana_cc.process.supply import (
+    NOTHING_LEFT,
+    Leftover,
+    clear_up,
+    explaining,
+    give_back,
+    objects_of,
+    stock,
+    supplied,
+)
 from katana_cc.process.target import Target
 from katana_cc.process.unwinders import must_register
 
@@ -43,7 +56,8 @@ class ApplyReport:
     """What came of one process.  `outcome`: "applied", "already applied", "would apply" or "would be refused" (dry
     run); `commit` is None unless a stop was made; `seen` is what the variables that would move held in a dry run, and
     `refusal` what speaks against it; `map_pause_us` is how long one thread stood while the mapping was made,
-    `register_pause_us` while the new frames were registered (0: no need, or done before)."""
+    `register_pause_us` while the new frames were registered (0: no need, or done before); `leftover` is what became of
+    the old blocks of objects on the heap."""
 
     pid: int
     name: str
@@ -54,6 +68,7 @@ class ApplyReport:
     register_pause_us: float = 0.0
     seen: Cargo | None = None
     refusal: RefusedError | None = None
+    leftover: Leftover = NOTHING_LEFT
 
 
 @dataclass(slots=True)
@@ -68,6 +83,10 @@ class _Work:
     report: CommitReport | None = None
     seen: Cargo | None = None
     refusal: RefusedError | None = None
+    objects: Objects | None = None
+    wanted: dict[int, int] = field(default_factory=dict)
+    leftover: Leftover = NOTHING_LEFT
+    is_cleared: bool = False
 
 
 def apply_patch(
@@ -125,7 +144,8 @@ def apply_patch(
         outcome = "already applied" if work.plan.is_applied else would if dry_run else "applied"
         pauses = work.map_pause_us, work.register_pause_us
         found = work.seen, work.refusal
-        reports.append(ApplyReport(work.target.pid, work.target.name, outcome, work.plan, work.report, *pauses, *found))
+        head = work.target.pid, work.target.name, outcome, work.plan, work.report
+        reports.append(ApplyReport(*head, *pauses, *found, work.leftover))
     return tuple(reports)
 
 
@@ -160,11 +180,14 @@ def _plan_all(
 def _carry(work: _Work) -> Carry | None:
     """The variables of a process that move; None when none does."""
     plan = work.plan
-    if not plan.ledger.moves or plan.is_applied:
+    if not (plan.ledger.moves or plan.ledger.kinds) or plan.is_applied:
         return None
     own = plan.base, plan.base + plan.layout.size
     module = plan.module.start, plan.module.end
-    return Carry(forth(plan.ledger.moves), plan.ledger.edits, own, module, work.target.where, "apply it with")
+    if work.objects is None:
+        work.objects = objects_of(work.target, plan.ledger.kinds)
+    passages = forth(plan.ledger.moves)
+    return Carry(passages, plan.ledger.edits, own, module, work.target.where, "apply it with", work.objects)
 
 
 def _look(work: _Work, dry_run: bool) -> None:
@@ -172,14 +195,30 @@ def _look(work: _Work, dry_run: bool) -> None:
     carry = _carry(work)
     if carry is None:
         return
-    if not dry_run:
-        refuse_early(work.target, carry)
-        return
-    work.seen = preview(work.target, carry)
+    error = _seen(work, carry, dry_run)
+    if isinstance(error, StrayWordsError) and carry.objects is None:
+        # Those on the heap may be pointers in objects that types tell of.
+        work.objects = explaining(work.target, work.plan.ledger.kinds)
+        carry = _carry(work)
+        if carry is not None and carry.objects is not None:
+            error = _seen(work, carry, dry_run)
+    if error is not None and not dry_run:
+        raise error
+    work.refusal = error
+
+
+def _seen(work: _Work, carry: Carry, dry_run: bool) -> RefusedError | None:
+    """What speaks against it, as of now."""
     try:
-        judge(carry, work.seen)
+        if dry_run:
+            work.seen = preview(work.target, carry)
+            judge(carry, work.seen)
+        else:
+            seen = refuse_early(work.target, carry)
+            work.wanted = seen.heap.placement.wanted if seen is not None and seen.heap is not None else {}
     except RefusedError as error:
-        work.refusal = error
+        return error
+    return None
 
 
 def _is_there(pid: int) -> bool:
@@ -198,10 +237,22 @@ def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
     for work in works:
         if not work.plan.is_applied:
             _register(work, wait)
+    for work in works:
+        if work.objects is not None:
+            stock(work.objects, work.wanted, wait)
     # From here on only bytes of functions and data are exchanged.
     for work in works:
         if not work.plan.is_applied:
             work.report = _commit(work, wait)
+    for work in works:
+        _clear_up(work, wait)
+
+
+def _clear_up(work: _Work, wait: float) -> None:
+    """Free, once, what a commit left of blocks."""
+    if work.report is not None and not work.is_cleared:
+        work.is_cleared = True
+        work.leftover = clear_up(work.objects, work.report, wait)
 
 
 def _register(work: _Work, wait: float) -> None:
@@ -252,7 +303,7 @@ def _commit(work: _Work, wait: float) -> CommitReport:
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return run(target, commit, tables.unwinder, wait)
+    return supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait))
 
 
 def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
@@ -260,6 +311,8 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
     stuck = []
     for work in works:
         if work.report is not None:
+            with contextlib.suppress(KatanaError):
+                _clear_up(work, wait)
             try:
                 with Target(work.target.pid) as again:
                     revert_one(again, work.plan.patch_id, wait, Wishes(discards_all=True))
@@ -267,6 +320,7 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
                 if _is_there(work.target.pid):
                     stuck.append(f"the patch stays applied to pid {work.target.pid}: {error.what}")
             continue
+        give_back(work.objects, wait)
         with contextlib.suppress(KatanaError):
             if work.is_injected:
                 with Target(work.target.pid) as again:

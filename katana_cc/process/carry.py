@@ -12,7 +12,7 @@ stacks are not known; and in the stop, where the answer counts.  Nothing is writ
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.errors import TargetError
@@ -31,8 +31,10 @@ from katana_cc.process.kernel import KernelWord
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
+from katana_cc.process.objects import Cargo as ObjectCargo
+from katana_cc.process.objects import Objects
 from katana_cc.process.registers import RegisterWord
-from katana_cc.process.words import WORD, Pages, to_search
+from katana_cc.process.words import WORD, Pages, Seeker, to_search
 from katana_cc.transform.execute import apply
 from katana_cc.transform.losses import LossKind, losses
 
@@ -43,7 +45,8 @@ class Carry:
 
     `edits` are what is exchanged along with it; `module` (start, end) is the patched one; `own` is the mapping of the
     patch, where nothing that lives points anywhere but by the types of the variables in it; `where` and `retry` are
-    for errors: the process, and how to try again with an option.
+    for errors: the process, and how to try again with an option.  `objects` are those on the heap, None where none
+    gets a new layout.
     """
 
     passages: tuple[Passage, ...]
@@ -52,6 +55,7 @@ class Carry:
     module: tuple[int, int]
     where: str
     retry: str
+    objects: Objects | None = None
     leads: Leads = field(init=False)
     edited: Edited = field(init=False)
 
@@ -81,7 +85,7 @@ class Cargo:
     rewritten, by its type or because somebody said so; `strays`: what is not.  `lost`: sentences, of values that cannot
     be carried over; `broken`: sentences, of typed pointers that lead nowhere then; `dropped`: (variable, sentence) of
     values whose field the new build does not have.  `discardable`: the variables that would have to lose such values,
-    where that is all that is lost.
+    where that is all that is lost.  `heap`: what comes of objects on the heap, None where none is looked for.
     """
 
     objects: tuple[tuple[int, bytes], ...]
@@ -94,6 +98,7 @@ class Cargo:
     broken: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
     discardable: tuple[str, ...]
+    heap: ObjectCargo | None = None
 
 
 def look(
@@ -101,30 +106,41 @@ def look(
     bulk: BulkReader,
     regions: MemoryMap,
     stacks: Sequence[tuple[int, int]],
-    registers: Iterable[RegisterWord],
+    registers: Callable[[Seeker], Iterable[RegisterWord]],
     kernel: Iterable[KernelWord],
     pages: Pages,
     *,
     is_stopped: bool,
 ) -> Cargo:
-    """Read the variables and search for words that lead into them.
+    """Read the variables, and the objects on the heap, and search for words that lead into them.
 
     Args:
         stacks: (thread id, stack pointer) of each thread whose stack pointer is known.
-        registers: those that lead into a moving variable.
+        registers: gives those that lead into what moves.
         kernel: what the kernel keeps for the process (`katana_cc.process.kernel.kept`).
         pages: of the process.
         is_stopped: every thread is, and its stack pointer known.
 
     Raises:
         TargetError: the process is gone.
+        BusyError, RefusedError: as of `Objects.look`.
     """
     try:
         live, objects = _read(carry, bulk)
-        findings = [f for p, data in zip(carry.passages, live, strict=True) for f in _held(carry, p, data)]
+        sight = None
+        leads = carry.leads
+        if carry.objects is not None:
+            sight = carry.objects.look(carry.passages, live, bulk, regions, carry.edited, is_stopped=is_stopped)
+            leads = sight.leads
+        findings = [
+            f for p, data in zip(carry.passages, live, strict=True) for f in held_by(p, data, leads, carry.edited)
+        ]
         holes = [carry.own, *spared(carry.passages)]
+        if sight is not None:
+            findings += sight.findings(carry.edited)
+            holes += sight.holes
         vectors = to_search(_beside(carry, regions), holes, stacks, pages.touched, pages.written)
-        findings += elsewhere(carry.leads.seeker.in_memory(bulk, vectors), carry.leads, carry.edited)
+        findings += elsewhere(leads.seeker.in_memory(bulk, vectors), leads, carry.edited)
     except OSError as error:
         raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
     strays: list[Stray] = []
@@ -132,6 +148,8 @@ def look(
     broken: list[str] = []
     words: list[tuple[int, bytes, bytes]] = []
     for f in findings:
+        if f.lead.moved == f.word.value:
+            continue  # an object that stays in its block, and where it begins
         if f.is_explained and f.holder is not None and f.lead.moved is None:
             broken.append(f"{f.holder.named(f.field)} points to {f.lead} ({f.lead.depth}), and {NOWHERE}")
             continue
@@ -144,19 +162,23 @@ def look(
             address, value = change
             words.append((address, f.word.value.to_bytes(WORD, "little"), value.to_bytes(WORD, "little")))
     moved_registers = []
-    for register in registers:
-        lead = carry.leads.of(register.value)
+    for register in registers(leads.seeker):
+        lead = leads.of(register.value)
+        if lead.moved == register.value:
+            continue
         if lead.moved is None or register.is_argument_kept or not lead.passage.is_followed:
             can = lead.moved is not None and not register.is_argument_kept
             strays.append(Stray(f"thread {register.tid}, {register.name}", None, lead, can, True))
         else:
             moved_registers.append((register, lead.moved))
-    strays += [
-        Stray(word.place, None, carry.leads.of(word.value), False, False)
-        for word in kernel
-        if carry.leads.seeker.leads(word.value)
-    ]
+    kept = [(word, leads.of(word.value)) for word in kernel if leads.seeker.leads(word.value)]
+    strays += [Stray(word.place, None, lead, False, False) for word, lead in kept if lead.moved != word.value]
     lost, dropped, discardable = _losses(carry, live)
+    made = sight.cargo.converted if sight is not None else None
+    if made is not None:
+        only_dropped = (not lost or discardable) and (not made.lost or made.discardable)
+        discardable = (*discardable, *made.discardable) if only_dropped else ()
+        lost, dropped = [*lost, *made.lost], [*dropped, *made.dropped]
     return Cargo(
         tuple((address, bytes(data)) for address, data in objects.items()),
         tuple(words),
@@ -168,6 +190,7 @@ def look(
         tuple(broken),
         tuple(dropped),
         discardable,
+        sight.cargo if sight is not None else None,
     )
 
 
@@ -201,10 +224,6 @@ def _read(carry: Carry, bulk: BulkReader) -> tuple[list[bytes], dict[int, bytear
             initial = begun[p.destination] if p.initial is None else p.initial
             objects[p.destination] = bytearray(_made(p.transformation, content, initial))
     return live, objects
-
-
-def _held(carry: Carry, passage: Passage, content: bytes) -> Iterator[Finding]:
-    return held_by(passage, content, carry.leads, carry.edited)
 
 
 def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[str, str]], tuple[str, ...]]:

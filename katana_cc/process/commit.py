@@ -29,15 +29,15 @@ from katana_cc.process.kernel import kept
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
-from katana_cc.process.objections import StrayWordsError, judge
+from katana_cc.process.objections import HeapError, StrayWordsError, judge
 from katana_cc.process.phases import Phase, Step, step
 from katana_cc.process.priority import first_in_line
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
-from katana_cc.process.registers import leading
+from katana_cc.process.registers import RegisterWord, leading
 from katana_cc.process.registers import write as write_registers
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
-from katana_cc.process.words import BATCH, Pages
+from katana_cc.process.words import BATCH, Pages, Seeker
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
@@ -120,7 +120,7 @@ def _try(
     tries = 0
     pause = _FIRST_PAUSE
     cargo = None
-    failure: BusyError | StrayWordsError
+    failure: BusyError | StrayWordsError | HeapError
     while True:
         tries += 1
         threads = Threads(target.pid)
@@ -157,6 +157,8 @@ def _try(
             if not error.is_passing:
                 raise
             failure = error
+        except HeapError as error:
+            failure = error
         # Where a look takes long, the target shall run most of the time.
         pause = max(pause, 10 * (ended - begun) / 1e9) if commit.carry else pause
         if time.monotonic() + pause > deadline:
@@ -172,7 +174,13 @@ def _map_reader(pid: int) -> Callable[[], MemoryMap]:
 def _cargo(carry: Carry, bulk: BulkReader, threads: Threads, regions: MemoryMap, pages: Pages) -> Cargo:
     """What is to be written of the variables that move; refuses when they may not."""
     stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.RSP]) for i, tid in enumerate(threads.order)]
-    registers = leading(threads.order, threads.registers, carry.leads.seeker)
+    if carry.objects is not None and len(threads.order) == 1:
+        # The only thread takes no lock of the allocator.
+        carry.objects.refuse_inside(threads.registers)
+
+    def registers(seeker: Seeker) -> Iterator[RegisterWord]:
+        return leading(threads.order, threads.registers, seeker)
+
     cargo = look(carry, bulk, regions, stacks, registers, kept(threads.pid), pages, is_stopped=True)
     judge(carry, cargo)
     return cargo
@@ -219,6 +227,9 @@ def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tupl
     for address, data in cargo.objects:
         done.append((address, memory.read(address, len(data))))
         memory.write(address, data, tid)
+    for address, before, after in cargo.heap.converted.writes if cargo.heap is not None else ():
+        done.append((address, before))
+        memory.write(address, after, tid)
     for address, before, after in cargo.words:
         done.append((address, before))
         memory.write(address, after, tid)

@@ -44,9 +44,9 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
     with first_in_line(), RemoteThread(target.memory, syscall_address) as remote:
         resolved = _call_resolvers(remote, plan)
         _unmap_leftovers(remote, target)
-        number = _memfd(remote, target, plan.name)
+        number = make_memfd(remote, target, plan.name)
         try:
-            handle = _open_memfd(target, number)
+            handle = open_memfd(target, number)
             os.ftruncate(handle, plan.layout.size)
             base = _map_parts(remote, target, plan, number)
         except BaseException:
@@ -105,7 +105,12 @@ def _unmap_leftovers(remote: RemoteThread, target: Target) -> None:
             remote.syscall(cpu.SYS_MUNMAP, mapping.base, mapping.size)
 
 
-def _memfd(remote: RemoteThread, target: Target, name: str) -> int:
+def make_memfd(remote: RemoteThread, target: Target, name: str) -> int:
+    """The descriptor, in the target, of a new memfd.
+
+    Raises:
+        RefusedError: a limit or a policy forbids it.
+    """
     encoded = name.encode("utf-8", "surrogateescape")[:240] + b"\0"
     with remote.scratch(encoded) as address:
         number = remote.syscall(cpu.SYS_MEMFD_CREATE, address, _MFD_CLOEXEC | _MFD_EXEC)
@@ -124,7 +129,8 @@ def _memfd(remote: RemoteThread, target: Target, name: str) -> int:
     return number
 
 
-def _open_memfd(target: Target, number: int) -> int:
+def open_memfd(target: Target, number: int) -> int:
+    """A descriptor of our own of a memfd of the target."""
     try:
         return os.open(f"/proc/{target.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

@@ -14,12 +14,12 @@ from typing import Final
 
 from katana_cc.errors import TargetError
 from katana_cc.process.memory import Reader
-from katana_cc.process.moves import Move, packed, unpacked
+from katana_cc.process.moves import Kind, Move, packed, packed_kinds, unpacked, unpacked_kinds
 from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 4
+VERSION: Final = 5
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -85,7 +85,8 @@ class Ledger:
     `eh_frame` the call-frame information of `new` (size 0: none), `parts` (address, size, protection) of the mapping.
     `registrations` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it is a word of
     its own, as the state is, and tells what was done last; the unwinders themselves know.  `moves` are the variables
-    that have another layout at another place now, and those whose pointers followed them.
+    that have another layout at another place now, and those whose pointers followed them; `kinds` the types whose
+    objects on the heap have another layout now, and those on the way to them.
     """
 
     state: Phase
@@ -107,6 +108,7 @@ class Ledger:
     registrations: tuple[Registration, ...] = ()
     is_registered: bool = False
     moves: tuple[Move, ...] = ()
+    kinds: tuple[Kind, ...] = ()
 
     def found_bytes(self, memory: Reader) -> Bytes:
         """What stands at the edits now; without edits that the program leaves alone, what the state says.
@@ -121,7 +123,7 @@ class Ledger:
         if not fixed:
             return _WITHOUT_EDITS.get(self.state, Bytes.TORN)
         found = judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in fixed)
-        if self.moves and found is not Bytes.FOREIGN and self.state in _LAST:
+        if (self.moves or self.kinds) and found is not Bytes.FOREIGN and self.state in _LAST:
             # Variables and pointers are written before the edits: only when these are all there, those are.
             return found if found is _LAST[self.state] else Bytes.TORN
         inactive = self.state in (Phase.MAPPED, Phase.REVERTED)
@@ -158,6 +160,7 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
     for r in ledger.registrations:
         yield struct.pack("<QQQQ", r.register, r.deregister, r.find, r.record)
     yield from packed(ledger.moves)
+    yield from packed_kinds(ledger.kinds)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -208,6 +211,7 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
         tuple(registrations), version > 1 and bool(registered), unpacked(cursor) if version > 3 else (),
+        unpacked_kinds(cursor) if version > 4 else (),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ The values, and how the ledger keeps them (docs/ledger.md): `katana revert` has 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,11 +16,13 @@ from katana_cc.patch.model import DataTransform, PatchObject
 from katana_cc.patch.needs import Grant, Option
 from katana_cc.process.link import Layout, Linked
 from katana_cc.process.packing import Cursor, block, text
+from katana_cc.transform.destinations import Destinations
+from katana_cc.transform.inverse import invert
 from katana_cc.transform.model import Transformation
 from katana_cc.transform.table_reader import decode
 from katana_cc.transform.tables import Label, encode, labelled, labels
 
-_FOLLOWED = 1  # flag on disk, append-only
+_FOLLOWED, _ALL = 1, 2  # flags on disk, append-only
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,29 @@ class Move:
     def stays(self) -> bool:
         """Whether it keeps its place."""
         return self.old == self.new
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type whose objects are walked, in the direction of the patch.  `begins`: the name of the type that it begins
+    with; `is_followed`, `may_drop`: as of a `Passage`; `is_all`: what the walk reaches is all there is, whatever the
+    heap looks like (`--only-reached`)."""
+
+    transformation: Transformation
+    begins: str = ""
+    is_followed: bool = False
+    may_drop: bool = True
+    is_all: bool = False
+
+    @property
+    def name(self) -> str:
+        """The type's."""
+        return self.transformation.name
+
+    @property
+    def stays(self) -> bool:
+        """Whether its objects stay as they are."""
+        return self.transformation.is_identity
 
 
 def moves_of(
@@ -103,9 +128,51 @@ def followed_by(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
         RefusedError: one that the patch does not move; names those it does.
     """
     asked = {g.value for g in granted if g.option is Option.FOLLOW}
-    known = {d.transformation.name for d in po.transforms if d.symbol is not None}
+    known = {d.transformation.name for d in po.transforms if d.symbol is not None} | _changed(po)
     refuse_unknown(asked, known, po.identity.output)
     return frozenset(asked)
+
+
+def _changed(po: PatchObject) -> set[str]:
+    """The names of types whose objects on the heap get a new layout."""
+    return {d.transformation.name for d in po.transforms if d.is_type and not d.transformation.is_identity}
+
+
+def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
+    """The types whose objects are looked for on the heap; none where nothing moves.
+
+    Raises:
+        RefusedError: `--only-reached` names a type that the patch does not change.
+    """
+    named = {option: {g.value for g in granted if g.option is option} for option in Option}
+    refuse_unknown(named[Option.ONLY_REACHED], _changed(po), po.identity.output, Option.ONLY_REACHED)
+    found = [
+        Kind(t, d.begins, t.name in named[Option.FOLLOW], True, t.name in named[Option.ONLY_REACHED])
+        for d in po.transforms
+        if d.is_type and (t := d.transformation).name not in named[Option.ONLY_STATIC]
+    ]
+    is_moving = any(d.symbol is not None for d in po.transforms) or any(not k.stays for k in found)
+    return tuple(found) if is_moving else ()
+
+
+def kinds_back(
+    kinds: Iterable[Kind],
+    followed: Collection[str] = (),
+    discarded: Collection[str] = (),
+    complete: Collection[str] = (),
+) -> tuple[Kind, ...]:
+    """The same of the way back; names as of `katana_cc.process.follow.back`; `complete` are types of which all objects
+    are reached, whatever the heap looks like."""
+    return tuple(
+        Kind(
+            invert(k.transformation),
+            k.begins if Destinations(k.transformation).of(0, k.begins) == 0 else "",
+            k.is_followed or k.name in followed,
+            k.name in discarded,
+            k.is_all or k.name in complete,
+        )
+        for k in kinds
+    )
 
 
 DISCARD: Final = "--discard"  # of `katana revert`
@@ -133,6 +200,38 @@ def packed(moves: Sequence[Move]) -> Iterator[bytes]:
         yield block(m.initial) + struct.pack("<I", len(found))
         for label in found:
             yield b"".join(text(each) for each in label)
+
+
+def packed_kinds(kinds: Sequence[Kind]) -> Iterator[bytes]:
+    """The types as the ledger keeps them."""
+    yield struct.pack("<I", len(kinds))
+    if kinds:
+        yield block(encode([k.transformation for k in kinds]))
+    for k in kinds:
+        found = tuple(labels(k.transformation.steps))
+        yield text(k.name) + text(k.begins)
+        yield struct.pack("<QI", k.transformation.old_size, k.is_followed * _FOLLOWED | k.is_all * _ALL)
+        yield struct.pack("<I", len(found))
+        for label in found:
+            yield b"".join(text(each) for each in label)
+
+
+def unpacked_kinds(cursor: Cursor) -> tuple[Kind, ...]:
+    """The reverse.
+
+    Raises:
+        FormatError: another katana wrote it, in a way that this one does not know.
+    """
+    kinds = []
+    count = cursor.count()
+    tables = decode(cursor.block()) if count else ()
+    for table in tables[:count]:
+        name, begins = cursor.text(), cursor.text()
+        size, flags = cursor.take("<QI")
+        names = iter([Label(cursor.text(), cursor.text(), cursor.text()) for _ in range(cursor.count())])
+        t = Transformation(name, size, table.new_size, labelled(table.steps, names))
+        kinds.append(Kind(t, begins, bool(flags & _FOLLOWED), True, bool(flags & _ALL)))
+    return tuple(kinds)
 
 
 def unpacked(cursor: Cursor) -> tuple[Move, ...]:

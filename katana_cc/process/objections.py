@@ -12,6 +12,8 @@ from katana_cc.patch.needs import Grant, Option
 from katana_cc.process.carry import NOWHERE, Cargo, Carry, Stray
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.moves import DISCARD
+from katana_cc.process.objects import Cargo as Objects
+from katana_cc.process.objects import Unreached
 
 _LISTED = 20  # words that an error lists
 
@@ -23,11 +25,17 @@ class StrayWordsError(RefusedError):
     is_passing = False
 
 
+class HeapError(RefusedError):
+    """Objects on the heap cannot all be found, as of this moment: a thread may be about to change what stands in the
+    way."""
+
+
 def judge(carry: Carry, cargo: Cargo) -> None:
     """Whether the variables may be moved as they are.
 
     Raises:
         RefusedError: a value would be lost, or a pointer would lead nowhere.
+        HeapError: objects on the heap that cannot be found.
         StrayWordsError: words that nothing explains.
     """
     if cargo.lost:
@@ -44,8 +52,36 @@ def judge(carry: Carry, cargo: Cargo) -> None:
             where=carry.where,
             remedy="restart the process with the new build",
         )
+    if cargo.heap is not None:
+        _judge_heap(carry, cargo.heap)
     if cargo.strays:
         raise _stray_error(carry, cargo.strays)
+
+
+def _judge_heap(carry: Carry, found: Objects) -> None:
+    if problems := found.reached.problems:
+        raise HeapError(
+            "not all objects on the heap can be found, and nothing was touched" + _listed([p.text for p in problems]),
+            where=carry.where,
+            remedy="restart the process with the new build",
+        )
+    if found.unreached:
+        lines = [_unreached_line(u) for u in found.unreached]
+        options = " ".join(str(Grant(Option.ONLY_REACHED, u.kind.name)) for u in found.unreached)
+        raise HeapError(
+            "blocks on the heap may be objects of a changed type that no pointer by its type leads to, and nothing was "
+            "touched" + _listed(lines),
+            where=carry.where,
+            remedy=f"if they are something else, {carry.retry} {options}",
+        )
+
+
+def _unreached_line(u: Unreached) -> str:
+    shown = u.likely or u.count
+    more = ", ..." if shown > len(u.first) else ""
+    size = u.kind.transformation.old_size
+    likely = f"{u.likely or 'none'} of {u.count} with pointers where it has some" if u.has_pointers else f"{u.count}"
+    return f"{u.kind.name} ({size} bytes): {likely}, at {', '.join(f'{a:#x}' for a in u.first)}{more}"
 
 
 def _stray_error(carry: Carry, strays: Sequence[Stray]) -> StrayWordsError:
@@ -82,7 +118,7 @@ def _listed(lines: Sequence[str]) -> str:
 
 def half_moved(where: str, ledger: Ledger) -> RefusedError:
     """What to say of a process in which a katana was killed while it moved variables."""
-    names = ", ".join(m.name for m in ledger.moves if not m.stays)
+    names = ", ".join([m.name for m in ledger.moves if not m.stays] + [k.name for k in ledger.kinds if not k.stays])
     return RefusedError(
         f"a katana was killed while it moved {names}: some code uses the old one, some the new one",
         where=where,

@@ -35,14 +35,6 @@ def refuse_unless_ready(po: PatchObject, granted: Collection[Grant] = ()) -> Non
         raise RefusedError("the patch needs a decision, and does not say which", where=po.identity.output)
     if po.identity.machine != cpu.MACHINE:
         raise RefusedError(f"the patch is for ELF machine {po.identity.machine}, not x86-64", where=po.identity.output)
-    if types := [d for d in po.transforms if d.address is None]:
-        # Its code would read the old objects as if they had the new layout.
-        names = ", ".join(d.transformation.name for d in types)
-        raise RefusedError(
-            f"the patch gives live objects on the heap a new layout ({names}), which this katana cannot do",
-            where=po.identity.output,
-            remedy=f"use a later katana, or {restart}",
-        )
 
 
 def _listed(reasons: Iterable[Reason]) -> str:

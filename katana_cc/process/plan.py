@@ -29,7 +29,7 @@ from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
-from katana_cc.process.moves import Move, followed_by, moves_of
+from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
 from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
@@ -104,6 +104,7 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
     """
     refuse_unless_ready(po, granted)
     followed = followed_by(po, granted)
+    kinds = kinds_of(po, granted)
     module = find_module(target, po)
     existing = _earlier_patches(target, module, patch_id)
     found = existing.ledger.found_bytes(target.memory) if existing and existing.ledger else Bytes.OLD
@@ -113,7 +114,7 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
             where=target.where,
             remedy="another tool has written to the process; restart it",
         )
-    if found is Bytes.TORN and existing and existing.ledger and existing.ledger.moves:
+    if found is Bytes.TORN and existing and existing.ledger and (existing.ledger.moves or existing.ledger.kinds):
         raise half_moved(target.where, existing.ledger)
     torn = existing.ledger if existing and found in (Bytes.TORN, Bytes.NEW) else None
     originals = _compare_functions(target, module, po, torn)
@@ -126,13 +127,13 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
     for m in moves:
         if not (module.holds(m.old) and module.holds(m.old + max(m.transformation.old_size, 1) - 1)):
             raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
-    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves)))
+    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
     size += _edits_room(po)
     layout = lay_out(po, size, len(registries))
     base = existing.base if existing else choose_base(target.regions, module, layout.size)
     plan = Plan(
         po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
-        _ledger(po, patch_id, module, layout, base, (), (), registries), (), (), existing, found, followed,
+        _ledger(po, patch_id, module, layout, base, (), (), registries, (), kinds), (), (), existing, found, followed,
     )  # fmt: skip
     plan = _with_earlier_resolutions(plan, target)
     resolution = plan.resolution
@@ -169,8 +170,9 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     )
     moves = moves_of(plan.po, plan.module.bias, base, plan.layout, linked, plan.followed)
     ledger = _ledger(
-        plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves
-    )
+        plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
+        plan.ledger.kinds,
+    )  # fmt: skip
     return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
 
 
@@ -373,7 +375,7 @@ def _jump(po: PatchObject, replacement: Replacement, layout: Layout, base: int, 
 def _ledger(
     po: PatchObject, patch_id: str, module: Module, layout: Layout | None, base: int,
     edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...], registries: tuple[FrameRegistry, ...],
-    moves: tuple[Move, ...] = (),
+    moves: tuple[Move, ...] = (), kinds: tuple[Kind, ...] = (),
 ) -> Ledger:  # fmt: skip
     new, data = [], []
     for i, section in enumerate(po.sections):
@@ -397,7 +399,7 @@ def _ledger(
         tuple((base + p.offset, p.size, p.protection) for p in layout.parts) if layout else (),
         edits, old, tuple(new), tuple(data),
         tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
-        moves=moves,
+        moves=moves, kinds=kinds,
     )  # fmt: skip
 
 

@@ -10,16 +10,23 @@ Source: proc_pid_syscall(5).
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
+from katana_cc.errors import RefusedError
 from katana_cc.process.carry import Cargo, Carry, look
 from katana_cc.process.kernel import kept
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.objections import judge
+from katana_cc.process.objects import UnsteadyError
+from katana_cc.process.registers import RegisterWord
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads
-from katana_cc.process.words import BATCH, Pages
+from katana_cc.process.words import BATCH, Pages, Seeker
+
+_LOOKS: Final = 4  # that must find the same wrong with objects on the heap
 
 
 def preview(target: Target, carry: Carry) -> Cargo:
@@ -29,19 +36,51 @@ def preview(target: Target, carry: Carry) -> Cargo:
         TargetError: the process is gone.
     """
     pages = Pages(target.pid)
+    collects = gc.isenabled()
+    gc.disable()  # of a million objects, none is garbage before the end
     try:
         bulk = BulkReader(target.memory, BATCH)
         stacks = list(_stacks(target.pid))
-        return look(carry, bulk, target.read_map(), stacks, (), kept(target.pid), pages, is_stopped=False)
+        return look(carry, bulk, target.read_map(), stacks, _unknown, kept(target.pid), pages, is_stopped=False)
     finally:
         pages.close()
+        if collects:
+            gc.enable()
 
 
-def refuse_early(target: Target, carry: Carry) -> None:
-    """Raises RefusedError for what the stop would refuse, too, unless it goes away by itself."""
-    cargo = preview(target, carry)
-    lasting = tuple(s for s in cargo.strays if not s.is_passing)
-    judge(carry, dataclasses.replace(cargo, strays=lasting))
+def wanted(target: Target, carry: Carry) -> dict[int, int]:
+    """How many new blocks of each size objects on the heap would need, as of now; none where that cannot be told."""
+    try:
+        found = preview(target, carry).heap
+    except RefusedError:
+        return {}
+    return found.placement.wanted if found is not None else {}
+
+
+def refuse_early(target: Target, carry: Carry) -> Cargo | None:
+    """Raises RefusedError for what the stop would refuse, too, unless it goes away by itself.  What would be written,
+    where a look could tell."""
+    refusals = []
+    for _ in range(_LOOKS if carry.objects is not None else 1):
+        try:
+            cargo = preview(target, carry)
+            lasting = tuple(s for s in cargo.strays if not s.is_passing)
+            judge(carry, dataclasses.replace(cargo, strays=lasting))
+        except UnsteadyError:
+            return None
+        except RefusedError as error:
+            # Variables and heap are not read at one moment: what changes between is no reason.
+            refusals.append(error)
+        else:
+            return cargo
+    if len({str(error) for error in refusals}) == 1:
+        raise refusals[0]
+    return None
+
+
+def _unknown(_seeker: Seeker) -> tuple[RegisterWord, ...]:
+    """The registers of threads that run."""
+    return ()
 
 
 def _stacks(pid: int) -> Iterator[tuple[int, int]]:

@@ -7,21 +7,32 @@ patch again uses it again.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import KatanaError, RefusedError, TargetError
+from katana_cc.patch.needs import Option
 from katana_cc.process.activity import Guard
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import back
 from katana_cc.process.ledger import Ledger, MemoryEdit
-from katana_cc.process.moves import DISCARD, refuse_unknown
+from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
-from katana_cc.process.preview import refuse_early
+from katana_cc.process.preview import preview, refuse_early, wanted
+from katana_cc.process.supply import (
+    NOTHING_LEFT,
+    Leftover,
+    clear_up,
+    explaining,
+    give_back,
+    objects_of,
+    stock,
+    supplied,
+)
 from katana_cc.process.target import Target
 
 
@@ -29,7 +40,7 @@ from katana_cc.process.target import Target
 class RevertReport:
     """What came of one process.  `outcome`: "reverted", or "nothing to revert"; then `others` are the PO-IDs of what is
     applied there instead of the patch that was named.  `kept` are variables that had been given their new initial value
-    and were written to since: they were left alone."""
+    and were written to since: they were left alone.  `leftover` is what became of the blocks of objects on the heap."""
 
     pid: int
     name: str
@@ -38,16 +49,18 @@ class RevertReport:
     commit: CommitReport | None
     others: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    leftover: Leftover = NOTHING_LEFT
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What a person decided of variables that move back, by name: `followed`, of which every word that leads into them
     is a pointer; `discarded`, of which the values may be lost that only the new layout has room for (`discards_all`: of
-    any)."""
+    any).  `complete` are types of which pointers lead to all objects on the heap."""
 
     followed: Collection[str] = ()
     discarded: Collection[str] = ()
+    complete: Collection[str] = ()
     discards_all: bool = False
 
 
@@ -95,7 +108,7 @@ def revert_patch(
         # From here on it is fixed which patch is meant.
         for carriers in found.values():
             for target, ledger in carriers:
-                carry = _carry(target, ledger, ledger.edits, wishes)
+                carry = _explained(target, ledger, _carry(target, ledger, ledger.edits, wishes))
                 if carry is not None:
                     refuse_early(target, carry)
         reports: list[RevertReport] = []
@@ -164,10 +177,12 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
     Raises:
         RefusedError: a wish names one that does not, or a katana died while it moved them.
     """
-    known = {m.name for m in ledger.moves if not m.stays}
+    known = {m.name for m in ledger.moves if not m.stays} | {k.name for k in ledger.kinds if not k.stays}
     refuse_unknown(wishes.followed, known, target.where)
     refuse_unknown(wishes.discarded, known, target.where, DISCARD)
-    if not ledger.moves:
+    types = {k.name for k in ledger.kinds if not k.stays}
+    refuse_unknown(wishes.complete, types, target.where, Option.ONLY_REACHED)
+    if not ledger.moves and not ledger.kinds:
         return None
     if ledger.found_bytes(target.memory) is Bytes.TORN:
         raise half_moved(target.where, ledger)
@@ -176,14 +191,25 @@ def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: 
         ((m.start, m.end) for m in target.modules if m.build_id == ledger.from_build_id and m.bias == ledger.bias),
         (0, 0),
     )
+    discarded, complete = (known, known) if wishes.discards_all else (wishes.discarded, wishes.complete)
     return Carry(
-        back(ledger.moves, wishes.followed, known if wishes.discards_all else wishes.discarded),
+        back(ledger.moves, wishes.followed, discarded),
         tuple(edits),
         own,
         module,
         target.where,
         "revert it with",
+        objects_of(target, kinds_back(ledger.kinds, wishes.followed, discarded, complete)),
     )
+
+
+def _explained(target: Target, ledger: Ledger, carry: Carry | None) -> Carry | None:
+    """The same with a look at objects on the heap, where one may explain a word that is in the way."""
+    if carry is None or carry.objects is not None or not ledger.kinds:
+        return carry
+    if not any(s.address is not None and not s.is_passing for s in preview(target, carry).strays):
+        return carry
+    return replace(carry, objects=explaining(target, kinds_back(ledger.kinds)))
 
 
 def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_WISHES) -> RevertReport:
@@ -203,11 +229,19 @@ def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_W
     # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
     guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
     edits = tuple(e.reversed() for e in reversed(own))
-    carry = _carry(target, ledger, edits, wishes)
+    carry = _explained(target, ledger, _carry(target, ledger, edits, wishes))
     steps = Step.BEGIN_REVERT, Step.END_REVERT
     commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    report = run(target, commit, tables.unwinder, wait)
-    return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept)
+    objects = carry.objects if carry is not None else None
+    try:
+        if carry is not None and objects is not None:
+            stock(objects, wanted(target, carry), wait)
+        report = supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait))
+    except BaseException:
+        give_back(objects, wait)
+        raise
+    leftover = clear_up(objects, report, wait)
+    return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept, leftover=leftover)

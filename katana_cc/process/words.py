@@ -105,11 +105,11 @@ def _needles(ranges: Sequence[tuple[int, int]]) -> tuple[int, list[bytes]]:
     """(how many of the high bytes, what they may be), as fine as keeps the number of searches small."""
     for width, few in _WIDTHS:
         shift = 8 * (WORD - width)
-        blocks = {
-            b
-            for start, end in ranges
-            for b in range(start >> shift, min((end - 1 >> shift), (start >> shift) + few) + 1)
-        }
+        blocks = {start >> shift for start, _ in ranges}
+        for start, end in ranges if len(blocks) <= few else ():
+            first, last = start >> shift, end - 1 >> shift
+            if last != first:
+                blocks.update(range(first, min(last, first + few) + 1))
         if len(blocks) <= few:
             return width, [struct.pack("<Q", block)[:width] for block in sorted(blocks)]
     raise AssertionError("unreachable")

@@ -19,6 +19,7 @@ from katana_cc.report.summary import (
     allowance,
     clean,
     conclusion,
+    converted,
     count,
     from_name,
     headline,
@@ -121,6 +122,11 @@ def _changes(s: Summary, po: PatchObject) -> Topic:
         f"{'as the new build has it, if nothing has written to it' if t.takes_nothing else 'with its live value'}"
         for t in moved
     ]
+    points += [
+        f"objects of {t.name} are made anew wherever pointers lead to them ({t.old_size} → "
+        f"{count(t.new_size, 'byte')} each)"
+        for t in converted(po)
+    ]
     points += [f"{name} stays, and is made to use the new one where it does" for name in s.retargeted]
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
     points += [f"{d.name}: {count(d.size, 'byte')} of read-only data at {d.address:#x}, rewritten" for d in s.rewritten]
@@ -176,6 +182,13 @@ def _safety(s: Summary) -> Topic:
                 "explains are followed, any other is listed and the process is refused, unless `--follow` names the "
                 "variable."
             )
+        if s.types:
+            sentences.append(
+                f"{', '.join(s.types)}: objects on the heap are found by following pointers by their types, from the "
+                "variables named below, and made anew in the same stop, where they are or in blocks that the program's "
+                "own malloc gives out. A pointer that leads to no such object refuses the process, and so does a block "
+                "of the same size that nothing led to, unless `--only-reached` names the type."
+            )
         others = "Other variables" if s.carried_over else "Variables that exist"
         sentences.append(f"{others} keep their values and addresses.")
     return Topic("Is it safe", tuple(sentences))
@@ -194,6 +207,8 @@ def _handling(s: Summary) -> Topic:
             f"Revert carries {', '.join(s.carried_over)} back too, with the values of that moment, unless a field that "
             "the old build has no room for holds a value: then it is refused and names the field."
         )
+    if s.types:
+        sentences.append(f"Revert finds the objects of {', '.join(s.types)} again, new ones among them.")
     names = ", ".join(d.name for d in s.new_data if d.kind != "constant")
     if names:
         sentences.append(f"Revert takes the new variables out with their values: {names}.")

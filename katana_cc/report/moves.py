@@ -35,7 +35,7 @@ def preview_lines(moves: Sequence[Move], seen: Cargo) -> list[str]:
     lines: list[str] = []
     for move, found in _with_fates(moves, seen):
         lines.append(moved_line(move, "move    "))
-        lines += [f"    {_fate_line(fate)}" for fate in found[:_FIELDS]]
+        lines += [f"    {fate_line(fate)}" for fate in found[:_FIELDS]]
         if len(found) > _FIELDS:
             lines.append(f"    and {len(found) - _FIELDS} fields more")
     followed = [f"follow  {_finding_line(f)}" for f in seen.followed]
@@ -59,7 +59,8 @@ def _with_fates(moves: Sequence[Move], seen: Cargo) -> list[tuple[Move, list[Fat
     ]
 
 
-def _fate_line(fate: Fate) -> str:
+def fate_line(fate: Fate) -> str:
+    """What becomes of one field."""
     name = fate.field or "value"
     if fate.kind is FateKind.COMES:
         return f"comes      {name} = {fate.new}"

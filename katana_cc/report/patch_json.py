@@ -40,6 +40,7 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         ],
         "rewritten_data": [{"name": d.name, "address": f"{d.address:#x}", "size": d.size} for d in summary.rewritten],
         "carried_over": list(summary.carried_over),
+        "types_carried_over": list(summary.types),
         "retargeted_functions": list(summary.retargeted),
         "imports": [{"name": r.name, "weak": r.weak, "new": r in summary.new_imports} for r in summary.imports],
         "existing": [_existing(r) for r in summary.existing],

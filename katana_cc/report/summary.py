@@ -9,6 +9,7 @@ from katana_cc.diff.reasons import Code, by_weight
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import REGISTRATION, Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
 from katana_cc.patch.needs import grant_for, needs_of
+from katana_cc.transform.model import Transformation
 
 SEVERITY_TITLES: Final = {
     "refused": "Refused because",
@@ -59,7 +60,8 @@ class Summary(NamedTuple):
     """All that is said of a patch object, beside its raw sections, symbols and relocations.
 
     `carried_over` are the variables that are made anew with their live value, `retargeted` the functions that stay and
-    are made to use them; neither is counted as new or rewritten.  `unnamed_bytes` are the mapped sections without a
+    are made to use them; neither is counted as new or rewritten.  `types` are those whose objects are made anew
+    wherever pointers lead to them.  `unnamed_bytes` are the mapped sections without a
     symbol; `active` the replaced functions that are always active; `new_imports` are those imports that the old program
     did not have; `options` what `katana apply` must be told, a need each.
     """
@@ -73,6 +75,7 @@ class Summary(NamedTuple):
     rewritten: tuple[RewrittenDatum, ...]
     initialisers: tuple[RewrittenDatum, ...]
     carried_over: tuple[str, ...]
+    types: tuple[str, ...]
     retargeted: tuple[str, ...]
     imports: tuple[Reference, ...]
     new_imports: tuple[Reference, ...]
@@ -131,6 +134,7 @@ def summarise(po: PatchObject) -> Summary:
         tuple(r for r in _rewritten(po, False) if r.name.rpartition("+")[0] not in retargeted),
         _rewritten(po, True),
         tuple(moved.values()),
+        tuple(t.name for t in converted(po) if not t.name.endswith("]")),
         retargeted,
         tuple(r for r in references if r.address is None),
         tuple(r for r in references if r.address is None and r.name in fresh),
@@ -140,6 +144,11 @@ def summarise(po: PatchObject) -> Summary:
         tuple(r.subject for r in po.reasons if r.code == Code.MAIN_ACTIVE),
         tuple(dict.fromkeys(str(n.grant) for n in needs_of(po) if n.grant)),
     )
+
+
+def converted(po: PatchObject) -> list[Transformation]:
+    """How the objects of each type that are made anew wherever pointers lead to them become new ones."""
+    return [d.transformation for d in po.transforms if d.is_type and not d.transformation.is_identity]
 
 
 def headline(summary: Summary) -> str:
@@ -153,6 +162,8 @@ def headline(summary: Summary) -> str:
         words.append(f"{new} new" if summary.changed else f"{count(new, 'new function')}")
     if summary.carried_over:
         words.append(f"{count(len(summary.carried_over), 'variable')} carried over")
+    if summary.types:
+        words.append(f"objects of {count(len(summary.types), 'type')} carried over")
     if summary.retargeted:
         words.append(f"{count(len(summary.retargeted), 'function')} made to use {'it' if single else 'them'}")
     variables = sum(d.kind != "constant" for d in summary.new_data)

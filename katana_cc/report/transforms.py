@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from katana_cc.patch.model import DataTransform, PatchObject
 from katana_cc.report.summary import count
-from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Step
+from katana_cc.transform.model import (
+    Copy,
+    Dropped,
+    Float,
+    Initial,
+    Integer,
+    Pointer,
+    Repeat,
+    Step,
+    Transformation,
+)
+from katana_cc.transform.places import leading, pointers
 
 
 def transform_rows(po: PatchObject) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """(what becomes what, its fields as (new field, old field, how)) for each object or type."""
-    return [(_title(d), _rows(d.transformation.steps, "")) for d in po.transforms]
+    """(what becomes what, its fields as (new field, old field, how)) for each object or type; one line for all that may
+    only hold pointers to what moves."""
+    told = _told(po)
+    rows = [(_title(d), _rows(d.transformation.steps, "")) for d in told]
+    kinds = Counter(d.is_type for d in set(po.transforms) - set(told))
+    if kinds:
+        words = count(kinds[False], "other variable"), count(kinds[True], "other type")
+        rows.append((f"pointers in {' and objects of '.join(words)} are followed", []))
+    return rows
+
+
+def _told(po: PatchObject) -> list[DataTransform]:
+    """What moves, and what leads to objects of a type that is made anew."""
+    types = {d.transformation.name: d for d in po.transforms if d.is_type}
+    known = leading({n: d.transformation for n, d in types.items()}, {n: d.begins for n, d in types.items()})
+
+    def leads(t: Transformation) -> bool:
+        return any(p.pointee in known for p in pointers(t))
+
+    return [
+        d
+        for d in po.transforms
+        if d.symbol is not None or (d.transformation.name in known if d.is_type else leads(d.transformation))
+    ]
 
 
 def _title(d: DataTransform) -> str:
     t = d.transformation
-    where = f" at {d.address:#x}" if d.address is not None else " wherever it is"
+    where = f" at {d.address:#x}" if d.address is not None else " wherever pointers lead to it"
     if d.address is not None and d.symbol is None:
         return f"variable {t.name}: {count(t.old_size, 'byte')}{where}, stays; pointers in it are followed"
+    if d.is_type and t.is_identity:
+        return f"{t.name}: {count(t.old_size, 'byte')}{where}, stays; pointers in it are followed"
     kind = "variable " if d.address is not None else ""
     return f"{kind}{t.name}: {count(t.old_size, 'byte')}{where} → {count(t.new_size, 'byte')}"
 
@@ -84,7 +120,7 @@ def transforms_json(po: PatchObject) -> list[dict[str, Any]]:
     return [
         {
             "name": d.transformation.name,
-            "kind": "type" if d.address is None else "staying" if d.symbol is None else "variable",
+            "kind": "type" if d.is_type else "staying" if d.symbol is None else "variable",
             "address": None if d.address is None else f"{d.address:#x}",
             "symbol": d.symbol,
             "old_size": d.transformation.old_size,

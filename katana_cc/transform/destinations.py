@@ -10,9 +10,9 @@ A pointer to byte 4 may be one to `in`, which is still there, or one to `in.x`, 
 agree is it known.  Structs have no steps of their own: they are told by the paths of their fields, in whichever build
 has them, and begin where the first of these does.
 
-Byte 0 is the object itself, unless what the pointer is known to point to says otherwise: an `int *` leads to the first
-field.  A pointer of such a type does not follow a number to another width: it would go on reading and writing the old
-one.
+A pointer to a struct leads to one, or to the element of an array of them, where one begins.  Byte 0 is the object
+itself, unless what the pointer is known to point to says otherwise: an `int *` leads to the first field.  A pointer of
+such a type does not follow a number to another width: it would go on reading and writing the old one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Destinations:
 
     def __init__(self, t: Transformation) -> None:
         self._level = _level(t.steps)
-        self._type = t.type
+        self._type = t.type or t.name  # (a type has its text for a name)
+        self._steps = t.steps
         self._takes_nothing = t.takes_nothing
 
     def of(self, offset: int, pointee: str = "") -> int | None:
@@ -57,14 +58,29 @@ class Destinations:
         """
         if offset == 0 and (pointee in ("", "void", self._type) or self._takes_nothing):
             return 0
-        if offset == 0 and pointee.startswith(_OBJECTS):
+        if pointee and self._type.startswith(f"{pointee}[") and (element := _element(self._steps, offset)) is not None:
+            return element
+        is_object = pointee.startswith(_OBJECTS) and "*" not in pointee
+        if offset and is_object and (objects := set(_objects(self._level, offset))):
+            # A pointer to a struct means none of the numbers that begin with one.
+            return objects.pop() if len(objects) == 1 else None
+        if offset == 0 and is_object:
             found: set[int | None] = {0, *(new for old, new in self._level.structs if old == 0)}
         else:
-            typed = pointee not in _BYTES and pointee not in ("", "void") and not pointee.startswith(_OBJECTS)
+            typed = pointee not in _BYTES and pointee not in ("", "void") and not is_object
             found = set(_destinations(self._level, offset, typed))
             if offset == 0 and pointee in _BYTES:
                 found.add(0)
         return found.pop() if len(found) == 1 else None
+
+
+def _element(steps: Sequence[Step], offset: int) -> int | None:
+    """Where the element of an array that begins at `offset` is now; None where none does."""
+    if len(steps) != 1 or not isinstance(repeat := steps[0], Repeat):
+        return 0 if offset == 0 else None
+    index, rest = divmod(offset - repeat.old, repeat.old_stride)
+    inside = _element(repeat.steps, rest) if 0 <= index < repeat.count else None
+    return None if inside is None else repeat.new + index * repeat.new_stride + inside
 
 
 def _level(steps: Sequence[Step]) -> _Level:
@@ -96,6 +112,18 @@ def _destinations(level: _Level, offset: int, typed: bool) -> Iterator[int | Non
         if start <= offset * 8 < end:
             yield from _within(step, elements, offset - start // 8, typed)
     yield from (new for old, new in level.structs if old == offset)
+
+
+def _objects(level: _Level, offset: int) -> Iterator[int]:
+    """Where each struct is now that begins at byte `offset`: one of its own, or an element of an array."""
+    yield from (new for old, new in level.structs if old == offset)
+    for start, end, step, elements in level.steps:
+        if isinstance(step, Repeat) and elements is not None and start <= offset * 8 < end:
+            index, rest = divmod(offset - start // 8, step.old_stride)
+            at = step.new + index * step.new_stride
+            if not rest and any(not isinstance(s, Initial) and s.source for s in step.steps):
+                yield at
+            yield from (at + inside for inside in _objects(elements, rest))
 
 
 def _within(step: Step, elements: _Level | None, inside: int, typed: bool) -> Iterator[int | None]:

@@ -7,7 +7,7 @@ pointer into the old object leads in the new one is the third question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from katana_cc.transform.destinations import Destinations
@@ -39,6 +39,25 @@ class PointerPlace(NamedTuple):
 def pointers(t: Transformation) -> Iterator[PointerPlace]:
     """Every pointer, element by element.  Those in unions are not among them: which member is in use, no type says."""
     return _pointers(t.steps, 0, 0, "")
+
+
+def leading(types: Mapping[str, Transformation], begins: Mapping[str, str]) -> frozenset[str]:
+    """The names of those types that whoever looks for objects that are made anew has to know: these, what leads to one
+    by typed pointers, and what one begins with (`begins`: name → what it begins with, "" for none of these)."""
+    found = {name for name, t in types.items() if not t.is_identity}
+    for name in sorted(found):
+        while (name := begins.get(name, "")) and name not in found:
+            found.add(name)
+    holders: dict[str, list[str]] = {}
+    for name, t in types.items():
+        for p in pointers(t):
+            holders.setdefault(p.pointee, []).append(name)
+    waiting = list(found)
+    while waiting:
+        more = [name for name in holders.get(waiting.pop(), ()) if name not in found]
+        found.update(more)
+        waiting += more
+    return frozenset(found)
 
 
 def _pointers(steps: Sequence[Step], old: int, new: int, prefix: str) -> Iterator[PointerPlace]:

@@ -195,3 +195,72 @@ def test_counter_goes_into_the_struct_that_holds_all_of_redis(
     (process,) = json.loads(applied)["processes"]
     record_property("redis", tally)
     print(said, process["threads"], process["pause_us"], tally)
+
+
+# Each connection of memcached is one object on the heap, found in a table of pointers; libevent, which is not patched,
+# keeps pointers into the middle of it.
+CONNECTION = "struct conn"
+COUNTED = {
+    "memcached.h": ("struct conn {\n", "struct conn {\n    uint64_t answered;\n"),
+    "memcached.c": ("static void reset_cmd_handler(conn *c) {\n", "\\g<0>    c->answered++;\n"),
+}
+
+
+def test_open_connections_gain_a_field(memcached: Source, record_property: Callable[..., None]) -> None:
+    """A bug would be a connection that breaks, a wrong answer, or an event of libevent that comes no more."""
+    sources = {name: memcached.folder / name for name in COUNTED}
+    texts = {name: path.read_text() for name, path in sources.items()}
+    make = ["make", f"-j{os.cpu_count()}", "memcached"]
+    build(memcached, make)
+    run(memcached, "katana-release", "before-answered")
+    started = memcached.folder / "memcached-answered"
+    started.write_bytes((memcached.folder / "memcached").read_bytes())
+    started.chmod(0o755)
+    try:
+        for name, (old, new) in COUNTED.items():
+            assert texts[name].count(old) == 1, f"memcached has changed: {name}"
+            sources[name].write_text(texts[name].replace(old, new.replace("\\g<0>", old)))
+        said = build(memcached, make)
+    finally:
+        for name, path in sources.items():
+            path.write_text(texts[name])
+    line = next(text for text in said.splitlines() if "(before-answered → " in text)
+    assert f"objects of 1 type carried over, needs --only-reached '{CONNECTION}': " in line
+    patch = line.rpartition(": ")[2]
+
+    port = free_port()
+    arguments = "-p", str(port), "-U", "0", "-l", "127.0.0.1", "-u", "root", "-t", "4", "-m", "64"
+    granted = "--only-reached", CONNECTION, "--follow", CONNECTION
+    with server(memcached, started.name, *arguments, listens=port) as pid, load("memcached", port) as finish:
+        mine = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(40)]
+        assert {answer(c, "version") for c in mine} == {answer(mine[0], "version")}
+        run(memcached, "katana", "apply", patch, "--pid", str(pid), "--only-reached", CONNECTION, status=3)
+        applied = json.loads(run(memcached, "katana", "apply", patch, "--pid", str(pid), *granted, "--json"))
+        mine += [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(10)]
+        for n, connection in enumerate(mine):
+            assert answer(connection, f"set mine{n} 0 0 3\r\nabc") == "STORED"
+        # What was counted since would be lost.
+        run(memcached, "katana", "revert", "--pid", str(pid), status=3)
+        back = ("--follow", CONNECTION, "--discard", CONNECTION, "--only-reached", CONNECTION)
+        reverted = json.loads(run(memcached, "katana", "revert", "--pid", str(pid), *back, "--json"))
+        for n, connection in enumerate(mine):
+            assert answer(connection, f"incr none{n} 1") == "NOT_FOUND"
+            connection.close()
+        tally = finish()
+    assert tally["errors"] == []
+    assert tally["wrong"] == 0
+    (entry,) = applied["processes"][0]["objects"]
+    assert entry["type"] == CONNECTION
+    assert entry["count"] > 40
+    pauses = [p["processes"][0].get("pause_us") for p in (applied, reverted)]
+    record_property("transcript", {"line": line, "load": tally, "connections": entry["count"], "pauses_us": pauses})
+    print(line, tally, entry, pauses)
+
+
+def answer(connection: socket.socket, command: str) -> str:
+    """The line that memcached answers with."""
+    connection.sendall(f"{command}\r\n".encode())
+    received = b""
+    while not received.endswith(b"\r\n"):
+        received += connection.recv(4096)
+    return received.decode().strip()

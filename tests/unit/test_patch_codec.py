@@ -85,7 +85,7 @@ def patch_objects(draw: st.DrawFn) -> PatchObject:
         places = st.integers(0, section_count - 1)
         edits = tuple(draw(st.lists(st.builds(DataEdit, TEXT, U64, places, places, st.booleans()), max_size=3)))
     addresses, numbers = st.integers(1, 2**64 - 1), st.integers(0, max(0, symbol_count - 1))
-    types = st.builds(DataTransform, transformations())
+    types = st.builds(DataTransform, transformations(), begins=TEXT)
     variables = st.builds(DataTransform, transformations(), addresses, numbers)
     staying = st.builds(DataTransform, transformations().filter(lambda t: t.is_identity), addresses)
     some_data = types | staying

@@ -24,7 +24,7 @@ from katana_cc.process.ledger import (
     encode_state,
     read_ledger,
 )
-from katana_cc.process.moves import Move
+from katana_cc.process.moves import Kind, Move
 from katana_cc.process.phases import TRANSITIONS, Bytes, Phase, Step, judge_bytes, step
 from katana_cc.transform.model import Initial, Integer, Pointer, Repeat, Transformation
 
@@ -35,6 +35,8 @@ GROWS = Transformation(
     "conn ü", 8, 16, (Initial(0, 64, "fresh"), Integer(64, 64, Encoding.SIGNED, 0, 32, Encoding.SIGNED, "n", "m"))
 )
 STAYS = Transformation("head", 24, 24, (Repeat(3, 0, 8, 0, 8, (Pointer(0, 0, "struct conn"),), "all[]", "all[]"),))
+NODE = Transformation("struct node", 8, 16, (Initial(0, 64, "fresh"), Pointer(8, 0, "struct node", "next", "next")))
+LINK = Transformation("struct link", 8, 8, (Pointer(0, 0, "struct node", "next", "next"),))
 
 
 class FakeMemory:
@@ -63,6 +65,7 @@ def example(**changes: object) -> Ledger:
         (CodeRange("count", BASE + 0x2000, 4),),
         (Registration(0x7F00_1000, 0x7F00_2000, 0x7F00_3000, BASE + 0x2100),), True,
         (Move(GROWS, 0x5555_9100, BASE + 0x2010, bytes(range(16)), True), Move(STAYS, 0x5555_9200, 0x5555_9200)),
+        (Kind(NODE, "struct link", True, True, True), Kind(LINK)),
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
 
@@ -81,7 +84,7 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([4, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([5, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
 
@@ -96,8 +99,8 @@ def test_whether_frames_are_registered_is_outside_the_checksum() -> None:
 def test_ledger_of_version_1_is_read() -> None:
     """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
     can be neither asked nor reverted."""
-    ledger = example(registrations=(), is_registered=False, moves=())
-    old = earlier(encode(ledger), 1, 8)
+    ledger = example(registrations=(), is_registered=False, moves=(), kinds=())
+    old = earlier(encode(ledger), 1, 12)
     old[56:64] = bytes([9]) * 8
     assert read_back(bytes(old) + bytes(100)) == ledger
 
@@ -105,8 +108,14 @@ def test_ledger_of_version_1_is_read() -> None:
 @pytest.mark.parametrize("version", [2, 3])
 def test_ledger_before_variables_moved_is_read(version: int) -> None:
     """It ends before the moves."""
-    ledger = example(moves=())
-    assert read_back(bytes(earlier(encode(ledger), version, 4)) + bytes(100)) == ledger
+    ledger = example(moves=(), kinds=())
+    assert read_back(bytes(earlier(encode(ledger), version, 8)) + bytes(100)) == ledger
+
+
+def test_ledger_before_types_were_walked_is_read() -> None:
+    """It ends before the types."""
+    ledger = example(kinds=())
+    assert read_back(bytes(earlier(encode(ledger), 4, 4)) + bytes(100)) == ledger
 
 
 def earlier(data: bytes, version: int, shorter: int) -> bytearray:

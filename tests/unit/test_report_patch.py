@@ -87,7 +87,7 @@ def test_text_shows_each_transformed_field() -> None:
     assert lines[start + 1 : start + 11] == [
         "variable fresh: 4 bytes at 0x404080 → 8 bytes",
         "value at 0 ← value at 0 signed, 32 bits → signed, 64 bits",
-        "struct conn: 40 bytes wherever it is → 72 bytes",
+        "struct conn: 40 bytes wherever pointers lead to it → 72 bytes",
         "flags at 0 ← flags at 0 bit 3 unsigned, 5 bits",
         "deadline at 8 ← its initial value 8 bytes",
         "next at 16 ← next at 8 pointer to struct conn",

@@ -18,7 +18,10 @@ def _with_symbol(symbol: PatchSymbol) -> PatchObject:
 
 def test_the_line_of_a_safe_patch() -> None:
     po = replace(sample(), verdict=Verdict.SAFE, reasons=(), data_edits=(), symbols=sample().symbols[:6])
-    words = "katana: src/server (v1.2 → 3f9c21ab): 1 function changed, 1 new, 1 variable carried over, safe: p/x.kpo"
+    words = (
+        "katana: src/server (v1.2 → 3f9c21ab): 1 function changed, 1 new, 1 variable carried over, "
+        "objects of 1 type carried over, safe: p/x.kpo"
+    )
     assert one_line(replace(po, sections=po.sections[:3]), "p/x.kpo") == words
 
 

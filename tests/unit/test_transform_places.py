@@ -6,7 +6,7 @@ import pytest
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.transform.model import Copy, Dropped, Float, Initial, Integer, Pointer, Repeat, Transformation
-from katana_cc.transform.places import PointerPlace, field_at, moved_offset, pointer_at, pointers
+from katana_cc.transform.places import PointerPlace, field_at, leading, moved_offset, pointer_at, pointers
 
 U = Encoding.UNSIGNED
 ROW = Repeat(2, 8, 8, 8, 8, (Pointer(0, 0, "char", "", ""),), "names[]", "names[]")
@@ -100,3 +100,56 @@ def test_every_pointer_is_found_with_its_path() -> None:
 )
 def test_a_byte_is_called_after_its_field(offset: int, old: str, new: str) -> None:
     assert (field_at(T, offset), field_at(T, offset, new=True)) == (old, new)
+
+
+def test_pointer_to_an_element_is_not_one_to_its_first_field() -> None:
+    """The first field moves within the element; a pointer to such a struct cannot mean it."""
+    steps = (Initial(0, 64, "fresh"), Copy(8, 0, 4, "key", "key"), Pointer(16, 8, "struct node", "next", "next"))
+    t = Transformation("pool", 64, 96, (Repeat(4, 0, 24, 0, 16, steps, "[]", "[]"),), "struct node[4]")
+    assert [moved_offset(t, 16 * n, "struct node") for n in range(4)] == [0, 24, 48, 72]
+    assert moved_offset(t, 16) is None
+    assert moved_offset(t, 8, "struct node") == 16  # (no such field begins there: as if nobody knew)
+
+
+def test_pointer_to_a_pointer_at_the_start_is_none_to_the_object() -> None:
+    t = Transformation("struct node", 8, 16, (Initial(0, 64, "fresh"), Pointer(8, 0, "struct node", "next", "next")))
+    assert moved_offset(t, 0, "struct node *") == 8
+    assert moved_offset(t, 0, "struct node") == 0
+
+
+def test_pointer_to_an_element_in_a_struct_means_no_field_of_it() -> None:
+    """A bug: its first field lies elsewhere in the element now, so nobody seemed to know."""
+    element = (
+        Initial(0, 32, "fresh"),
+        Integer(32, 16, U, 0, 16, U, "a", "a"),
+        Pointer(8, 8, "char", "to", "to"),
+    )
+    t = Transformation(
+        "struct pair", 40, 40, (Copy(0, 0, 8, "n", "n"), Repeat(2, 8, 16, 8, 16, element, "in[]", "in[]"))
+    )
+    assert [moved_offset(t, at, "struct one") for at in (8, 24)] == [8, 24]
+    assert moved_offset(t, 24) is None
+
+
+def test_types_that_lead_to_what_is_made_anew() -> None:
+    """Those are all that whoever looks for objects has to know."""
+
+    def one(name: str, *pointees: str, grows: bool = False) -> Transformation:
+        size = 8 * (len(pointees) + 1)
+        held = (Pointer(8 * n, 8 * n, p) for n, p in enumerate(pointees, 1))
+        return Transformation(name, size, size + 8 * grows, (Copy(0, 0, 8), *held))
+
+    types = {
+        t.name: t
+        for t in (
+            one("struct node", "struct node", "char", grows=True),
+            one("struct link", "struct link"),
+            one("struct table", "struct node *"),
+            one("struct node *", "struct node"),
+            one("struct other", "struct other", "char"),
+            one("char"),
+        )
+    }
+    begins = {"struct node": "struct link", "struct table": "char"}
+    assert leading(types, begins) == {"struct node", "struct link", "struct table", "struct node *"}
+    assert leading({"struct other": types["struct other"]}, {}) == frozenset()

@@ -751,7 +751,6 @@ _POINTERS = (
         "long ask_pointer_in_a_global(long x) { if (!pg_later) pg_later = &pg_v.a; pg_v.a += x; pg_v.b -= x; return "
         "pg_get() * 100 "
         "+ (pg_whole == &pg_v) + (pg_into == &pg_v.b) * 2 + (pg_later == &pg_v.a) * 4 <<<=>+ 50>>>; }",
-        granted=("--only-static struct pg",),
         moved=frozenset({"pg_v"}),
     ),
     Case(
@@ -764,7 +763,6 @@ _POINTERS = (
         "long ask_pointers_in_structs_and_arrays(long x) { if (!ps_shelf[2]) ps_set(); ps_v.a += x; ps_v.b -= x; "
         "return "
         "ps_held.in[1].whole->a * 1000 + *ps_held.in[1].into * 10 + (ps_shelf[2] == &ps_v) <<<=>+ 5>>>; }",
-        granted=("--only-static struct ps",),
         moved=frozenset({"ps_v"}),
     ),
     Case(
@@ -777,7 +775,6 @@ _POINTERS = (
         "pm_head->a * 100 + "
         "pm_head->next->a * 10000 + (pm_head->next->next == pm_head) + (pm_one.next == &pm_two) * 2 <<<=>+ 50>>>; }",
         asked=(0, 1, 2, 3),
-        granted=("--only-static struct pm",),
         moved=frozenset({"pm_one", "pm_two"}),
     ),
     Case(
@@ -805,7 +802,6 @@ _POINTERS = (
             "} NOINLINE "
             "struct po *po_whole(void) { seen++; return kept; }",
         },
-        granted=("--only-static struct po",),
         moved=frozenset({"po_v"}),
     ),
     Case(
@@ -855,14 +851,13 @@ _POINTERS = (
         "long ask_pointer_in_a_heap_object_behind_a_typed_pointer(long x) { if (!ph_held) ph_set(); ph_v[1] += x; "
         "return "
         "*ph_held->to * 100 + (ph_held->to == &ph_v[1]) + sizeof ph_v; }",
-        granted=("--follow ph_v",),
         moved=frozenset({"ph_v"}),
     ),
     Case(
         27,
         "pointer_on_the_heap_behind_void",
         "#include <stdlib.h>\nlong pv_v[<<<4=>9>>>] = {1, 2, 3, 4}; void *pv_held;\n"
-        "NOINLINE void pv_set(void) { pv_held = calloc(4, sizeof(long *)); ((long **)pv_held)[2] = &pv_v[1]; seen++; "
+        "NOINLINE void pv_set(void) { pv_held = calloc(40, sizeof(long *)); ((long **)pv_held)[2] = &pv_v[1]; seen++; "
         "}\n"
         "long ask_pointer_on_the_heap_behind_void(long x) { if (!pv_held) pv_set(); pv_v[1] += x; long *p = ((long "
         "**)pv_held)[2]; "
@@ -875,7 +870,7 @@ _POINTERS = (
         27,
         "pointer_on_the_heap_is_not_followed_unasked",
         "#include <stdlib.h>\nlong pn_v[<<<4=>9>>>] = {1, 2, 3, 4}; void *pn_held;\n"
-        "NOINLINE void pn_set(void) { pn_held = calloc(4, sizeof(long *)); ((long **)pn_held)[2] = &pn_v[1]; seen++; "
+        "NOINLINE void pn_set(void) { pn_held = calloc(40, sizeof(long *)); ((long **)pn_held)[2] = &pn_v[1]; seen++; "
         "}\n"
         "long ask_pointer_on_the_heap_is_not_followed_unasked(long x) { if (!pn_held) pn_set(); pn_v[1] += x; long *p "
         "= ((long "
@@ -925,7 +920,7 @@ _HEAP = (
         "long ask_heap_objects_of_a_changed_type(long x) { struct hp *p = calloc(1, sizeof *p); long r = 0; p->a = x; "
         "p->next = "
         "hp_list; hp_list = p; seen++; for (; p; p = p->next) r += p->a; return r <<<=>* 2>>>; }",
-        refused=Refusal("type-changed-elsewhere", r"(?s)pointers to struct hp exist.*--only-static 'struct hp'"),
+        codes=frozenset({"type-walked"}),
     ),
     Case(
         28,
@@ -935,7 +930,204 @@ _HEAP = (
         "long ask_heap_object_behind_one_pointer(long x) { if (!ho_one) ho_one = calloc(1, sizeof *ho_one); ho_one->a "
         "+= x; seen++; "
         "return ho_one->a <<<=>* 2 + ho_one->fresh>>>; }",
-        refused=Refusal("type-changed-elsewhere", r"(?s)pointers to struct ho exist.*--only-static 'struct ho'"),
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_objects_that_stay_in_their_blocks",
+        "#include <stdlib.h>\nstruct hk { <<<short a; long b;=>long b; int a;>>> struct hk *next; }; static struct hk "
+        "*volatile hk_list;\n"
+        "long ask_heap_objects_that_stay_in_their_blocks(long x) { struct hk *p = calloc(1, sizeof *p); long r = 0; "
+        "p->a = x, p->b = x * 7; p->next = hk_list; hk_list = p; seen++; for (; p; p = p->next) r = r * 3 + p->a + "
+        "p->b; return r <<<=>+ 2>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_tree",
+        "#include <stdlib.h>\nstruct ht { struct ht *left; <<<=>int fresh[5]; >>>long key; struct ht *right; }; "
+        "struct ht "
+        "*ht_root; long ht_number;\n"
+        "NOINLINE void ht_put(long key) { struct ht **at = &ht_root; while (*at) at = key < (*at)->key ? "
+        "&(*at)->left : "
+        "&(*at)->right; *at = calloc(1, sizeof **at); (*at)->key = key; seen++; }\n"
+        "NOINLINE long ht_sum(const struct ht *t, long depth) { return t ? t->key * depth + ht_sum(t->left, "
+        "depth + 1) + "
+        "ht_sum(t->right, depth + 2) : 0; }\n"
+        "long ask_heap_tree(long x) { for (int i = 0; i < 20; i++) ht_put((ht_number = ht_number * 1103515245 + "
+        "12345 + x) "
+        ">> 16 & 255); return ht_sum(ht_root, 1) <<<=>* 2>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_table_of_pointers",
+        "#include <stdlib.h>\nstruct hb { struct hb *next; long key, <<<=>fresh, >>>value; }; struct { unsigned "
+        "size; struct "
+        "hb **slots; } hb_table;\n"
+        "NOINLINE void hb_put(long key, long value) { if (!hb_table.slots) hb_table.slots = calloc(hb_table.size = 64, "
+        "sizeof *hb_table.slots); struct hb *b = calloc(1, sizeof *b); b->key = key, b->value = value; b->next = "
+        "hb_table.slots[key & 63]; hb_table.slots[key & 63] = b; seen++; }\n"
+        "NOINLINE long hb_sum(void) { long r = 0; for (unsigned i = 0; i < hb_table.size; i++) for (struct hb *b = "
+        "hb_table.slots[i]; b; b = b->next) r = r * 5 + b->key + b->value * 3; return r; }\n"
+        "long ask_heap_table_of_pointers(long x) { for (int i = 0; i < 30; i++) hb_put(seen * 7 + x, x + i); return "
+        "hb_sum() <<<=>+ 7>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_array_of_objects",
+        "#include <stdlib.h>\nstruct ha { <<<int=>long>>> n; struct ha *peer; long own; }; struct ha *ha_all, "
+        "*ha_third;\n"
+        "NOINLINE void ha_set(void) { ha_all = calloc(50, sizeof *ha_all); for (int i = 0; i < 50; i++) "
+        "ha_all[i].n = i * "
+        "i, ha_all[i].peer = &ha_all[49 - i]; ha_third = &ha_all[3]; seen++; }\n"
+        "long ask_heap_array_of_objects(long x) { long r = 0; if (!ha_all) ha_set(); ha_third->n += x; for (int "
+        "i = 0; i < "
+        "50; i++) r = r * 3 + ha_all[i].n + (ha_all[i].peer == &ha_all[49 - i]) + ha_all[i].peer->n; return r + "
+        "(ha_third == "
+        "ha_all + 3) <<<=>+ 9>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_cycle_with_pointers_to_pointers",
+        "#include <stdlib.h>\nstruct hc { struct hc *next, **back; <<<=>long fresh[3]; >>>long n; }; struct { "
+        "struct hc "
+        "*first, **last; } hc_queue;\n"
+        "NOINLINE void hc_put(long n) { if (!hc_queue.last) hc_queue.last = &hc_queue.first; struct hc *p = "
+        "calloc(1, sizeof "
+        "*p); p->n = n; p->back = hc_queue.last; *hc_queue.last = p; hc_queue.last = &p->next; seen++; }\n"
+        "NOINLINE void hc_drop(struct hc *p) { if (p->next) p->next->back = p->back; else hc_queue.last = "
+        "p->back; *p->back "
+        "= p->next; free(p); }\n"
+        "long ask_heap_cycle_with_pointers_to_pointers(long x) { long r = 0; for (int i = 0; i < 9; i++) "
+        "hc_put(x + i); "
+        "hc_drop(hc_queue.first->next->next); hc_drop(hc_queue.first); for (struct hc *p = hc_queue.first; p; p "
+        "= p->next) r "
+        "= r * 3 + p->n + (*p->back == p); return r <<<=>* 2>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_pointers_into_fields",
+        "#include <stdlib.h>\nstruct hi { <<<=>long fresh; >>>int a; long b[4]; }; struct hi *hi_one; long "
+        "*hi_into; struct "
+        "hv { long *at; } *hi_view;\n"
+        "NOINLINE void hi_set(void) { hi_one = calloc(1, sizeof *hi_one); hi_into = &hi_one->b[2]; hi_view = calloc(1, "
+        "sizeof *hi_view); hi_view->at = &hi_one->b[1]; seen++; }\n"
+        "long ask_heap_pointers_into_fields(long x) { if (!hi_one) hi_set(); hi_one->a += x; hi_one->b[2] -= x; "
+        "hi_one->b[1] = x * 3; return hi_one->a * 100 + *hi_into * 10 + *hi_view->at + (hi_into == "
+        "&hi_one->b[2]) <<<=>+ "
+        "50>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_object_by_value_in_another",
+        "#include <stdlib.h>\nstruct hx { <<<=>int fresh; >>>short a; struct hx *to; }; struct hy { long n; "
+        "struct hx in[2]; "
+        "struct hy *next; }; struct hy *hy_list;\n"
+        "long ask_heap_object_by_value_in_another(long x) { struct hy *p = calloc(1, sizeof *p); long r = 0; p->n = x; "
+        "p->in[1].a = x * 3; p->in[0].to = hy_list ? &hy_list->in[1] : &p->in[1]; p->next = hy_list; hy_list = "
+        "p; seen++; for "
+        "(; p; p = p->next) r = r * 3 + p->n + p->in[1].a + p->in[0].to->a; return r <<<=>+ 3>>>; }",
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_objects_of_another_file",
+        '#include "heap_objects_of_another_file_both.h"\nlong ask_heap_objects_of_another_file(long x) { struct hf '
+        "*p = "
+        "calloc(1, sizeof *p); long r = 0; p->a = x; hf_keep(p); seen++; for (p = hf_first(); p; p = p->next) r "
+        "= r * 3 + p->a; "
+        "return r <<<=>+ 4>>>; }",
+        {
+            "heap_objects_of_another_file_both.h": "#include <stdlib.h>\nstruct hf { <<<=>long fresh; >>>long a; "
+            "struct hf "
+            "*next; }; void hf_keep(struct hf *p); struct hf *hf_first(void);",
+            "heap_objects_of_another_file_more.c": '#include "heap_objects_of_another_file_both.h"\nstruct hold { '
+            "struct hf "
+            "*list; long n; }; static struct hold *volatile held; NOINLINE void hf_keep(struct hf *p) { if "
+            "(!held) held = "
+            "calloc(1, sizeof *held); p->next = held->list; held->list = p; seen++; } NOINLINE struct hf "
+            "*hf_first(void) { "
+            "seen++; return held->list; }",
+        },
+        codes=frozenset({"type-walked"}),
+    ),
+    Case(
+        28,
+        "heap_value_that_does_not_fit",
+        "#include <stdlib.h>\nstruct hn { <<<long=>short>>> a; struct hn *next; }; struct hn *hn_list;\n"
+        "long ask_heap_value_that_does_not_fit(long x) { struct hn *p = calloc(1, sizeof *p); p->a = 70000; "
+        "p->next = hn_list; "
+        "hn_list = p; seen++; return hn_list->a + x; }",
+        must=False,
+        refused=Refusal(AT_APPLY, r"struct hn at 0x[0-9a-f]+: .*70000", is_right=True),
+    ),
+    Case(
+        28,
+        "heap_pointer_to_freed_memory",
+        "#include <stdlib.h>\nstruct hz { <<<=>long fresh[9]; >>>long a[75]; struct hz *next, *old; }; struct hz "
+        "*hz_list;\n"
+        "long ask_heap_pointer_to_freed_memory(long x) { struct hz *p = calloc(1, sizeof *p), *gone = calloc(1, "
+        "sizeof *p); "
+        "p->a[3] = x; p->next = hz_list; p->old = gone; hz_list = p; free(gone); seen++; return p->a[3] <<<=>* 2>>>; }",
+        must=False,
+        asked=(3,),
+        refused=Refusal(AT_APPLY, r"hz_list->old \(0x[0-9a-f]+\) leads to memory that is free", is_right=True),
+    ),
+    Case(
+        28,
+        "heap_pool_of_the_program",
+        "#include <stdlib.h>\nstruct ho2 { <<<=>long fresh; >>>long a; struct ho2 *next; }; struct ho2 "
+        "*ho2_list; static char "
+        "*volatile ho2_pool; static long ho2_used;\n"
+        "long ask_heap_pool_of_the_program(long x) { if (!ho2_pool) ho2_pool = calloc(1, 4000); struct ho2 *p = "
+        "(struct ho2 "
+        "*)(ho2_pool + 64 + ho2_used); ho2_used += sizeof *p; p->a = x; p->next = ho2_list; ho2_list = p; "
+        "seen++; return p->a "
+        "<<<=>* 2>>>; }",
+        must=False,
+        refused=Refusal(
+            AT_APPLY, r"ho2_list(->next.*)? \(0x[0-9a-f]+\) leads into a block of char, which holds no struct ho2"
+        ),
+    ),
+    Case(
+        28,
+        "heap_objects_behind_void",
+        "#include <stdlib.h>\nstruct hw { <<<=>long fresh; >>>long a; long b[50]; }; void *hw_held;\n"
+        "long ask_heap_objects_behind_void(long x) { if (!hw_held) hw_held = calloc(1, sizeof(struct hw)); "
+        "struct hw *p = "
+        "hw_held; p->a += x; seen++; return p->a <<<=>* 2>>>; }",
+        must=False,
+        refused=Refusal("type-changed", "typed pointers lead there from no variable"),
+    ),
+    Case(
+        28,
+        "heap_objects_behind_void_beside_others",
+        "#include <stdlib.h>\nstruct hq { <<<=>long fresh; >>>long a[20]; }; static void *volatile hq_held; "
+        "struct hq *hq_one;\n"
+        "long ask_heap_objects_behind_void_beside_others(long x) { if (!hq_held) hq_held = calloc(1, "
+        "sizeof(struct hq)), hq_one "
+        "= calloc(1, sizeof(struct hq)); struct hq *p = hq_held; p->a[3] += x; hq_one->a[2]++; seen++; return "
+        "p->a[3] <<<=>* "
+        "2>>>; }",
+        must=False,
+        refused=Refusal(AT_APPLY, r"struct hq \(160 bytes\): 1, at 0x[0-9a-f]+", is_right=True),
+    ),
+    Case(
+        28,
+        "heap_objects_in_a_union",
+        "#include <stdlib.h>\nstruct hu { <<<=>long fresh[5]; >>>long a; struct hu *next; }; union { struct hu "
+        "*as; long number; } "
+        "hu_held; struct hu *hu_list;\n"
+        "long ask_heap_objects_in_a_union(long x) { struct hu *p = calloc(1, sizeof *p); p->a = x; p->next = "
+        "hu_list; hu_list "
+        "= p; hu_held.as = p; seen++; return hu_held.as->a <<<=>* 2>>>; }",
+        must=False,
+        granted=("--only-reached struct hu", "--follow struct hu"),
     ),
     Case(
         28,
@@ -953,10 +1145,9 @@ _HEAP = (
         "struct hl { <<<=>long fresh; >>>int a; long b; }; struct hl hl_v; long hl_n; static NOINLINE long "
         "hl_get(struct hl s) { "
         "seen++; return s.a "
-        "* 10 + s.b; }\n"
+        "* 10 + s.b <<<=>+ 1>>>; }\n"
         "long ask_type_of_a_local_variable(long x) { struct hl mine = {.a = x, .b = ++hl_n}; return hl_get(mine) "
         "<<<=>+ 1>>>; }",
-        granted=("--only-static struct hl",),
     ),
 )
 

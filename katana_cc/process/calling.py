@@ -1,0 +1,114 @@
+"""Calling functions of the target: in one thread that is stopped alone where that is safe, on a stack of its own.
+
+Which thread will do, `safepoint.py` judges.  All others run on; the one stands for as long as the calls take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from katana_cc.errors import BusyError, RefusedError
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.imports import Linker
+from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.priority import first_in_line
+from katana_cc.process.remote import RemoteThread, find_syscall_instruction
+from katana_cc.process.safepoint import SafePoint
+from katana_cc.process.target import Target
+
+MAP_PRIVATE: Final = 0x02
+MAP_ANONYMOUS: Final = 0x20
+_CALL_STACK: Final = 256 * 1024
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class CallReport:
+    """How it went: how long the one thread stood, and how often it was tried."""
+
+    pause_us: float
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Function calls in the stopped thread, on a stack mapped for them, whose lowest bytes are free for use."""
+
+    remote: RemoteThread
+    stack: int
+
+    def call(self, function: int, name: str, *arguments: int) -> int:
+        """The result of a function, which takes integers.
+
+        Raises:
+            RefusedError: it did not return.
+        """
+        return self.remote.call(function, name, self.stack + _CALL_STACK, *arguments)
+
+
+class Caller:
+    """Where and how to call functions in one process.  Making it looks at a thread, so that the frames where that waits
+    are known when it is stopped for a call.
+
+    Args:
+        unwinders: addresses of functions that hold the unwinders' locks, as of `SafePoint`.
+
+    Raises:
+        TargetError, BusyError: no thread could be looked at.
+    """
+
+    def __init__(self, target: Target, unwinders: Collection[int] = ()) -> None:
+        self._target = target
+        self._syscall = find_syscall_instruction(target.memory, target.regions)
+        self._safe = SafePoint(target, Linker.of(target.memory, target.modules), unwinders)
+        seen: list[Sequence[int]] = []
+
+        def note(words: Sequence[int]) -> str:
+            seen.append(list(words))
+            return ""
+
+        with first_in_line(), self._stopped(note):
+            pass
+        self._safe.why_not(seen[-1])
+
+    def run(self, wait: float, work: Callable[[Calls], None]) -> CallReport:
+        """Do `work` in a thread at a safe point, waiting up to `wait` seconds for one to be there.
+
+        Raises:
+            BusyError: none was.  Nothing was called.
+            RefusedError: a call did not return.
+        """
+        deadline = time.monotonic() + wait
+        pause, tries = _FIRST_PAUSE, 0
+        while True:
+            tries += 1
+            try:
+                with first_in_line(), self._stopped(self._safe.why_not) as remote, _stack(remote) as stack:
+                    work(Calls(remote, stack))
+                return CallReport(remote.pause_us, tries)
+            except BusyError:
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _stopped(self, unfit: Callable[[Sequence[int]], str]) -> RemoteThread:
+        return RemoteThread(self._target.memory, self._syscall, unfit)
+
+
+@contextlib.contextmanager
+def _stack(remote: RemoteThread) -> Iterator[int]:
+    """A stack of its own for the calls: the thread may be on a small one."""
+    flags = MAP_PRIVATE | MAP_ANONYMOUS
+    stack = remote.syscall(cpu.SYS_MMAP, 0, _CALL_STACK, PROT_READ | PROT_WRITE, flags, -1, 0)
+    if -PAGE < stack < 0:
+        raise RefusedError("mmap in the target failed")
+    try:
+        yield stack
+    finally:
+        remote.syscall(cpu.SYS_MUNMAP, stack, _CALL_STACK)

@@ -1,0 +1,389 @@
+"""Objects on the heap that a walk found, made anew: what is to be written, and which words nothing explains.
+
+Theory of operation.  Objects come by the hundred thousand, so nothing is done for one of them that can be done for all
+of a type at once.  Those of a type are put one behind the other, as an array, and
+
+    the array is transformed       (`katana_cc.transform.execute`, which works on columns)
+    a column of pointers           whose pointee is transformed: each value that is the start of a block is exchanged
+    what is left                   the array once more, without those pointers, is searched for words that lead into
+                                   what moves: pointers into the middle of objects, to variables, and what no type tells
+
+The last are few, and looked at one by one.  Objects of types that stay are put through the same, since they hold
+pointers, too.
+
+Objects stay in their block where just as many of the new layout have room in it, so that its size goes on telling how
+many there are; others get a new one, which the program's own malloc gave out before (`katana_cc.process.allocation`).
+Writes to neighbouring blocks are put together to one: what lies between them are heads of chunks.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
+from typing import Final, NamedTuple, Protocol
+
+from katana_cc.dwarf.forms import Encoding
+from katana_cc.process.chunks import chunk_size
+from katana_cc.process.follow import Edited, Finding, Lead, Leads, Passage
+from katana_cc.process.moves import Kind
+from katana_cc.process.reachable import Found, Pieces, Reached
+from katana_cc.process.words import WORD, Seeker, Word
+from katana_cc.transform.destinations import Destinations
+from katana_cc.transform.execute import apply_all
+from katana_cc.transform.inverse import invert
+from katana_cc.transform.losses import LossKind, losses
+from katana_cc.transform.model import Copy, Dropped, Integer, Repeat, Step, Transformation
+from katana_cc.transform.places import pointer_at, pointers, word_at
+
+_BETWEEN: Final = 32  # bytes between two writes that are put together: less than a block and its head take
+_ADDRESS: Final = itemgetter(0)  # of a Found
+_NAMED: Final = 3  # objects of one type of which what they drop is told
+
+
+class Placement(NamedTuple):
+    """Where the objects of types that are transformed go.  `objects` are by address, `news` the addresses of their new
+    blocks.  `wanted`: size in bytes → how many new blocks that takes; `used` are those of them that were there, and not
+    only imagined (`is_real`)."""
+
+    objects: list[Found]
+    news: list[int]
+    wanted: dict[int, int]
+    used: list[int]
+    is_real: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there were blocks for all."""
+        return sum(self.wanted.values()) == len(self.used)
+
+
+class Supply(Protocol):
+    """New blocks, by size."""
+
+    def get(self, size: int, /) -> Sequence[int] | None:
+        """Those of a size."""
+
+
+class Imagined:
+    """For a look before there are any: addresses that are no block's."""
+
+    def get(self, size: int, /) -> Sequence[int]:
+        """As many as are asked for."""
+        return range(1 << 60, 1 << 61, 16 + (size + 15 & -16))
+
+
+def place(reached: Reached, spare: Supply) -> Placement:
+    """Decide for each object of a type that is transformed where it goes."""
+    sizes = [None if t.is_identity else t.new_size for t in reached.types]
+    objects = sorted((f for f in reached.objects if sizes[f.type] is not None), key=_ADDRESS)
+    news: list[int] = []
+    used: list[int] = []
+    wanted: Counter[int] = Counter()
+    for f in objects:
+        one = sizes[f.type] or 1
+        size = f.elements * one
+        if f.size // one == f.elements:
+            news.append(f.address)
+            continue
+        blocks = spare.get(size) or ()
+        if wanted[size] < len(blocks):
+            used.append(blocks[wanted[size]])
+            news.append(used[-1])
+        else:
+            news.append(0)
+        wanted[size] += 1
+    return Placement(objects, news, dict(wanted), used, not isinstance(spare, Imagined))
+
+
+class ObjectLeads(Leads):
+    """Finds where words lead that may lead into objects on the heap as well as into variables."""
+
+    def __init__(self, passages: Iterable[Passage], kinds: Sequence[Kind], placement: Placement) -> None:
+        passages = tuple(passages)
+        super().__init__(passages)
+        self._kinds = kinds
+        self._objects, self._news = placement.objects, placement.news
+        self._addresses = [f.address for f in self._objects]
+        self._places = [Destinations(k.transformation) for k in kinds]
+        ranges = [(p.source, p.transformation.old_size) for p in passages if not p.stays]
+        sizes = [k.transformation.old_size for k in kinds]
+        self.seeker = Seeker([*ranges, *((f.address, f.elements * sizes[f.type]) for f in self._objects)])
+
+    def of(self, value: int, pointee: str = "") -> Lead:
+        """As in `Leads`."""
+        i = bisect_right(self._addresses, value) - 1
+        if i < 0:
+            return super().of(value, pointee)
+        f = self._objects[i]
+        kind = self._kinds[f.type]
+        t = kind.transformation
+        element, offset = divmod(value - f.address, t.old_size)
+        if element >= f.elements:
+            return super().of(value, pointee)
+        new = self._news[i] + element * t.new_size
+        passage = Passage(t, f.address + element * t.old_size, new, None, None, kind.is_followed, kind.may_drop)
+        at = self._places[f.type].of(offset, pointee)
+        return Lead(passage, offset, None if at is None else new + at)
+
+
+class Group(NamedTuple):
+    """The objects of one type: their blocks, where each goes, and what they hold, one behind the other."""
+
+    kind: Kind
+    objects: Sequence[Found]
+    news: Sequence[int]
+    old: bytes
+    new: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What comes of the objects on the heap.
+
+    `groups` are those of types that are transformed.  `writes`: (address, what is there, what is to be written), none
+    of which overlap.  `findings`: words in objects that lead into what moves, and are not in `writes` yet.  `lost`,
+    `dropped`, `discardable`: as of a `Cargo`.
+    """
+
+    groups: tuple[Group, ...]
+    writes: tuple[tuple[int, bytes, bytes], ...]
+    findings: tuple[Finding, ...]
+    lost: tuple[str, ...]
+    dropped: tuple[tuple[str, str], ...]
+    discardable: tuple[str, ...]
+
+
+def convert(
+    reached: Reached, kinds: Sequence[Kind], placement: Placement, leads: Leads, memory: Pieces, edited: Edited
+) -> Converted:
+    """Make the objects anew.
+
+    Args:
+        kinds: of `reached.types`, in their order.
+        memory: as it was when the walk was made.
+    """
+    moved = dict(zip((f.address for f in placement.objects), placement.news, strict=True))
+    starts: dict[str, dict[int, int]] = {}
+    for f in placement.objects:
+        starts.setdefault(kinds[f.type].name, {})[f.address] = moved[f.address]
+    members: list[list[Found]] = [[] for _ in kinds]
+    for f in sorted(reached.objects, key=_ADDRESS):
+        members[f.type].append(f)
+    groups: list[Group] = []
+    writes: list[tuple[int, bytes]] = []
+    findings: list[Finding] = []
+    lost: list[str] = []
+    dropped: list[tuple[str, str]] = []
+    losing_types: list[_Losses] = []
+    reader = _Reader(memory)
+    for kind, objects in zip(kinds, members, strict=True):
+        if not objects:
+            continue
+        t = kind.transformation
+        news = [moved.get(f.address, f.address) for f in objects]
+        old = reader.join((f.address, f.elements * t.old_size) for f in objects)
+        count = len(old) // t.old_size
+        made = old if kind.stays else apply_all(t, count, old, bytes(count * t.new_size))
+        new, rest = bytearray(made), bytearray(old)
+        _exchange(t, count, old, new, rest, starts)
+        findings += _left(kind, objects, news, rest, leads, edited)
+        writes += _writes(kind, objects, news, old, new)
+        if not kind.stays:
+            groups.append(Group(kind, objects, news, old, bytes(new)))
+            losing = _Losses(kind, objects, old)
+            lost += losing.lost
+            dropped += losing.dropped
+            losing_types += [losing] if losing.lost else []
+    merged = tuple(_merged(writes, reader)) if placement.is_real else ()
+    discardable = tuple(x.name for x in losing_types) if all(x.is_discardable for x in losing_types) else ()
+    return Converted(tuple(groups), merged, tuple(findings), tuple(lost), tuple(dropped), discardable)
+
+
+class _Reader:
+    """Small reads out of large pieces."""
+
+    def __init__(self, memory: Pieces) -> None:
+        self._memory = memory
+        self._start = self._end = 0
+        self._view = memoryview(b"")
+
+    def join(self, ranges: Iterable[tuple[int, int]]) -> bytes:
+        parts = []
+        start = end = 0
+        view = self._view
+        for address, size in ranges:
+            if not start <= address or address + size > end:
+                start, view = self._memory.piece(address)
+                end = start + len(view)
+            parts.append(view[address - start : address - start + size])
+        return b"".join(parts)
+
+    def read(self, address: int, size: int) -> memoryview:
+        if not self._start <= address or address + size > self._end:
+            self._start, self._view = self._memory.piece(address)
+            self._end = self._start + len(self._view)
+        at = address - self._start
+        return self._view[at : at + size]
+
+
+def _exchange(
+    t: Transformation, count: int, old: bytes, new: bytearray, rest: bytearray, starts: Mapping[str, Mapping[int, int]]
+) -> None:
+    """Exchange, in `new`, all pointers to the starts of blocks; in `rest` they become zeros."""
+    places = [p for p in pointers(t) if p.pointee in starts]
+    if len(places) > count:  # few objects with many pointers
+        for i in range(count):
+            for p in places:
+                at = i * t.old_size + p.old
+                (value,) = struct.unpack_from("<Q", old, at)
+                found = starts[p.pointee].get(value) if value else None
+                if found is not None:
+                    struct.pack_into("<Q", new, i * t.new_size + p.new, found)
+                    rest[at : at + WORD] = bytes(WORD)
+        return
+    for p in places:
+        known = starts[p.pointee]
+        form = struct.Struct(f"<{p.old}xQ{t.old_size - p.old - WORD}x")
+        values = [value for (value,) in form.iter_unpack(old)]
+        _put_column(new, p.new, t.new_size, [known.get(v, v) for v in values])
+        _put_column(rest, p.old, t.old_size, [0 if v in known else v for v in values])
+
+
+def _put_column(data: bytearray, at: int, stride: int, values: Sequence[int]) -> None:
+    packed = struct.pack(f"<{len(values)}Q", *values)
+    for i in range(WORD):
+        data[at + i :: stride] = packed[i::WORD]
+
+
+def _left(
+    kind: Kind, objects: Sequence[Found], news: Sequence[int], rest: bytearray, leads: Leads, edited: Edited
+) -> Iterator[Finding]:
+    """The words in objects that lead into what moves and were not exchanged."""
+    t = kind.transformation
+    ends = list(accumulate(f.elements for f in objects))
+    for word in leads.seeker.in_bytes(rest, 0, aligned=False):
+        element, offset = divmod(word.address, t.old_size)
+        i = bisect_right(ends, element)
+        inside = element - (ends[i] - objects[i].elements)
+        here = Word(objects[i].address + inside * t.old_size + offset, word.value)
+        if edited.covers(here.address) or offset + WORD > t.old_size:
+            continue
+        there = news[i] + inside * t.new_size
+        holder = Passage(t, here.address - offset, there, None, None, kind.is_followed, kind.may_drop)
+        pointer = pointer_at(t, offset)
+        if pointer is not None:
+            yield Finding(here, leads.of(word.value, pointer.pointee), holder, there + pointer.new, True)
+            continue
+        place_of = word_at(t, offset)
+        if here.address % WORD or not (place_of.carried or kind.stays):
+            continue
+        at = offset if kind.stays else place_of.new
+        yield Finding(here, leads.of(word.value), holder, None if at is None else there + at, False)
+
+
+def _writes(
+    kind: Kind, objects: Sequence[Found], news: Sequence[int], old: bytes, new: bytearray
+) -> Iterator[tuple[int, bytes]]:
+    size, at = kind.transformation.new_size, 0
+    single = chunk_size(size)
+    for f, address in zip(objects, news, strict=True):
+        end = at + f.elements * size
+        if address != f.address:
+            # What malloc adds may have room for one more, which must not be what the block held before.
+            room = single if f.elements == 1 else chunk_size(end - at)
+            yield address, bytes(new[at:end]).ljust(room, b"\0")
+        elif not kind.stays or new[at:end] != old[at:end]:
+            yield address, bytes(new[at:end])
+        at = end
+
+
+def _merged(writes: Iterable[tuple[int, bytes]], reader: _Reader) -> Iterator[tuple[int, bytes, bytes]]:
+    """Neighbouring writes as one, each with what is there."""
+    start = end = 0
+    parts: list[bytes] = []
+    for address, content in sorted(writes):
+        if parts and 0 <= address - end <= _BETWEEN:
+            parts.append(bytes(reader.read(end, address - end)))
+        else:
+            if parts:
+                yield _with_before(start, parts, reader)
+            parts, start = [], address
+        parts.append(content)
+        end = address + len(content)
+    if parts:
+        yield _with_before(start, parts, reader)
+
+
+def _with_before(start: int, parts: Sequence[bytes], reader: _Reader) -> tuple[int, bytes, bytes]:
+    after = b"".join(parts)
+    return start, bytes(reader.read(start, len(after))), after
+
+
+# -- what does not survive ---------------------------------------------------------------------------------------------
+
+
+class _Losses:
+    """What objects of one type would lose: sentences, as in a `Cargo`."""
+
+    def __init__(self, kind: Kind, objects: Sequence[Found], old: bytes) -> None:
+        t = kind.transformation
+        count = len(old) // t.old_size
+        self.name = t.name
+        self.lost: list[str] = []
+        self.dropped: list[tuple[str, str]] = []
+        kinds: set[LossKind] = set()
+        self._size = t.old_size
+        self._objects = objects
+        self._ends: list[int] = []
+        back = apply_all(invert(t), count, apply_all(t, count, old, bytes(count * t.new_size)), old)
+        gone = apply_all(_only_dropped(t), count, old, bytes(len(old)))
+        nothing = bytes(len(old))
+        bad = {*self._unlike(back, old), *(() if kind.may_drop else self._unlike(gone, nothing))}
+        for element in sorted(bad):
+            for loss in losses(t, self._slice(old, element)):
+                if not (kind.may_drop and loss.kind is LossKind.DROPPED):
+                    self.lost.append(f"{t.name} at {self._address(element):#x}: {loss.text}")
+                    kinds.add(loss.kind)
+        if kind.may_drop:
+            found = list(self._unlike(gone, nothing))
+            for element in found[:_NAMED]:
+                sentences = [x.text for x in losses(t, self._slice(old, element)) if x.kind is LossKind.DROPPED]
+                self.dropped += [(t.name, f"at {self._address(element):#x}: {text}") for text in sentences]
+            if len(found) > _NAMED:
+                self.dropped.append((t.name, f"and so in {len(found) - _NAMED} more"))
+        self.is_discardable = kinds == {LossKind.DROPPED}
+
+    def _slice(self, data: bytes, element: int) -> bytes:
+        return data[element * self._size : (element + 1) * self._size]
+
+    def _unlike(self, one: bytes, other: bytes) -> Iterator[int]:
+        """The elements in which two arrays differ."""
+        if one != other:
+            yield from (i for i in range(len(one) // self._size) if self._slice(one, i) != self._slice(other, i))
+
+    def _address(self, element: int) -> int:
+        self._ends = self._ends or list(accumulate(f.elements for f in self._objects))
+        i = bisect_right(self._ends, element)
+        return self._objects[i].address + (element - self._ends[i] + self._objects[i].elements) * self._size
+
+
+def _only_dropped(t: Transformation) -> Transformation:
+    """Keeps what `t` drops, where it is, and nothing else."""
+    return Transformation(t.name, t.old_size, t.old_size, tuple(_kept(t.steps)))
+
+
+def _kept(steps: Iterable[Step]) -> Iterator[Step]:
+    for step in steps:
+        if isinstance(step, Dropped):
+            start, end = step.old, step.old + step.bits
+            if start % 8 == 0 and end % 8 == 0:
+                yield Copy(start // 8, start // 8, step.bits // 8)
+            else:
+                yield Integer(start, step.bits, Encoding.UNSIGNED, start, step.bits, Encoding.UNSIGNED)
+        elif isinstance(step, Repeat) and (inner := tuple(_kept(step.steps))):
+            yield Repeat(step.count, step.old, step.old_stride, step.old, step.old_stride, inner)
