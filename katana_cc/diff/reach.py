@@ -22,7 +22,7 @@ pointers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -38,7 +38,8 @@ from katana_cc.dwarf.types import TypeLayout, layouts
 from katana_cc.dwarf.uses import holders_of
 from katana_cc.dwarf.variables import CHANGED, Variable, variables
 from katana_cc.transform.between import between_types
-from katana_cc.transform.model import POINTER_SIZE, Copy, Pointer, Repeat, Step, Transformation
+from katana_cc.transform.model import POINTER_SIZE, Copy, Pointer, Repeat, Transformation
+from katana_cc.transform.places import pointer_steps
 
 _MALLOC_ALIGNMENT: Final = 16  # x86-64
 
@@ -114,7 +115,7 @@ class Reach:
         for key in keys:
             ways = self._ways(key)
             made = [self._of_text(text) for text in ways] + [self._transformation(k) for k in self._targets(key)]
-            found |= {t.name: t for t in made if isinstance(t, Transformation)}
+            found |= {t.name: t for t in made if isinstance(t, Transformation) and t.old_size and t.new_size}
             pointed |= {*ways, *self._graph.fields(key)}
         begins = {text: next((x for x in self._graph.beginning(text) if x in found), "") for text in found}
         others = {text: t for text, t in self._others() if text not in found}
@@ -322,15 +323,7 @@ def _pointer(text: str, to: str) -> Transformation:
 
 def _pointers_only(t: Transformation) -> Transformation:
     """An identity without what holds no pointer."""
-    return replace(t, steps=tuple(_pointer_steps(t.steps)) or (Copy(0, 0, t.old_size),))
-
-
-def _pointer_steps(steps: Iterable[Step]) -> Iterator[Step]:
-    for step in steps:
-        if isinstance(step, Pointer):
-            yield step
-        elif isinstance(step, Repeat) and (inner := tuple(_pointer_steps(step.steps))):
-            yield replace(step, steps=inner)
+    return replace(t, steps=tuple(pointer_steps(t.steps)) or (Copy(0, 0, t.old_size),))
 
 
 def _array(text: str, known: Pointee, element: Transformation) -> Transformation:

@@ -19,19 +19,25 @@ from katana_cc.transform.model import (
     Step,
     Transformation,
 )
-from katana_cc.transform.places import leading, pointers
+from katana_cc.transform.places import leading, pointer_steps, pointers
 
 
 def transform_rows(po: PatchObject) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """(what becomes what, its fields as (new field, old field, how)) for each object or type; one line for all that may
     only hold pointers to what moves."""
     told = _told(po)
-    rows = [(_title(d), _rows(d.transformation.steps, "")) for d in told]
+    rows = [(_title(d), _rows(_shown(d), "")) for d in told]
     kinds = Counter(d.is_type for d in set(po.transforms) - set(told))
     if kinds:
         words = count(kinds[False], "other variable"), count(kinds[True], "other type")
         rows.append((f"pointers in {' and objects of '.join(words)} are followed", []))
     return rows
+
+
+def _shown(d: DataTransform) -> Sequence[Step]:
+    """Of what stays, the pointers."""
+    stays = d.symbol is None and d.transformation.is_identity
+    return tuple(pointer_steps(d.transformation.steps)) if stays else d.transformation.steps
 
 
 def _told(po: PatchObject) -> list[DataTransform]:

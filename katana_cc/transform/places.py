@@ -7,7 +7,8 @@ pointer into the old object leads in the new one is the third question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from katana_cc.transform.destinations import Destinations
@@ -39,6 +40,15 @@ class PointerPlace(NamedTuple):
 def pointers(t: Transformation) -> Iterator[PointerPlace]:
     """Every pointer, element by element.  Those in unions are not among them: which member is in use, no type says."""
     return _pointers(t.steps, 0, 0, "")
+
+
+def pointer_steps(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps that are pointers, and the arrays of what holds some, with these alone."""
+    for step in steps:
+        if isinstance(step, Pointer):
+            yield step
+        elif isinstance(step, Repeat) and (inner := tuple(pointer_steps(step.steps))):
+            yield replace(step, steps=inner)
 
 
 def leading(types: Mapping[str, Transformation], begins: Mapping[str, str]) -> frozenset[str]:
