@@ -289,7 +289,7 @@ class Reach:
         sides = list(self._sides(key))
         if not sides:
             return f"nothing tells how {key} is laid out"
-        found = {between_types(key, before, key, after) for before, after in sides}
+        found = {between_types(key, before, key, after, self._diff.answers) for before, after in sides}
         made = found.pop()
         if found:
             return f"{key} is laid out otherwise in several ways"

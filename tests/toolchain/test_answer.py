@@ -94,3 +94,22 @@ def test_an_answer_that_names_no_field_is_no_answer(project: Project) -> None:
 @pytest.mark.usefixtures("project")
 def test_half_an_answer_is_refused(words: list[str]) -> None:
     assert main(["answer", *words]) == ExitStatus.USAGE
+
+
+def test_an_answer_holds_for_objects_on_the_heap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "void *malloc(unsigned long);\nstruct node {{ struct node *next; int {0}; {1} }};\nstatic struct node *head;\n"
+        "int serve(int x) {{ struct node *n = malloc(sizeof *n); n->next = head; n->{0} = x; head = n; "
+        "return head->{0} * {2}; }}\n"
+    )
+    project = Project(tmp_path)
+    project.build({"main.c": MAIN, "a.c": source.format("count", "", 1)})
+    name_release(project.store, "v1", deployed=True)
+    build = project.build({"main.c": MAIN, "a.c": source.format("total", "long more[3];", 2)})
+    list(emit_patches(project.store, build.snapshot))
+    monkeypatch.chdir(tmp_path)
+    assert verdict(project) == Verdict.REFUSED
+    main(["answer", "struct node.count", "total"])
+    assert verdict(project) == Verdict.SAFE
+    (made,) = [d.transformation for d in newest(project).transforms if d.transformation.name == "struct node"]
+    assert ("count", "total") in [(s.source, s.field) for s in made.steps if isinstance(s, Copy | Integer)]
