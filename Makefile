@@ -47,12 +47,13 @@ lint: .venv
 	$(BIN)/mypy
 	shellcheck $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
 
-# What only computes or compiles runs on every processor, and so do the matrix and the generated programs, which measure
-# nothing; what measures, or reaches for all processes of a build (--all), runs alone.
+# What only computes or compiles runs on every processor, and so do the matrix, heaps and the generated programs, which
+# measure nothing; what measures, or reaches for all processes of a build (--all), runs alone.
+HEAPS := tests/live/test_heap.py tests/live/test_objects.py
 test: deps .venv lint
 	$(BIN)/python3 -m pytest -n $(JOBS) --dist worksteal tests/unit tests/formats tests/toolchain
-	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py tests/fuzz
-	$(BIN)/python3 -m pytest tests/live --ignore tests/live/test_matrix.py
+	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py $(HEAPS) tests/fuzz
+	$(BIN)/python3 -m pytest tests/live --ignore tests/live/test_matrix.py $(HEAPS:%=--ignore %)
 
 # What fails is in the page too: `make test` does not let it be committed.
 matrix: deps .venv
