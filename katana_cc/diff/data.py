@@ -137,13 +137,15 @@ def _compare_pointers(diff: Diff, place: Place, old_place: Place) -> None:
 
 
 def take_over_table(diff: Diff, place: Place, old_place: Place, why: str) -> bool:
-    """Have an array rewritten as a whole, on the condition that it still is what it began as; False for what is none:
-    of one pointer nobody can tell whether the program has set it."""
+    """Have an array rewritten as a whole, on the condition that it still is what it began as, and not in parts; False
+    for what is none: of one pointer nobody can tell whether the program has set it."""
     variable = diff.debug.stored_in(diff.new, place)
     if variable is None or not variable.form.bounds or diff.view(diff.new, place.unit).is_shared(place.section):
         return False
     if place not in diff.changes.edits:
         diff.changes.edits[place] = old_place
+        if diff.changes.pointers.pop(place, None) or diff.changes.initialisers.pop(place, None):
+            diff.take_back(place, {Code.POINTER_TAKEN_OVER, Code.INITIALISER_KEPT})
         text = f"{why}; this table becomes as the new build has it, if nothing has written to it (or it is refused)"
         diff.reason(Code.TABLE_TAKEN_OVER, INFO, place, text)
     return True

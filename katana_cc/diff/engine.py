@@ -7,7 +7,7 @@ cannot is a reason of severity "refused".  Nothing that differs is dropped witho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -159,15 +159,20 @@ class Diff:
         self, code: Code, severity: str, place: Place | None, text: str, *, program: Program | None = None
     ) -> None:
         """Note a reason about what `place` holds."""
-        owner = program or self.new
-        subject = file = ""
-        line = 0
-        if place is not None:
-            view = self.view(owner, place.unit)
-            subject = view.label(place.section)
-            file, line = self._declared(owner, place)
-            file = file or view.file or owner.unit_name(place.unit)
+        subject, file, line = ("", "", 0) if place is None else self._subject(program or self.new, place)
         self.changes.reasons.append(Reason(code.value, severity, subject, file, line, text))
+
+    def take_back(self, place: Place, codes: Collection[Code]) -> None:
+        """Drop the reasons of these codes about what `place` holds: something else is done with it."""
+        subject = self._subject(self.new, place)
+        reasons = self.changes.reasons
+        reasons[:] = [r for r in reasons if r.code not in codes or (r.subject, r.file, r.line) != subject]
+
+    def _subject(self, program: Program, place: Place) -> tuple[str, str, int]:
+        """What a reason about what `place` holds is about: its name, and file and line."""
+        view = self.view(program, place.unit)
+        file, line = self._declared(program, place)
+        return view.label(place.section), file or view.file or program.unit_name(place.unit), line
 
     def _declared(self, program: Program, place: Place) -> tuple[str, int]:
         """Where something is declared; what a compiler made, where the one function is that uses it."""

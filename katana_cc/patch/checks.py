@@ -179,7 +179,7 @@ def _edit_ranges(
     po: PatchObject, *, initialisers: bool = False, conditions: bool = True
 ) -> Iterator[tuple[int, int, str]]:
     for e in po.data_edits:
-        if e.is_initialiser is not initialisers or (e.expected == e.replacement and not conditions):
+        if e.is_initialiser is not initialisers or (e.is_condition and not conditions):
             continue
         yield e.address, e.address + po.sections[e.expected].size, e.name
 

@@ -102,6 +102,11 @@ class DataEdit:
     replacement: int
     is_initialiser: bool = False
 
+    @property
+    def is_condition(self) -> bool:
+        """Whether nothing is rewritten: what is there must be as expected, and stays."""
+        return self.expected == self.replacement
+
 
 class Basis(IntEnum):
     """Why old code may rely on what a replaced function did.  Numbers on disk are append-only."""
@@ -109,9 +114,7 @@ class Basis(IntEnum):
     BODY_SEEN = 1  # compiled in one unit: registers it spares, memory it leaves alone, how it takes its arguments
     PROTOTYPE = 2  # its parameters or its result are of another type now
     DATA_MOVED = 3  # it uses a variable that is made anew elsewhere: `callee` is the caller, `through` the variable
-    TYPE_CHANGED = (
-        4  # it may use objects of a type that is laid out otherwise: `callee` is the caller, `through` the type
-    )
+    TYPE_CHANGED = 4  # it may use objects of a type laid out otherwise: `callee` is the caller, `through` the type
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,7 +339,7 @@ def _with_edits(
                 remedy="the program or another tool has changed it; restart the process with the new build",
             )
         snapshot.append((address, now))
-        if e.expected != e.replacement:
+        if not e.is_condition:
             edits.append(MemoryEdit(e.name, address, expected, new, False))
     _refuse_overlap(edits)
     old = tuple(

@@ -71,9 +71,7 @@ class _Proof:
         self.irrelevance = Irrelevance(old, new, debug.lines, patch)
         self.handlers = Handlers(self.judge)
         self.edits = {
-            e.address: Carried(e.replacement)
-            for e in patch.data_edits
-            if not e.is_initialiser and e.expected != e.replacement
+            e.address: Carried(e.replacement) for e in patch.data_edits if not (e.is_initialiser or e.is_condition)
         }
         self._done: set[Place] = set()
         self._moved: dict[Target, tuple[Carried, Transformation]] = {}

@@ -61,7 +61,7 @@ class _Walker:
         for replacement in self.patch.replacements:
             yield from self._replacement(replacement)
         for edit in self.patch.data_edits:
-            if edit.expected != edit.replacement:
+            if not edit.is_condition:
                 yield from self._edit(edit)
         yield from self._drain()
         for transform in self.patch.transforms:

@@ -129,7 +129,7 @@ def _changes(s: Summary, po: PatchObject) -> Topic:
     ]
     points += [f"{name} stays, and is made to use the new one where it does" for name in s.retargeted]
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
-    points += [f"{d.name}: {count(d.size, 'byte')} of read-only data at {d.address:#x}, rewritten" for d in s.rewritten]
+    points += [f"{d.name}: {count(d.size, 'byte')} at {d.address:#x}, rewritten where it is" for d in s.rewritten]
     points += [
         f"{d.name} ({count(d.size, 'byte')} at {d.address:#x}) keeps its live value; --take-initialiser {d.name} gives "
         "it the new initial one"

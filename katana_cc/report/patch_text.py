@@ -65,7 +65,7 @@ def change_lines(summary: Summary) -> list[str]:
         data.append(("(without a name)", count(summary.unnamed_bytes, "byte"), "literals, tables, unwind tables", ""))
     lines += _block("New data", data)
     rewritten = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.rewritten]
-    lines += _block("Read-only data rewritten in place", rewritten)
+    lines += _block("Data rewritten in place", rewritten)
     lines += _block("Functions that stay, and are made to use variables made anew", [(n,) for n in summary.retargeted])
     initial = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.initialisers]
     lines += _block("New initial values, taken with --take-initialiser only", initial)

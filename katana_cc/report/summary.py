@@ -170,7 +170,7 @@ def headline(summary: Summary) -> str:
     if variables:
         words.append(count(variables, "new variable"))
     if summary.rewritten:
-        words.append(f"{count(len(summary.rewritten), 'constant')} rewritten")
+        words.append(count(len(summary.rewritten), "data edit"))
     if summary.initialisers:
         words.append(f"{count(len(summary.initialisers), 'new initial value')} not taken")
     return ", ".join(words) or "nothing carried"
@@ -251,7 +251,7 @@ def clean(text: str) -> str:
 
 
 def _rewritten(po: PatchObject, initialisers: bool) -> tuple[RewrittenDatum, ...]:
-    edits = (e for e in po.data_edits if e.is_initialiser is initialisers)
+    edits = (e for e in po.data_edits if e.is_initialiser is initialisers and not e.is_condition)
     return tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size) for e in edits)
 
 

@@ -724,3 +724,18 @@ def test_constant_that_holds_addresses_is_carried_with_them(tmp_path: Path) -> N
         for r in s.relocations
     }
     assert {"f", "g"} <= meant
+
+
+def test_table_that_is_taken_as_a_whole_is_not_rewritten_in_parts(project: Project) -> None:
+    """A bug: a function pointer in it was, too, and Katana called that a bug of its own."""
+    source = (
+        NOINLINE + "int one(int x) {{ return x; }} " + NOINLINE + "int two(int x) {{ return x + 7; }} "
+        "static const int list[] = {{ 1, 2{1} }}; struct c {{ int (*f)(int); const int *p; long n; }} "
+        "tab[] = {{ {{ {0}, list, 3 }}, {{ two, list, {2} }} }}; "
+        "int serve(int x) {{ return tab[x & 1].f(x) + tab[x & 1].p[1] + (int)sizeof list + one(x); }}"
+    )
+    result = change(project, source.format("one", "", 4), source.format("two", ", 3", 5))
+    assert result.refusals == []
+    assert result.about("table-taken-over") == ["tab"]
+    assert result.edited == ["tab"]
+    assert not result.codes() & {"pointer-rewritten", "initialiser-kept"}
