@@ -1,8 +1,7 @@
 """Which section of the old program is the same thing as which section of the new one.
 
 Theory of operation.  With -ffunction-sections and -fdata-sections a section holds one function or one datum, so
-sections are what is correlated.  Two objects of the same unit name are matched first; those that differ in
-where things are declared only are the same.  In the others:
+sections are what is correlated, within objects that are one (`units.py`); in those that are not the same:
 
 1. A global or weak name is its own identity.
 2. A local's name without the compiler's numbers (`counter.0` → `counter`) is its identity when only one on either side
@@ -22,10 +21,9 @@ where things are declared only are the same.  In the others:
 A variable or function that turned static or global in its file keeps its identity; a variable that moved into a
 function of its file or out of it is told by the name it is declared by, since its symbol is another; a global that
 moved to another unit is found by name afterwards, and so is the copy of an inline function (COMDAT) that the old link
-kept; a static one that moved with its functions by these. A unit that is gone and a new one that define mostly the same
-names are one renamed file. A section that holds several data (without -fdata-sections) is identified by its own name.
-Unnamed read-only data (jump tables) and literals have no identity and are compared by content wherever something refers
-to them.
+kept; a static one that moved with its functions by these.  A section that holds several data (without -fdata-sections)
+is identified by its own name.  Unnamed read-only data (jump tables) and literals have no identity and are compared by
+content wherever something refers to them.
 
 Out of scope here: renamed functions and variables; they are a removed and a new one.
 """
@@ -37,14 +35,13 @@ from dataclasses import dataclass, field
 
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.scope import Scope
+from katana_cc.diff.units import Alike, pair_units
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
 from katana_cc.recorder.record import stem
 
-Alike = Callable[[int, int], bool]  # whether an old and a new unit are the same but for where things are declared
 Scopes = Callable[[Program, int], Mapping[int, Scope]]  # by section, for variables that debug information knows
 
-_RENAMED = 0.5  # two units that share half of the names they define are one file under a new name
 _LIVE = (Kind.DATA, Kind.THREAD)
 _IDENTIFIED = (Kind.FUNCTION, Kind.DATA, Kind.CONST, Kind.THREAD)
 
@@ -86,92 +83,12 @@ class Correlation:
         self.old_of.pop(new, None)
 
 
-def match_units(old: Program, new: Program, alike: Alike) -> Correlation:
-    """Pair the objects of two links by name; those that are the same are not looked at any further."""
-    result = Correlation()
-    by_name = {u.name: i for i, u in enumerate(old.snapshot.units)}
-    open_units: list[int] = []
-    for i, unit in enumerate(new.snapshot.units):
-        other = by_name.get(unit.name)
-        if other is not None and old.snapshot.units[other].blob == unit.blob:
-            del by_name[unit.name]
-            result.same_units[i] = other
-        else:
-            open_units.append(i)
-    # `x.o`, `x.o#2`: several of one name are numbered in link order, which may have changed.
-    several = {_base_name(u.name) for p in (old, new) for u in p.snapshot.units if "#" in u.name}
-    pairs = []
-    for i in list(open_units):
-        name = new.snapshot.units[i].name
-        if name in by_name and _base_name(name) not in several:
-            pairs.append((by_name.pop(name), i))
-            open_units.remove(i)
-    pairs += _most_alike(old, new, list(by_name.values()), open_units, least=0.0, renamed=False)
-    matched = {o for o, _ in pairs}
-    left = [o for o in by_name.values() if o not in matched]
-    pairs += _most_alike(old, new, left, open_units, least=_RENAMED, renamed=True)
-    for o, n in sorted(pairs, key=lambda p: p[1]):
-        if old.snapshot.units[o].blob == new.snapshot.units[n].blob or alike(o, n):
-            result.same_units[n] = o
-        else:
-            result.changed_units.append((o, n))
-    result.new_units = open_units
-    result.removed_units = sorted(set(by_name.values()) - {o for o, _ in pairs})
-    return result
-
-
-def _base_name(name: str) -> str:
-    return name.partition("#")[0]
-
-
-def _most_alike(
-    old: Program, new: Program, olds: list[int], news: list[int], *, least: float, renamed: bool
-) -> list[tuple[int, int]]:
-    """Pair units by the share of names both define, the most alike first; what is paired leaves `news`.
-
-    Only units of one base name, or where they may be `renamed`, that have anything in common: a project that was moved
-    to another folder has all of them renamed.
-    """
-    if not olds or not news:
-        return []
-    old_names = {o: _defined(old, o) for o in olds}
-    new_names = {n: _defined(new, n) for n in news}
-
-    def marks(program: Program, unit: int, names: frozenset[str]) -> Iterable[str]:
-        known = program.snapshot.units[unit]
-        return (*names, f"\0{known.blob}") if renamed else (_base_name(known.name),)
-
-    having: dict[str, list[int]] = {}
-    for o in olds:
-        for mark in marks(old, o, old_names[o]):
-            having.setdefault(mark, []).append(o)
-    scored = []
-    for n in news:
-        for o in {o for mark in marks(new, n, new_names[n]) for o in having.get(mark, ())}:
-            same = old.snapshot.units[o].blob == new.snapshot.units[n].blob
-            both, either = old_names[o] & new_names[n], old_names[o] | new_names[n]
-            share = 2.0 if same else len(both) / len(either) if either else 0.0
-            if share >= least:
-                scored.append((-share, n, o))
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for _, n, o in sorted(scored):
-        if n not in pairs and o not in taken:
-            pairs[n] = o
-            taken.add(o)
-    news[:] = [n for n in news if n not in pairs]
-    return [(o, n) for n, o in pairs.items()]
-
-
-def _defined(program: Program, unit: int) -> frozenset[str]:
-    return frozenset(stem(s.name) for s in program.record(unit).symbols if s.type in (c.STT_FUNC, c.STT_OBJECT))
-
-
 def correlate(
     old: Program, new: Program, view: Callable[[Program, int], ObjectView], scopes: Scopes, alike: Alike
 ) -> Correlation:
     """The correlation of two programs; `view` gives the (cached) view of a unit."""
-    result = match_units(old, new, alike)
+    same, changed, came, gone = pair_units(old, new, alike)
+    result = Correlation(new_units=came, removed_units=gone, changed_units=changed, same_units=same)
     for old_unit, new_unit in result.changed_units:
         _match_sections(result, old, new, old_unit, new_unit, view, scopes)
     units = [*result.new_units, *(n for _, n in result.changed_units)]

@@ -250,14 +250,18 @@ class Project:
         return result
 
 
+def project_of(folder: Path, variant: Variant) -> Project:
+    """An empty project in a variant; skips the test, by name, where that needs a tool that is not installed."""
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    return Project(folder, variant)
+
+
 def project_in(variants: Sequence[Variant], ids: Callable[[Variant], str] = str) -> Callable[..., Project]:
     """A fixture: an empty project in each variant; skipped, by name, where one needs a tool that is not installed."""
 
     @pytest.fixture(params=variants, ids=ids)
     def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
-        variant: Variant = request.param
-        if not variant.available():
-            pytest.skip(f"{variant} needs a tool that is not installed")
-        return Project(tmp_path, variant)
+        return project_of(tmp_path, request.param)
 
     return project

@@ -10,7 +10,7 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.release.naming import name_release
-from tests.support.project import Project, Variant
+from tests.support.project import Project, Variant, project_of
 from tests.toolchain.test_diff_code import MAIN
 
 SOURCE = """\
@@ -36,10 +36,7 @@ int serve(int x)
 @pytest.fixture(params=["gcc", "clang"])
 def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project whose first build is released as v1; the current folder."""
-    variant = Variant(request.param)
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    project = Project(tmp_path, variant)
+    project = project_of(tmp_path, Variant(request.param))
     project.build({"main.c": MAIN, "a.c": SOURCE})
     name_release(project.store, "v1", deployed=True)
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from katana_cc.patch.model import REGISTRATION
 from katana_cc.report.handlers import HandlerRow, handler_rows
-from tests.support.project import Build, Project, Result, Variant, project_in
+from tests.support.project import Build, Project, Result, Variant, project_in, project_of
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 VARIANTS = [
@@ -87,9 +87,7 @@ def test_static_of_a_function_in_place_of_another_is_refused(plain: Project, bes
 @pytest.mark.parametrize("outward", [False, True], ids=["into its function", "out of it"])
 def test_static_that_moves_keeps_its_value(tmp_path: Path, compiler: str, suffix: str, outward: bool) -> None:
     """clang and C++ call it otherwise then."""
-    project = Project(tmp_path, Variant(compiler, "-O2", "pie"))
-    if not project.variant.available():
-        pytest.skip(f"{project.variant} needs a tool that is not installed")
+    project = project_of(tmp_path, Variant(compiler, "-O2", "pie"))
     extern = 'extern "C" ' if suffix == "cc" else ""
     outside = "static volatile int n = 4; " + extern + "int serve(int x) {{ n += x; return n * {}; }}"
     inside = extern + "int serve(int x) {{ static volatile int n = 4; n += x; return n * {}; }}"
@@ -104,9 +102,7 @@ def test_static_that_moves_keeps_its_value(tmp_path: Path, compiler: str, suffix
 
 def test_static_of_a_function_is_not_another_file_s_of_its_name(tmp_path: Path) -> None:
     """The static that went was another function's: nothing says that the new one is it."""
-    project = Project(tmp_path, Variant("clang", "-O2", "pie"))
-    if not project.variant.available():
-        pytest.skip(f"{project.variant} needs a tool that is not installed")
+    project = project_of(tmp_path, Variant("clang", "-O2", "pie"))
     f = NOINLINE + "int f(int x) {{ {} return x * 33; }} "
     g = NOINLINE + "int g(int x) {{ {0} += x; return {0} * 99; }} "
     serve = "int serve(int x) { return f(x) + g(x); }"

@@ -12,7 +12,7 @@ from katana_cc.patch.model import Basis, DataTransform, Verdict
 from katana_cc.report.summary import summarise
 from katana_cc.transform.execute import apply
 from katana_cc.transform.model import Initial
-from tests.support.project import Project, Result, Variant, project_in
+from tests.support.project import Project, Result, Variant, project_in, project_of
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 VARIANTS = [
@@ -128,11 +128,8 @@ def test_array_that_grows_is_carried_over(project: Project, storage: str) -> Non
 )
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_fields_that_move_widen_or_are_packed(tmp_path: Path, compiler: str, before: str, after: str) -> None:
-    variant = Variant(compiler, "-O2", "pie")
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
     source = "struct s {{ {} }} v; int serve(int x) {{ return v.b + x * 33; }}"
-    result = change(Project(tmp_path, variant), source.format(before), source.format(after))
+    result = change(project_of(tmp_path, Variant(compiler, "-O2", "pie")), source.format(before), source.format(after))
     assert result.refusals == []
     assert list(moved(result)) == ["v"]
     assert result.patch.verdict is Verdict.SAFE

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from katana_cc.elf.reader import ElfFile
-from tests.support.project import Build, Project, Result, Variant
+from tests.support.project import Build, Project, Result, Variant, project_of
 from tests.toolchain.test_diff_code import MAIN, NOINLINE
 
 LINKERS = ("bfd", "gold", "lld", "mold")
@@ -20,10 +20,7 @@ SERVE = "int serve(int x) { return tiny(x) * 3 + after(x) + first(); }"
 @pytest.fixture(params=LINKERS)
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
     """An empty project for each linker."""
-    variant = Variant("gcc", "-O2", "pie", request.param)
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
+    return project_of(tmp_path, Variant("gcc", "-O2", "pie", request.param))
 
 
 def change(project: Project, before: str, after: str, **options: object) -> tuple[Result, Build]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import Project, Variant, project_in
+from tests.support.project import Project, Variant, project_in, project_of
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
 
 OPTIMISED = [
@@ -31,10 +31,7 @@ project = project_in(OPTIMISED)
 @pytest.fixture
 def clang(tmp_path: Path) -> Project:
     """An empty project built by clang -O2 -pie."""
-    variant = Variant("clang", "-O2", "pie", "lld")
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
-    return Project(tmp_path, variant)
+    return project_of(tmp_path, Variant("clang", "-O2", "pie", "lld"))
 
 
 def test_last_writer_of_a_static_goes(project: Project) -> None:

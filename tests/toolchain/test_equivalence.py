@@ -13,7 +13,7 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.fields import EXTENTS
 from katana_cc.patch import codec
 from katana_cc.patch.model import PatchObject, PatchRelocation
-from tests.support.project import Project, Variant
+from tests.support.project import Variant, project_of
 
 SOURCE = """#include <stdio.h>
 static int total = 5, other = 6;
@@ -29,12 +29,9 @@ int main(int c, char **v) { return serve(c) + one(c); }
 @pytest.fixture(params=[Variant("gcc", "-O2", "pie"), Variant("clang", "-O2", "nopie", "lld")], ids=str)
 def patched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PatchObject:
     """A patch object whose builds are in the store of the current folder."""
-    variant: Variant = request.param
-    if not variant.available():
-        pytest.skip(f"{variant} needs a tool that is not installed")
+    project = project_of(tmp_path, request.param)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KATANA_DIR", raising=False)
-    project = Project(tmp_path, variant)
     result = project.change({"a.c": SOURCE.replace("@", "3")}, {"a.c": SOURCE.replace("@", "5")})
     assert "serve" in result.replaced
     assert result.edited == ["table"]
