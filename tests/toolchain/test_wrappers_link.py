@@ -150,6 +150,17 @@ def fake_linker(folder: Path, text: str) -> str:
     return str(script)
 
 
+def test_the_recorders_pipe_has_no_name_while_the_linker_runs(
+    katana: Installation, sources: Path, tmp_path: Path
+) -> None:
+    """A bug: a recorder that comes to open it by name when a link has failed already complains into the build."""
+    script = fake_linker(tmp_path, 'ls "$TMPDIR"; exit 1\n')
+    (tmp_path / "tmp").mkdir()
+    done = katana.run("katana-ld", "a.o", "-o", "x", cwd=sources, KATANA_REAL_LD=script, TMPDIR=str(tmp_path / "tmp"))
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert [Path(name).suffix for name in done.stdout.decode().split()] == [".map"]
+
+
 def test_a_linker_killed_by_a_signal_looks_killed(katana: Installation, sources: Path, tmp_path: Path) -> None:
     script = fake_linker(tmp_path, "kill -SEGV $$\n")
     (tmp_path / "tmp").mkdir()
