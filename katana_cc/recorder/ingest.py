@@ -11,9 +11,10 @@ import os
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
@@ -25,6 +26,8 @@ from katana_cc.recorder.record import ObjectRecord
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
+
+_HEAD: Final = 1 << 16
 
 
 class StagedLink(NamedTuple):
@@ -75,6 +78,20 @@ def read_staged(store_folder: Path, key: str) -> StagedLink:
         ) from error
 
 
+def build_id_on_disk(path: Path) -> str | None:
+    """The build-id of an ELF file, mostly without reading the whole of it; None if it has none or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+            # Without e_shoff it is looked for by segments, and found where linkers put it, at the start.
+            with suppress(FormatError):
+                if found := ElfFile(head[:40] + bytes(8) + head[48:], str(path)).build_id:
+                    return found
+            return ElfFile(head + file.read(), str(path)).build_id
+    except (OSError, FormatError):
+        return None
+
+
 def ingest(store: Store, staged: StagedLink) -> Snapshot:
     """Record a staged link; when its build is the newest snapshot already, that one is returned.
 
@@ -112,14 +129,15 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
         raise StoreError(str(info["gap"]), where=staged.output, remedy="Link it again.")
     if info.get("lto"):
         raise FormatError("built with -flto kept (KATANA_LTO=keep)", where=staged.output, remedy="Build without -flto.")
-    output = ElfFile((staged.folder / info["image"]).read_bytes(), info["output"])
+    newest = store.latest(staged.output)
+    image = staged.folder / info["image"]
+    if newest is not None and newest.build_id == build_id_on_disk(image):
+        return store.snapshot(newest.id)
+    output = ElfFile(image.read_bytes(), info["output"])
     if output.machine != c.EM_X86_64:
         raise FormatError(f"machine {output.machine} is not supported (x86-64 only)", where=info["output"])
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
-    newest = store.latest(staged.output)
-    if newest is not None and newest.build_id == output.build_id:
-        return store.snapshot(newest.id)
 
     contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
     with Inputs(store, info, contributions, output) as inputs:

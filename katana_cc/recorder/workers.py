@@ -21,8 +21,8 @@ from typing import Any, Final, Self
 
 _NUMBER: Final = 4  # bytes
 _MOST_NUMBERS: Final = 1024  # a page of them, which every pipe can hold
-_TASKS_EACH: Final = 8  # fewer take less time than the fork, and the copies of pages that follow it
-_MOST_PROCESSES: Final = 8
+_TASKS_EACH: Final = 8  # for more than one helper; one is worth its fork for a single object, since others wait less
+_MOST_HELPERS: Final = 7
 
 
 def helpers_for(tasks: int) -> int:
@@ -30,7 +30,7 @@ def helpers_for(tasks: int) -> int:
     threading = sys.modules.get("threading")
     if threading is not None and threading.active_count() > 1:
         return 0
-    return max(0, min(len(os.sched_getaffinity(0)), tasks // _TASKS_EACH, _MOST_PROCESSES) - 1)
+    return min(len(os.sched_getaffinity(0)) - 1, -(-tasks // _TASKS_EACH), _MOST_HELPERS)
 
 
 class Workers:

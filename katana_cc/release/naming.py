@@ -6,13 +6,11 @@ Apart from bundling, since a release is named while somebody waits, and needs ne
 import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import FormatError, KatanaError, StoreError, UsageError
-from katana_cc.recorder.ingest import ingest, staged_links
+from katana_cc.errors import KatanaError, StoreError, UsageError
+from katana_cc.recorder.ingest import build_id_on_disk, ingest, staged_links
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import SnapshotRow, Store
 
@@ -65,7 +63,7 @@ def unrecorded(store: Store) -> dict[str, str]:
             found[output] = gap.reason
         elif not Path(row.path).exists():
             found[output] = f"{row.path} is gone"
-        elif _build_id_on_disk(Path(row.path)) != row.build_id:
+        elif build_id_on_disk(Path(row.path)) != row.build_id:
             found[output] = f"{row.path} is another build than the newest one recorded; link it again"
     return found
 
@@ -75,22 +73,6 @@ def _newest(store: Store) -> dict[str, SnapshotRow]:
     for row in store.snapshot_rows():
         newest.setdefault(row.output, row)
     return dict(sorted(newest.items()))
-
-
-_HEAD: Final = 1 << 16
-
-
-def _build_id_on_disk(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            data = bytearray(file.read(_HEAD))
-            data[40:48] = bytes(8)  # e_shoff: by its segments, a build-id is found where linkers put it, at the start
-            with suppress(FormatError):
-                if found := ElfFile(bytes(data), str(path)).build_id:
-                    return found
-        return ElfFile(path.read_bytes(), str(path)).build_id
-    except (OSError, FormatError):
-        return None
 
 
 def name_release(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import subprocess
+import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,12 +59,13 @@ def build(
     link: tuple[str, ...] = (),
     more: tuple[Path, ...] = (),
 ) -> Built:
-    """Compile `source` and link it to folder/name."""
+    """Compile `source` and link it to folder/name, with a build-id of its own: `--all` finds the processes of this one
+    build, and not those of a test that runs beside."""
     folder.mkdir(parents=True, exist_ok=True)
     file, obj, out = folder / f"{name}.c", folder / f"{name}.o", folder / name
     file.write_text(source)
     run("gcc", *CFLAGS, *flags, "-c", file, "-o", obj)
-    run("gcc", "-Wl,--build-id", *link, obj, *more, "-o", out, "-pthread")
+    run("gcc", f"-Wl,--build-id=0x{uuid.uuid4().hex}", *link, obj, *more, "-o", out, "-pthread")
     return Built(out, obj)
 
 

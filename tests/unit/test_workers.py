@@ -141,7 +141,8 @@ def test_where_nobody_waits_for_children() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tasks", "processors", "helpers"), [(200, 1, 0), (200, 2, 1), (15, 2, 0), (16, 2, 1), (0, 2, 0), (200, 64, 7)]
+    ("tasks", "processors", "helpers"),
+    [(200, 1, 0), (200, 2, 1), (1, 2, 1), (1, 64, 1), (9, 64, 2), (0, 2, 0), (200, 64, 7)],
 )
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch, tasks: int, processors: int, helpers: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
