@@ -1,5 +1,6 @@
 # make demo    a server patched while it runs, in under two minutes
 # make test    everything that is checked at each commit
+# make test-rest  the same tests in the toolchains that make test leaves out
 # make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
 #              ONLY=pie-data runs and writes a part
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
@@ -20,7 +21,7 @@ OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$
 MINUTES ?= 5
 JOBS ?= $(shell nproc)
 
-.PHONY: all .venv demo test lint matrix fuzz bench deps clean
+.PHONY: all .venv demo test test-rest lint matrix fuzz bench deps clean
 all: .venv
 
 .venv: $(STAMP)
@@ -47,13 +48,14 @@ lint: .venv
 	$(BIN)/mypy
 	shellcheck $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
 
-# What only computes or compiles runs on every processor, and so do the matrix, heaps and the generated programs, which
-# measure nothing; what measures, or reaches for all processes of a build (--all), runs alone.
-HEAPS := tests/live/test_heap.py tests/live/test_objects.py
+# A test made for many toolchains runs in a third of them here (tests/conftest.py); the rest is for `make test-rest`.
+RUN = $(BIN)/python3 -m pytest -n $(JOBS)
 test: deps .venv lint
-	$(BIN)/python3 -m pytest -n $(JOBS) --dist worksteal tests/unit tests/formats tests/toolchain
-	$(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup tests/live/test_matrix.py $(HEAPS) tests/fuzz
-	$(BIN)/python3 -m pytest tests/live --ignore tests/live/test_matrix.py $(HEAPS:%=--ignore %)
+	$(RUN) --dist worksteal tests/unit tests/formats tests/toolchain
+	$(RUN) --dist loadgroup tests/live tests/fuzz
+
+test-rest: deps .venv
+	KATANA_TESTS=rest $(RUN) --dist loadgroup tests/toolchain tests/live
 
 # What fails is in the page too: `make test` does not let it be committed.
 matrix: deps .venv

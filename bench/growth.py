@@ -37,7 +37,7 @@ if sys.argv[2] == "diff":
 
 def measure(setting: Setting) -> Iterator[Figure]:
     """Yield time and memory for each size of program."""
-    for objects in OBJECTS[: setting.rounds(3, 2)]:
+    for objects in OBJECTS[: setting.rounds(3, 1)]:
         yield from _of_size(setting, objects)
 
 

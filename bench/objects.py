@@ -30,7 +30,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     """
     patched = build_pair(setting, "list", _BEFORE, _AFTER, "-O2")
     floor = min(_stops(setting, patched, 0)[0] for _ in range(setting.rounds(5, 1)))
-    for nodes, rounds in list(NODES.items())[: setting.rounds(3, 2)]:
+    for nodes, rounds in list(NODES.items())[: setting.rounds(3, 1)]:
         stops = [_stops(setting, patched, nodes) for _ in range(setting.rounds(rounds, 1))]
         for which, name in enumerate(("apply", "revert")):
             what = f"all threads stopped, as katana {name} reports, {nodes:,} nodes"

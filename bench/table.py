@@ -28,7 +28,7 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
   patch without a node.
 - *calls*: nanoseconds for one call of a function of a few instructions.
 
-`bench/run --only NAME` measures one group, `--quick` finishes in two minutes, `--out DIR` puts the results elsewhere.
+`bench/run --only NAME` measures one group, `--quick` finishes in a minute, `--out DIR` puts the results elsewhere.
 """
 
 

@@ -48,5 +48,10 @@ def is_alone_in_sample(number: int) -> bool:
     return not _is_of_data(number) or not (number >> 2) & 3
 
 
+def is_alone_in_test(number: int) -> bool:
+    """Whether `make test` has it by itself: every other case of code, those of live data that the sample has."""
+    return _is_of_data(number) or not (number >> 2) & 1
+
+
 def _is_of_data(number: int) -> bool:
     return CASES[number].kind >= FIRST_OF_DATA
