@@ -7,20 +7,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from katana_cc.cli.grants import add_grants, grants_of
 from katana_cc.cli.selection import (
     add_selection,
     candidates,
-    function_name,
     passed_over_json,
     status_of,
     tell_passed_over,
     untangle,
-    variable_name,
 )
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
-from katana_cc.patch.needs import Grant, Option
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
@@ -39,65 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("po", metavar="PO", help="a patch object (`katana patches` lists them)")
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the edits, stop nothing")
-    parser.add_argument(
-        "--allow-active",
-        action="append",
-        type=function_name,
-        default=[],
-        metavar="FUNCTION",
-        help="replace it even while it runs: calls in progress go on in its old code",
-    )
-    parser.add_argument(
-        "--take-initialiser",
-        action="append",
-        type=variable_name,
-        default=[],
-        metavar="VARIABLE",
-        help="give it the initial value of the new build, in place of the one that lives there",
-    )
-    parser.add_argument(
-        "--only-static",
-        action="append",
-        default=[],
-        metavar="TYPE",
-        help="state that all objects of this type are variables: none is on the heap or in a frame",
-    )
-    parser.add_argument(
-        "--only-reached",
-        action="append",
-        default=[],
-        metavar="TYPE",
-        help="state that no object of this type is on the heap but those that pointers by their types lead to",
-    )
-    parser.add_argument(
-        "--not-imported",
-        action="append",
-        type=variable_name,
-        default=[],
-        metavar="VARIABLE",
-        help="state that no library or plug-in, now or later, uses this variable of the program by name, or knows the "
-        "layout of this type",
-    )
-    parser.add_argument(
-        "--follow",
-        action="append",
-        type=variable_name,
-        default=[],
-        metavar="NAME",
-        help="when this variable, or an object of this type, moves, take every word that leads into it for a pointer, "
-        "also where nothing says so",
-    )
+    add_grants(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Applies, and says what was done to whom."""
     data, po = read_patch(arguments.po)
-    granted = [Grant(Option.ALLOW_ACTIVE, name) for name in arguments.allow_active]
-    granted += [Grant(Option.TAKE_INITIALISER, name) for name in arguments.take_initialiser]
-    granted += [Grant(Option.ONLY_STATIC, name) for name in arguments.only_static]
-    granted += [Grant(Option.ONLY_REACHED, name) for name in arguments.only_reached]
-    granted += [Grant(Option.NOT_IMPORTED, name) for name in arguments.not_imported]
-    granted += [Grant(Option.FOLLOW, name) for name in arguments.follow]
+    granted = grants_of(arguments)
     refuse_unless_ready(po, granted)
     identity = patch_id(data)
     build_id = po.identity.from_build_id

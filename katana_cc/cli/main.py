@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "diff": "what differs between two snapshots, and the verdict",
     "patches": "the patch objects made, newest first",
     "apply": "put a patch object into running processes",
+    "run": "start a program with patches in it, from before its main",
     "revert": "take a patch out of running processes",
     "status": "what runs, and what is applied to it",
     "answer": "say what no build can tell: which field was renamed",

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+from katana_cc.cli.grants import variable_name
 from katana_cc.cli.selection import (
     add_selection,
     candidates,
@@ -14,7 +15,6 @@ from katana_cc.cli.selection import (
     status_of,
     tell_passed_over,
     untangle,
-    variable_name,
 )
 from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.patch.codec import patch_id

@@ -45,7 +45,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--pid", type=process_id, nargs="+", action="extend", metavar="PID", help="these processes")
     chosen.add_argument("--tree", type=process_id, metavar="PID", help="a process and all its descendants")
     chosen.add_argument("--all", action="store_true", help="every process the patch concerns")
-    parser.add_argument("--wait", type=_seconds, default=5.0, metavar="SECONDS", help="for a safe moment (default 5)")
+    parser.add_argument("--wait", type=seconds, default=5.0, metavar="SECONDS", help="for a safe moment (default 5)")
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
 
@@ -56,21 +56,8 @@ def process_id(text: str) -> int:
     return int(text)
 
 
-def function_name(text: str) -> str:
-    """For argparse: the name of a function, which is not empty."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must name a function")
-    return text
-
-
-def variable_name(text: str) -> str:
-    """For argparse: the name of a variable, which is not empty."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must name a variable")
-    return text
-
-
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """For argparse: a time to wait."""
     try:
         value = float(text)
     except ValueError:

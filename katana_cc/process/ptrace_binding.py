@@ -22,9 +22,11 @@ REGISTER_BYTES: Final = REGISTER_WORDS * 8
 
 O_TRACESYSGOOD: Final = 0x1
 O_TRACECLONE: Final = 0x8
+O_TRACEEXEC: Final = 0x10
 O_SUSPEND_SECCOMP: Final = 0x200000
 
 EVENT_CLONE: Final = 3
+EVENT_EXEC: Final = 4
 EVENT_STOP: Final = 128
 SYSCALL_STOP: Final = 0x80 | 5  # SIGTRAP | 0x80 with O_TRACESYSGOOD
 
@@ -201,8 +203,19 @@ def _peek(tid: int, address: int) -> bytes:
 def wait(tid: int) -> Stop | None:
     """The next report of a traced thread, or None when there is none yet.  Never blocks: a dying thread group leader
     would hang a blocking wait."""
+    return _wait(tid, os.WNOHANG)
+
+
+def wait_for(tid: int) -> Stop:
+    """The next report of the only traced thread of a process; blocks."""
+    stop = _wait(tid, 0)
+    assert stop is not None
+    return stop
+
+
+def _wait(tid: int, flags: int) -> Stop | None:
     try:
-        got, status = os.waitpid(tid, _WALL | os.WNOHANG)
+        got, status = os.waitpid(tid, _WALL | flags)
     except ChildProcessError:
         return Stop(True, 0, 0)
     if got == 0:

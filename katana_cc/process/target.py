@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.ledger import Ledger, read_ledger
@@ -18,7 +19,7 @@ from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
 from katana_cc.process.threads import status_fields
 
-_AT_ENTRY = 9
+AT_ENTRY: Final = 9  # where the program itself begins; elf.h
 MEMFD_PREFIX = "/memfd:katana:"
 
 
@@ -138,7 +139,7 @@ class Target:
 
     def program_module(self) -> Module | None:
         """The program itself (not a library): the module that holds the entry point's program headers."""
-        entry = self.auxiliary(_AT_ENTRY)
+        entry = self.auxiliary(AT_ENTRY)
         return next((m for m in self.modules if m.holds(entry)), None)
 
 

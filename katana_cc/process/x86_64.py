@@ -28,6 +28,7 @@ CS_64: Final = 0x33  # any other code segment runs 32-bit code
 DWARF_REGISTERS: Final = (RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP)
 
 SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
+SPIN: Final = b"\xeb\xfe"  # a jump to itself
 SYSCALL_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
 FUNCTION_ARGUMENTS: Final = (RDI, RSI, RDX, RCX, R8, R9)
 RED_ZONE: Final = 128
@@ -35,6 +36,7 @@ RED_ZONE: Final = 128
 SYS_MMAP: Final = 9
 SYS_MUNMAP: Final = 11
 SYS_CLOSE: Final = 3
+SYS_EXIT_GROUP: Final = 231
 SYS_MEMFD_CREATE: Final = 319
 
 EINTR: Final = 4
