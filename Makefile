@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 # What an installation copies: a change in any of it means installing again.
-COPIED := pyproject.toml $(wildcard wrappers/katana-* wrappers/libexec/katana/* cmake/*) \
+COPIED := pyproject.toml $(wildcard wrappers/katana-* wrappers/libexec/katana/* wrappers/libexec/katana/include/* cmake/*) \
 	katana_cc/recorder/stage.py $(wildcard katana_cc/recorder/staging/*.py)
 SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld .ci/need .ci/run
 OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$f" 2>/dev/null | grep -q 'sh$$' && echo "$$f"; done)

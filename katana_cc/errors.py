@@ -18,6 +18,8 @@ class ExitStatus(IntEnum):
     UNREACHABLE = 5
     STORE = 6
     INVALID_PATCH = 7
+    HOOK = 9  # 8 is taken: `katana diff --exit-code`, a decision is needed
+    HOOK_AFTER = 10
 
 
 class KatanaError(Exception):
@@ -46,6 +48,12 @@ class RefusedError(KatanaError):
     """It could be done, but it would not be right; nothing was touched."""
 
     status = ExitStatus.REFUSED
+
+
+class HookError(KatanaError):
+    """A function of the user's that was to run before said no, faulted or took too long; nothing was changed."""
+
+    status = ExitStatus.HOOK
 
 
 class BusyError(KatanaError):

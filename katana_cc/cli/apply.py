@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from katana_cc.patch.files import read_patch
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.report.hooks import failures, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
 from katana_cc.report.objects import object_lines, object_preview_lines, objects_json
 from katana_cc.report.summary import clean, edited
@@ -72,6 +74,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         wait=arguments.wait,
         granted=granted,
         dry_run=arguments.dry_run,
+        hook_timeout=arguments.hook_timeout,
         must_match=listing is None,
         select=select,
     )
@@ -93,7 +96,10 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         _print(reports)
     if any(r.refusal for r in reports):
         return ExitStatus.REFUSED
-    return status_of(over)
+    failed = [f"pid {r.pid} ({r.name}): {text}" for r in reports for text in failures(r.hooks)]
+    for text in failed:
+        print(f"katana apply: {clean(text)}; the patch is applied", file=sys.stderr)
+    return ExitStatus.HOOK_AFTER if failed else status_of(over)
 
 
 def _print(reports: Sequence[ApplyReport]) -> None:
@@ -103,7 +109,7 @@ def _print(reports: Sequence[ApplyReport]) -> None:
         if report.commit is not None:
             tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
             print(f"{head}{tries}: {edited(len(plan.ledger.edits), report.commit.threads, report.commit.pause_us)}")
-            for line in _moved_lines(report):
+            for line in (*_moved_lines(report), *map(clean, hook_lines(report.hooks))):
                 print(f"  {line}")
         else:
             print(head)
@@ -134,6 +140,7 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
     lines += [f"variable  {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.data]
     for edit in plan.ledger.edits:
         lines.append(f"{edit.kind:9} {edit.address:#x}  {len(edit.expected):6}  {edit.name}")
+    lines += [clean(f"hook      {h.address:#x}  would run {h.kind.words}: {h.name}") for h in plan.ledger.hooks]
     lines += [f"the resolver of {p.name} would be called (not now)" for p in plan.resolution.pending]
     if report.seen is not None:
         lines += preview_lines(plan.ledger.moves, report.seen)
@@ -159,6 +166,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "edits": [
             {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in plan.ledger.edits
         ],
+        "hooks": hooks_json(report.hooks),
         "moves": moves_json(plan.ledger.moves, report.seen),
         "objects": objects_json(seen.heap if seen else None, report.leftover),
         "words": words_json(report.seen) if report.seen is not None else [],

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     parser.add_argument("--cmake-dir", action="version", version=str(cmake_folder()), help="where Katana.cmake is")
+    parser.add_argument("--include-dir", action="version", version=str(include_folder()), help="where katana.h is")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if not words:
@@ -86,6 +87,11 @@ def _columns() -> int:
 def cmake_folder() -> Path:
     """Where an installation keeps `Katana.cmake`."""
     return Path(sys.prefix) / "share" / "katana" / "cmake"
+
+
+def include_folder() -> Path:
+    """Where an installation keeps `katana.h`; builds through katana-cc find it by themselves."""
+    return Path(sys.prefix) / "libexec" / "katana" / "include"
 
 
 def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json: bool = False) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from typing import Any
 
 from katana_cc.cli.grants import variable_name
@@ -21,9 +22,10 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, Wishes, revert_patch
+from katana_cc.report.hooks import failures, hook_lines, hooks_json
 from katana_cc.report.moves import moved_back_line, moves_json
 from katana_cc.report.objects import object_lines, objects_json
-from katana_cc.report.summary import edited
+from katana_cc.report.summary import clean, edited
 
 _ID = re.compile(r"[0-9A-Fa-f]{1,32}")
 HELP = "take a patch out of running processes"
@@ -79,12 +81,17 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         wait=arguments.wait,
         must_match=listing is None,
         wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
+        hook_timeout=arguments.hook_timeout,
     )
+    failed = [f"pid {r.pid} ({r.name}): {text}" for r in reports for text in failures(r.hooks)]
+    for text in failed:
+        print(f"katana revert: {clean(text)}; the patch is reverted", file=sys.stderr)
+    status = ExitStatus.HOOK_AFTER if failed else status_of(found.passed_over)
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
         processes = [_as_json(r) for r in reports]
         print(json.dumps({"processes": processes, "passed_over": passed_over_json(found.passed_over)}, indent=2))
-        return status_of(found.passed_over)
+        return status
     for report in reports:
         line = f"pid {report.pid} ({report.name}): {report.outcome}"
         if report.ledger is not None and report.commit is not None:
@@ -99,12 +106,14 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         cargo = report.commit.cargo if report.commit is not None else None
         for line in object_lines(cargo.heap, report.leftover) if cargo is not None and cargo.heap is not None else ():
             print(f"  {line}")
+        for line in map(clean, hook_lines(report.hooks)):
+            print(f"  {line}")
         for name in report.kept:
             print(f"  {name} was written to after it got its new initial value, and keeps what it holds")
     if not reports:
         where = "no process that could be read" if found.passed_over else "no process"
         print(f"nothing to revert: {where} carries {'the' if arguments.patch else 'a'} patch")
-    return status_of(found.passed_over)
+    return status
 
 
 def _identity(word: str | None) -> str:
@@ -136,6 +145,7 @@ def _as_json(report: RevertReport) -> dict[str, Any]:
         "attach_us": round(commit.attach_us, 1) if commit else None,
         "restarted_system_calls": commit.repaired if commit else None,
         "others": list(report.others),
+        "hooks": hooks_json(report.hooks),
         "kept": list(report.kept),
         "moves": moves_json(ledger.moves) if ledger else [],
         "objects": objects_json(cargo.heap if cargo else None, report.leftover),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from dataclasses import replace
 from typing import Final
 
 from katana_cc.cli.grants import add_grants, grants_of
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         raise UsageError("say --patch PO, once for each patch", remedy="`katana patches` lists them.")
     granted = grants_of(arguments)
     try:
-        patches = [(patch_id(data), po) for data, po in map(read_patch, arguments.patch)]
+        # Hooks are for a process that has state already; the new build, started, runs none either.
+        patches = [(patch_id(data), replace(po, hooks=())) for data, po in map(read_patch, arguments.patch)]
         for _, po in patches:
             granted += _met_at_the_start(po)
             refuse_unless_ready(po, granted)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from katana_cc.errors import ExitStatus
 from katana_cc.process import survey
+from katana_cc.process.hooks import DEFAULT_TIMEOUT
 
 _LARGEST_PID: Final = 2**31 - 1  # pid_t
 _NOT_READABLE: Final = "may not be read"
@@ -46,6 +47,13 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--tree", type=process_id, metavar="PID", help="a process and all its descendants")
     chosen.add_argument("--all", action="store_true", help="every process the patch concerns")
     parser.add_argument("--wait", type=seconds, default=5.0, metavar="SECONDS", help="for a safe moment (default 5)")
+    parser.add_argument(
+        "--hook-timeout",
+        type=seconds,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help=f"that each function which the program wants to run may take (default {DEFAULT_TIMEOUT:g})",
+    )
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
 

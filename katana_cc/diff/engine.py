@@ -18,6 +18,7 @@ from katana_cc.diff.data import compare_constant, compare_variable
 from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.elsewhere import check_types
 from katana_cc.diff.harmless import only_lines_differ
+from katana_cc.diff.hooks import HookRecord, note_hooks, wrappers_of
 from katana_cc.diff.inlining import explain_inlining
 from katana_cc.diff.linkage import check_names, check_outputs
 from katana_cc.diff.program import ObjectCache, Place, Program
@@ -49,12 +50,13 @@ class Changes:
     `replaced[new]` is the old function a new one takes the place of; `edits` are constants rewritten where they are,
     as (new, old); `recreated` are data carried anew although there was an old one: constants since their size changed,
     and `moved` variables, whose live value is carried over; `retargeted` is code that stays as it is, but for the
-    fields that lead to a variable that moved, as (new, old) sections;
-    `pointers[new]` are the old variable and the offsets of function pointers to rewrite in it; `initialisers[new]` are
-    old variables that keep their live value although the initial one changed; `reliances` tell which
-    replaced function's old code relies on which other one (new places).  `padded` are replaced functions whose jump
-    also covers padding behind the old one; `renewed` ones take no place: all their callers change.  `walked` says of
-    which types objects on the heap are made anew, and how they are found.
+    fields that lead to a variable that moved, as (new, old) sections; `pointers[new]` are the old variable and the
+    offsets of function pointers to rewrite in it; `initialisers[new]` are old variables that keep their live value
+    although the initial one changed; `reliances` tell which replaced function's old code relies on which other one
+    (new places).  `padded` are replaced functions whose jump also covers padding behind the old one; `renewed` ones
+    take no place: all their callers change.  `walked` says of which types objects on the heap are made anew, and how
+    they are found.  `hooks` are functions of the user's that run when the patch is applied or reverted, in their
+    order.
     """
 
     replaced: dict[Place, Place] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class Changes:
     reliances: list[Found] = field(default_factory=list)
     padded: set[Place] = field(default_factory=set)
     renewed: set[Place] = field(default_factory=set)
+    hooks: dict[Place, HookRecord] = field(default_factory=dict)
     walked: Walked = field(default_factory=Walked)
     reasons: list[Reason] = field(default_factory=list)
 
@@ -74,7 +77,7 @@ class Changes:
     def empty(self) -> bool:
         """Whether there is nothing that a running process could take over, and nothing refused."""
         carried = self.replaced or self.edits or self.pointers or self.renewed or self.initialisers or self.moved
-        return not carried and all(r.severity == INFO for r in self.reasons)
+        return not (carried or self.hooks) and all(r.severity == INFO for r in self.reasons)
 
 
 class Diff:
@@ -140,6 +143,7 @@ class Diff:
         for unit in self.correlation.new_units:
             self._new_unit(unit)
         check_names(self)
+        note_hooks(self)
         recreate(self)
         while handle_small(self):
             recreate(self)
@@ -188,6 +192,7 @@ class Diff:
 
     def _compare_unit(self, old_unit: int, new_unit: int) -> None:
         view = self.view(self.new, new_unit)
+        wrappers = wrappers_of(view)
         for program, unit in ((self.old, old_unit), (self.new, new_unit)):
             if problem := program.record(unit).problem:
                 text = f"{program.unit_name(unit)}: {problem}"
@@ -198,7 +203,7 @@ class Diff:
         for number, kind in view.kinds.items():
             place = Place(new_unit, number)
             old_place = self.correlation.old_of.get(place)
-            if self._is_spare(place):
+            if self._is_spare(place) or number in wrappers:
                 continue
             if kind is Kind.FUNCTION:
                 if not view.is_part(number) or number not in view.parent:
@@ -223,7 +228,7 @@ class Diff:
         if old_place is None:
             self.check_new_name(place)
             return  # carried when something refers to it
-        outcome = self._function_outcome(old_place, place)
+        outcome = self.function_outcome(old_place, place)
         if outcome is Outcome.SAME:
             return
         if self.old.address(old_place) is None:
@@ -232,7 +237,7 @@ class Diff:
         if outcome is Outcome.DATES:
             self.reason(Code.BUILD_TIME, INFO, place, "only the date or time of the build differs; left out")
             return
-        if outcome is Outcome.BYTES and self._only_lines(old_place, place):
+        if outcome is Outcome.BYTES and self.only_lines(old_place, place):
             self.reason(Code.LINES_ONLY, INFO, place, "only its own line numbers moved; left out")
             return
         self.changes.replaced[place] = old_place
@@ -281,7 +286,8 @@ class Diff:
             text = "the linker may have folded the old one with another that is equal (--icf)"
             self.reason(Code.FUNCTION_FOLDED, REFUSED, place, text)
 
-    def _function_outcome(self, old_place: Place, place: Place) -> Outcome:
+    def function_outcome(self, old_place: Place, place: Place) -> Outcome:
+        """How a function with its .cold halves differs."""
         old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
         old_parts, parts = old_view.parts.get(old_place.section, []), view.parts.get(place.section, [])
         outcomes = []
@@ -297,7 +303,8 @@ class Diff:
                 outcomes.append(Outcome.HANDLERS)
         return max(outcomes, key=lambda o: o.value)
 
-    def _only_lines(self, old_place: Place, place: Place) -> bool:
+    def only_lines(self, old_place: Place, place: Place) -> bool:
+        """Whether the bytes of two functions differ in their own line numbers only."""
         old_view, view = self.view(self.old, old_place.unit), self.view(self.new, place.unit)
         sections = [(old_place.section, place.section)]
         sections += zip(old_view.parts.get(old_place.section, []), view.parts.get(place.section, []), strict=True)
@@ -335,9 +342,10 @@ class Diff:
     def _note_removed(self, old_unit: int) -> None:
         kept = set(self.correlation.old_of.values())
         view, scopes = self.view(self.old, old_unit), self.debug.scopes(self.old, old_unit)
+        wrappers = wrappers_of(view)
         for number, kind in view.kinds.items():
             place = Place(old_unit, number)
-            if place in kept or self.old.address(place) is None:
+            if place in kept or number in wrappers or self.old.address(place) is None:
                 continue
             if kind is Kind.FUNCTION and not view.is_part(number):
                 text = "it is gone in the new build; the old one stays for pointers that still lead to it"
@@ -361,8 +369,11 @@ class Diff:
             name = self.new.unit_name(unit)
             self.changes.reasons.append(Reason(Code.NOT_RECORDED_WHOLE.value, REFUSED, name, "", 0, problem))
             return
+        wrappers = wrappers_of(view)
         for number, kind in view.kinds.items():
             place = Place(unit, number)
+            if number in wrappers:
+                continue
             old_place = self.correlation.old_of.get(place)
             if kind in (Kind.STARTUP, Kind.OTHER):
                 self._compare_whole(place, None, kind)

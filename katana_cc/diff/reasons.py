@@ -33,12 +33,14 @@ class Code(StrEnum):
     IMPORT_NEW = "import-new"
     INLINED_CHANGED = "inlined-function-changed"
     CALLEE_REDIRECTED = "caller-redirected"
+    HOOK = "hook"
     # Left out, and why that is right.
     FUNCTION_REMOVED = "function-removed"
     POINTER_TAKEN_OVER = "pointer-rewritten"
     DATA_REMOVED = "data-removed"
     LINES_ONLY = "line-numbers-only"
     BUILD_TIME = "build-time-only"
+    HOOK_LEFT_OUT = "hook-left-out"
     INITIALISER_KEPT = "initialiser-kept"
     ENUMERATOR_ADDED = "enumerator-added"
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
@@ -82,10 +84,12 @@ class Code(StrEnum):
     REMOVED_RELIES = "removed-code-relies-on-old"
     UNACCOUNTED = "unaccounted"
     STORAGE_RESTYLED = "data-storage-restyled"
+    HOOK_UNUSABLE = "hook-unusable"
 
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.
 _ORDER: Final = (
+    Code.HOOK,
     Code.FUNCTION_CHANGED,
     Code.FUNCTION_NEW,
     Code.FUNCTION_MOVED,
@@ -106,6 +110,7 @@ _ORDER: Final = (
     Code.DATA_REMOVED,
     Code.LINES_ONLY,
     Code.BUILD_TIME,
+    Code.HOOK_LEFT_OUT,
 )
 _WEIGHTS: Final = {code.value: number for number, code in enumerate(_ORDER)}
 SEVERITIES: Final = (REFUSED, NEEDS, INFO)  # gravest first

@@ -18,6 +18,7 @@ from katana_cc.elf import constants as c
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.edits import Edits
 from katana_cc.patch.model import (
+    Hook,
     Identity,
     PatchObject,
     PatchSymbol,
@@ -59,6 +60,8 @@ class _Builder:
         roots = sorted(self.changes.replaced)
         for place in roots:
             self.carrier.carry(place)
+        for place in self.changes.hooks:
+            self.carrier.carry(place)
         transforms = [*moved(self.carrier)]
         self._drain()
         edits = [self.edits.whole(new, old) for new, old in sorted(self.changes.edits.items())]
@@ -82,6 +85,7 @@ class _Builder:
         patch = PatchObject(
             identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits), reliances,
             (*transforms, *staying(self.diff), *types(self.diff)),
+            tuple(Hook(h.kind, h.name, self._function(place)) for place, h in self.changes.hooks.items()),
         )  # fmt: skip
         code = [(n, place) for place, n in self.carrier.carried.items() if sections[n].flags & c.SHF_EXECINSTR]
         return with_sources(patch, [(n, self.diff.debug.info(self.new, p.unit), p.section) for n, p in code])
@@ -106,10 +110,13 @@ class _Builder:
             for n in old_view.parts.get(old_place.section, ())
             if self.old.address(Place(old_place.unit, n)) is not None
         )
-        first = view.symbols_in[place.section][0]
+        return Replacement(name, address, size, digest, self._function(place), parts)
+
+    def _function(self, place: Place) -> int:
+        """The symbol of a carried function."""
+        first = self.carrier.view(place).symbols_in[place.section][0]
         number = self.carrier.carried[place]
-        symbol = self.carrier.symbol(PatchSymbol(first.name, c.STB_LOCAL, first.type, number, first.value, first.size))
-        return Replacement(name, address, size, digest, symbol, parts)
+        return self.carrier.symbol(PatchSymbol(first.name, c.STB_LOCAL, first.type, number, first.value, first.size))
 
     def _old_range(self, place: Place, least: int = 0) -> tuple[int, int, bytes]:
         """Address, size and digest of old code, with the padding behind it up to `least` bytes."""

@@ -60,6 +60,7 @@ class Carrier:
             kind in (Kind.FUNCTION, Kind.CODE)
             and place not in self.changes.replaced
             and place not in self.changes.renewed
+            and place not in self.changes.hooks
             and not view.is_part(place.section)
         ):
             self.diff.reason(Code.FUNCTION_NEW, INFO, place, "new function")

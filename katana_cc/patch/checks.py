@@ -42,7 +42,7 @@ def check_file(path: str | Path, data: bytes, po: PatchObject) -> list[str]:
 
 def problems(po: PatchObject) -> list[str]:
     """What keeps `po` from being applied as it claims."""
-    parts = (_of_identity, _of_sections, _of_symbols, _of_functions, _of_edits, _of_frames, _of_transforms)
+    parts = (_of_identity, _of_sections, _of_symbols, _of_functions, _of_edits, _of_frames, _of_transforms, _of_hooks)
     return [text for part in parts for text in part(po)]
 
 
@@ -161,6 +161,13 @@ def _of_transforms(po: PatchObject) -> Iterator[str]:
             yield f"the new {t.name} is not in writable memory of the patch"
         elif new.size != t.new_size:
             yield f"the new {t.name} has {new.size} bytes, its transformation {t.new_size}"
+
+
+def _of_hooks(po: PatchObject) -> Iterator[str]:
+    for h in po.hooks:
+        function = po.symbols[h.symbol]
+        if function.section is None or not _is_code(po.sections[function.section]) or function.type != c.STT_FUNC:
+            yield f"the hook {h.name} ({h.kind.words}) leads to no function of the patch"
 
 
 def _is_code(s: PatchSection) -> bool:

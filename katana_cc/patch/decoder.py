@@ -17,6 +17,7 @@ from katana_cc.patch.layout import (
     EDIT,
     EXPECTED_AT,
     FUNCTION,
+    HOOK,
     LINKER_TYPES,
     MACHINES,
     MARK_AT,
@@ -39,6 +40,8 @@ from katana_cc.patch.model import (
     Basis,
     DataEdit,
     DataTransform,
+    Hook,
+    HookKind,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -97,6 +100,7 @@ class _Reader:
             self._edits(index),
             self._reliances(),
             self._transforms(po_symbol),
+            self._hooks(po_symbol),
         )
         try:
             validate(po)
@@ -232,6 +236,21 @@ class _Reader:
             lambda offset: self._name(strings, offset),
             {at: po_symbol[number] for at, number in pointers.items()},
         )
+
+    def _hooks(self, po_symbol: dict[int, int]) -> tuple[Hook, ...]:
+        strings = self._table("strings")[1]
+        section, raw = self._table("hooks")
+        pointers = self._pointers(section)
+        result = []
+        for i, (function, kind, name, *zeros) in enumerate(HOOK.iter_unpack(raw)):
+            _zero(function | zeros[0] | zeros[1])
+            symbol = po_symbol.get(pointers.pop(i * HOOK.size, 0))
+            if symbol is None:
+                raise FormatError(f"{section.name}: entry {i} has no function")
+            result.append(Hook(HookKind(kind), self._name(strings, name), symbol))
+        if pointers:
+            raise FormatError(f"{section.name}: relocations for a hook that is not there")
+        return tuple(result)
 
     def _reasons(self) -> tuple[Reason, ...]:
         _, raw = self._table("reasons")

@@ -18,6 +18,7 @@ from katana_cc.patch.layout import (
     EDIT,
     EXPECTED_AT,
     FUNCTION,
+    HOOK,
     MACHINES,
     NEW_AT,
     NOTE_HEAD,
@@ -56,6 +57,7 @@ def encode(po: PatchObject) -> bytes:
             _edits(po, strings, section_symbols),
             _reliances(po, strings),
             *transforms.written(po, lambda text: _name(strings, text)),
+            _hooks(po, strings),
             _table("symbols", order, 4, 4),
             # From here on no name is added.
             _table("strings", bytes(strings.data), 0, 1),
@@ -105,6 +107,15 @@ def _edits(po: PatchObject, strings: StringTable, section_symbols: dict[int, int
 def _reliances(po: PatchObject, strings: StringTable) -> NewSection:
     entries = b"".join(RELIANCE.pack(r.caller, r.callee, r.basis, _name(strings, r.through)) for r in po.reliances)
     return _table("reliances", entries, RELIANCE.size, 4)
+
+
+def _hooks(po: PatchObject, strings: StringTable) -> NewSection:
+    kind = ABSOLUTE_64[po.identity.machine]
+    entries, relocations = bytearray(), []
+    for h in po.hooks:
+        relocations.append(NewRelocation(len(entries), kind, h.symbol, 0))
+        entries += HOOK.pack(0, h.kind, _name(strings, h.name), 0, 0)
+    return _table("hooks", bytes(entries), HOOK.size, relocations=tuple(relocations))
 
 
 def _note(po: PatchObject) -> bytes:

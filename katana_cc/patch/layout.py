@@ -18,7 +18,7 @@ PREFIX: Final = ".katana."
 TABLES: Final = tuple(
     PREFIX + n
     for n in (
-        "functions", "parts", "edits", "reliances", "transforms", "fields", "symbols", "strings", "reasons",
+        "functions", "parts", "edits", "reliances", "transforms", "fields", "hooks", "symbols", "strings", "reasons",
     )
 )  # fmt: skip
 
@@ -26,7 +26,7 @@ NOTE_HEAD: Final = struct.Struct("<III")  # n_namesz, n_descsz, n_type
 NOTE_AT: Final = 64  # straight after the ELF header
 NOTE_MARK: Final = b"Katana patch "
 MARK_AT: Final = NOTE_AT + NOTE_HEAD.size
-DIGEST_AT: Final = MARK_AT + len(b"Katana patch 4 ")
+DIGEST_AT: Final = MARK_AT + len(b"Katana patch 5 ")
 DIGEST_SIZE: Final = 32  # hex digits
 UNQUOTED: Final = "/:@+,=~"  # beside letters, digits, "_.-"
 FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated), name, 0, SHA-256
@@ -35,6 +35,7 @@ EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both re
 RELIANCE: Final = struct.Struct("<IIII")  # caller, callee, basis, name of the function in between
 TRANSFORM: Final = struct.Struct("<QQQIIII")  # address, new (relocated), old size, name, kind, fields, type
 FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer points to
+HOOK: Final = struct.Struct("<QIIII")  # function (relocated), kind, name, 0, 0
 NEW_AT, EXPECTED_AT, REPLACEMENT_AT, TRANSFORM_NEW_AT = 16, 8, 16, 8
 MACHINES: Final = {c.EM_X86_64: "x86-64"}
 ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
@@ -81,7 +82,7 @@ def validate(po: PatchObject) -> None:
     count, symbols = len(po.sections), len(po.symbols)
     if po.verdict is Verdict.REFUSED:
         need(
-            not (count or symbols or po.replacements or po.data_edits or po.reliances or po.transforms),
+            not (count or symbols or po.replacements or po.data_edits or po.reliances or po.transforms or po.hooks),
             "a refused change that carries something",
         )
     for s in po.sections:
@@ -117,6 +118,9 @@ def validate(po: PatchObject) -> None:
         need(d.address is None or d.address > 0, f"transformation of {t.name}: no address")
         need(not (t.type if d.is_type else d.begins), f"transformation of {t.name}: what a type or a variable has not")
         need(d.symbol is None or 0 <= d.symbol < symbols, f"transformation of {t.name}: no symbol {d.symbol}")
+    for h in po.hooks:
+        need(bool(h.name), "a hook without a name")
+        need(0 <= h.symbol < symbols and po.symbols[h.symbol].section is not None, f"hook {h.name}: no symbol of ours")
 
 
 def is_ours(name: str) -> bool:

@@ -11,7 +11,7 @@ from enum import IntEnum, StrEnum
 
 from katana_cc.transform.model import Transformation
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -157,6 +157,39 @@ class DataTransform:
         return self.address is None
 
 
+class HookKind(IntEnum):
+    """When a hook of the user's runs (`katana.h`).  Numbers on disk and in objects are append-only."""
+
+    BEFORE = 1
+    AFTER = 2
+    BEFORE_REVERT = 3
+    AFTER_REVERT = 4
+
+    @property
+    def words(self) -> str:
+        """When that is: "before the revert"."""
+        return _WHEN[self]
+
+
+_WHEN = {
+    HookKind.BEFORE: "before",
+    HookKind.AFTER: "after",
+    HookKind.BEFORE_REVERT: "before the revert",
+    HookKind.AFTER_REVERT: "after the revert",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A function of the user's that runs when the patch is applied or reverted.  `name` is what he calls it, `symbol`
+    indexes `PatchObject.symbols`: the function of the patch to call, which takes nothing and returns an int, 0 when all
+    is well."""
+
+    kind: HookKind
+    name: str
+    symbol: int
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One thing a person should know of the change: an enumerated code, what it is about, where, in words.
@@ -197,3 +230,4 @@ class PatchObject:
     data_edits: tuple[DataEdit, ...] = ()
     reliances: tuple[Reliance, ...] = ()
     transforms: tuple[DataTransform, ...] = ()
+    hooks: tuple[Hook, ...] = ()

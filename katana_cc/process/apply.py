@@ -5,8 +5,10 @@
     every process:  inject                the new code is there, nothing leads to it
     every process:  stock                 new blocks are there for objects that need more room
     every process:  register              its frames are known to the unwinders
+    every process:  hooks                 what the user wants to run before
     every process:  commit                a short stop each
     every process:  clear up              blocks that are no longer used are freed
+    every process:  hooks                 what the user wants to run after
     on failure:     revert what was committed, unmap what was not
 
 A process that forks meanwhile hands on what it has; children that came before their parent's commit are found by
@@ -20,12 +22,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
-from katana_cc.patch.model import PatchObject
+from katana_cc.patch.model import HookKind, PatchObject
 from katana_cc.patch.needs import Grant
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import forth
+from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.objections import StrayWordsError, judge
@@ -57,7 +60,8 @@ class ApplyReport:
     run); `commit` is None unless a stop was made; `seen` is what the variables that would move held in a dry run, and
     `refusal` what speaks against it; `map_pause_us` is how long one thread stood while the mapping was made,
     `register_pause_us` while the new frames were registered (0: no need, or done before); `leftover` is what became of
-    the old blocks of objects on the heap."""
+    the old blocks of objects on the heap; `hooks` are those of the user's that ran: one after the patch may have
+    failed."""
 
     pid: int
     name: str
@@ -69,6 +73,7 @@ class ApplyReport:
     seen: Cargo | None = None
     refusal: RefusedError | None = None
     leftover: Leftover = NOTHING_LEFT
+    hooks: tuple[HookRun, ...] = ()
 
 
 @dataclass(slots=True)
@@ -87,6 +92,9 @@ class _Work:
     wanted: dict[int, int] = field(default_factory=dict)
     leftover: Leftover = NOTHING_LEFT
     is_cleared: bool = False
+    hooks: tuple[HookRun, ...] = ()
+    may_have_escaped: bool = False  # a hook ran: something may lead into the mapping
+    is_reset: bool = False
 
 
 def apply_patch(
@@ -97,6 +105,7 @@ def apply_patch(
     wait: float = DEFAULT_WAIT,
     granted: Sequence[Grant] = (),
     dry_run: bool = False,
+    hook_timeout: float = DEFAULT_TIMEOUT,
     must_match: bool = True,
     select: Callable[[], Iterable[int]] | None = None,
 ) -> tuple[ApplyReport, ...]:
@@ -107,6 +116,7 @@ def apply_patch(
         wait: seconds to wait for a moment when no thread is inside a replaced function.
         granted: what the user decided (`patch/needs.py`); replaced functions that may be active go on in the old code.
         dry_run: check everything, stop and write nothing.
+        hook_timeout: seconds that each of the user's hooks may take.
         must_match: a process of another build is an error; else it is left out.
         select: gives the pids once more, after the commit, to find children forked meanwhile.
 
@@ -119,23 +129,29 @@ def apply_patch(
     works: list[_Work] = []
     reports: list[ApplyReport] = []
     try:
-        todo = list(dict.fromkeys(pids))
-        seen = set(todo)
-        while todo:
-            fresh = _plan_all(po, patch_id, todo, granted, must_match)
-            works.extend(fresh)
-            for work in fresh:
-                _look(work, dry_run)
-            if not dry_run:
-                _inject_and_commit(fresh, wait)
-            todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
-            seen.update(todo)
-            must_match = False
-    except BaseException as error:
-        stuck = _roll_back(works, wait)
-        if stuck and isinstance(error, KatanaError):
-            error.remedy = "; ".join(filter(None, (error.remedy, *stuck)))
-        raise
+        try:
+            todo = list(dict.fromkeys(pids))
+            seen = set(todo)
+            while todo:
+                fresh = _plan_all(po, patch_id, todo, granted, must_match)
+                works.extend(fresh)
+                for work in fresh:
+                    _look(work, dry_run)
+                if not dry_run:
+                    _inject_and_commit(fresh, wait, hook_timeout)
+                todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
+                seen.update(todo)
+                must_match = False
+        except BaseException as error:
+            stuck = _roll_back(works, wait)
+            if stuck and isinstance(error, KatanaError):
+                error.remedy = "; ".join(filter(None, (error.remedy, *stuck)))
+            raise
+        # From here on the patch is in, whatever the hooks say.
+        for work in works:
+            if work.report is not None:
+                ledger = work.plan.ledger
+                work.hooks += run_hooks_after(work.target, ledger, HookKind.AFTER, wait, hook_timeout)
     finally:
         for work in works:
             work.target.close()
@@ -145,7 +161,7 @@ def apply_patch(
         pauses = work.map_pause_us, work.register_pause_us
         found = work.seen, work.refusal
         head = work.target.pid, work.target.name, outcome, work.plan, work.report
-        reports.append(ApplyReport(*head, *pauses, *found, work.leftover))
+        reports.append(ApplyReport(*head, *pauses, *found, work.leftover, work.hooks))
     return tuple(reports)
 
 
@@ -227,7 +243,7 @@ def _is_there(pid: int) -> bool:
     return False
 
 
-def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
+def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float) -> None:
     for work in works:
         if work.plan.is_applied:
             continue
@@ -237,6 +253,9 @@ def _inject_and_commit(works: Sequence[_Work], wait: float) -> None:
     for work in works:
         if not work.plan.is_applied:
             _register(work, wait)
+    for work in works:
+        if not work.plan.is_applied:
+            _run_before(work, wait, hook_timeout)
     for work in works:
         if work.objects is not None:
             stock(work.objects, work.wanted, wait)
@@ -253,6 +272,20 @@ def _clear_up(work: _Work, wait: float) -> None:
     if work.report is not None and not work.is_cleared:
         work.is_cleared = True
         work.leftover = clear_up(work.objects, work.report, wait)
+
+
+def _run_before(work: _Work, wait: float, timeout: float) -> None:
+    """Run what the user wants to run before, unless a katana died when it had begun to write: then it has run."""
+    plan, target = work.plan, work.target
+    if plan.found is Bytes.TORN or not any(h.kind is HookKind.BEFORE for h in plan.ledger.hooks):
+        return
+    data = plan.data_part()
+    if not work.is_injected and data is not None:
+        target.memory.write(*data)  # now, since the hooks may write to these variables
+        work.is_reset = True
+    work.may_have_escaped = True
+    work.hooks = run_hooks(target, plan.ledger, HookKind.BEFORE, wait, timeout)
+    refuse_failed(target, work.hooks, "nothing was changed, except by what hooks did themselves")
 
 
 def _register(work: _Work, wait: float) -> None:
@@ -297,7 +330,7 @@ def _commit(work: _Work, wait: float) -> CommitReport:
             edits = reused.ledger.edits
         else:
             data = plan.data_part()
-            resets = (data,) if data else ()
+            resets = (data,) if data and not work.is_reset else ()
     steps = Step.BEGIN_COMMIT, Step.END_COMMIT
     commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work))
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
@@ -322,7 +355,7 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
             continue
         give_back(work.objects, wait)
         with contextlib.suppress(KatanaError):
-            if work.is_injected:
+            if work.is_injected and not work.may_have_escaped:
                 with Target(work.target.pid) as again:
                     _remove(again, work.plan, wait)
     return stuck

@@ -37,10 +37,12 @@ class CallReport:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Function calls in the stopped thread, on a stack mapped for them, whose lowest bytes are free for use."""
+    """Function calls in the stopped thread, on a stack of `size` bytes mapped for them, whose lowest bytes are free for
+    use."""
 
     remote: RemoteThread
     stack: int
+    size: int = _CALL_STACK
 
     def call(self, function: int, name: str, *arguments: int) -> int:
         """The result of a function, which takes integers.
@@ -48,7 +50,7 @@ class Calls:
         Raises:
             RefusedError: it did not return.
         """
-        return self.remote.call(function, name, self.stack + _CALL_STACK, *arguments)
+        return self.remote.call(function, name, self.stack + self.size, *arguments)
 
 
 class Caller:
@@ -76,7 +78,7 @@ class Caller:
             pass
         self._safe.why_not(seen[-1])
 
-    def run(self, wait: float, work: Callable[[Calls], None]) -> CallReport:
+    def run(self, wait: float, work: Callable[[Calls], None], stack_size: int = _CALL_STACK) -> CallReport:
         """Do `work` in a thread at a safe point, waiting up to `wait` seconds for one to be there.
 
         Raises:
@@ -88,8 +90,9 @@ class Caller:
         while True:
             tries += 1
             try:
-                with first_in_line(), self._stopped(self._safe.why_not) as remote, _stack(remote) as stack:
-                    work(Calls(remote, stack))
+                fit = self._stopped(self._safe.why_not)
+                with first_in_line(), fit as remote, _stack(remote, stack_size) as stack:
+                    work(Calls(remote, stack, stack_size))
                 return CallReport(remote.pause_us, tries)
             except BusyError:
                 if time.monotonic() + pause > deadline:
@@ -102,13 +105,13 @@ class Caller:
 
 
 @contextlib.contextmanager
-def _stack(remote: RemoteThread) -> Iterator[int]:
+def _stack(remote: RemoteThread, size: int) -> Iterator[int]:
     """A stack of its own for the calls: the thread may be on a small one."""
     flags = MAP_PRIVATE | MAP_ANONYMOUS
-    stack = remote.syscall(cpu.SYS_MMAP, 0, _CALL_STACK, PROT_READ | PROT_WRITE, flags, -1, 0)
+    stack = remote.syscall(cpu.SYS_MMAP, 0, size, PROT_READ | PROT_WRITE, flags, -1, 0)
     if -PAGE < stack < 0:
         raise RefusedError("mmap in the target failed")
     try:
         yield stack
     finally:
-        remote.syscall(cpu.SYS_MUNMAP, stack, _CALL_STACK)
+        remote.syscall(cpu.SYS_MUNMAP, stack, size)

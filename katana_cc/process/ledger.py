@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from katana_cc.errors import TargetError
+from katana_cc.patch.model import HookKind
 from katana_cc.process.memory import Reader
 from katana_cc.process.moves import Kind, Move, packed, packed_kinds, unpacked, unpacked_kinds
 from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 5
+VERSION: Final = 6
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -78,6 +79,16 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class HookEntry:
+    """A function of the user's that runs when the patch is applied or reverted: when, what he calls it, and where the
+    function to call is."""
+
+    kind: HookKind
+    name: str
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What the ledger holds.  `base` and `size` are those of the mapping, whose first bytes the ledger is.
 
@@ -86,7 +97,7 @@ class Ledger:
     `registrations` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it is a word of
     its own, as the state is, and tells what was done last; the unwinders themselves know.  `moves` are the variables
     that have another layout at another place now, and those whose pointers followed them; `kinds` the types whose
-    objects on the heap have another layout now, and those on the way to them.
+    objects on the heap have another layout now, and those on the way to them.  `hooks` run in this order.
     """
 
     state: Phase
@@ -109,6 +120,7 @@ class Ledger:
     is_registered: bool = False
     moves: tuple[Move, ...] = ()
     kinds: tuple[Kind, ...] = ()
+    hooks: tuple[HookEntry, ...] = ()
 
     def found_bytes(self, memory: Reader) -> Bytes:
         """What stands at the edits now; without edits that the program leaves alone, what the state says.
@@ -161,6 +173,9 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
         yield struct.pack("<QQQQ", r.register, r.deregister, r.find, r.record)
     yield from packed(ledger.moves)
     yield from packed_kinds(ledger.kinds)
+    yield struct.pack("<I", len(ledger.hooks))
+    for hook in ledger.hooks:
+        yield struct.pack("<IQ", hook.kind, hook.address) + text(hook.name)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -212,7 +227,13 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
         tuple(registrations), version > 1 and bool(registered), unpacked(cursor) if version > 3 else (),
         unpacked_kinds(cursor) if version > 4 else (),
+        tuple(_hook(cursor) for _ in range(cursor.count() if version > 5 else 0)),
     )  # fmt: skip
+
+
+def _hook(cursor: Cursor) -> HookEntry:
+    kind, address = cursor.take("<IQ")
+    return HookEntry(HookKind(kind), cursor.text(), address)
 
 
 def _range(cursor: Cursor) -> CodeRange:

@@ -26,7 +26,7 @@ from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
-from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit, Registration
+from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
 from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
@@ -400,7 +400,16 @@ def _ledger(
         edits, old, tuple(new), tuple(data),
         tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
         moves=moves, kinds=kinds,
+        hooks=tuple(HookEntry(h.kind, h.name, _entry(po, h.symbol, layout, base)) for h in po.hooks),
     )  # fmt: skip
+
+
+def _entry(po: PatchObject, symbol: int, layout: Layout | None, base: int) -> int:
+    """Where a function of the patch lies."""
+    meant = po.symbols[symbol]
+    if layout is None or meant.section is None:
+        return 0
+    return base + layout.sections[meant.section] + meant.value
 
 
 def _name_of(po: PatchObject, section: int) -> str:

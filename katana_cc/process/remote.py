@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Final
+from typing import Final, NamedTuple
 
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
@@ -33,6 +33,8 @@ from katana_cc.process.threads import list_threads, refusal_to_trace, status_fie
 
 _STOP_TIMEOUT: Final = 0.5
 _CALL_TIMEOUT: Final = 1.0
+_LONGEST_POLL: Final = 0.001
+_GRACE_STEP: Final = 0.001
 _FUNCTION_TIMEOUT: Final = 10.0  # it may wait for a lock that another thread holds, on a busy machine
 _ALL_SIGNALS: Final = (1 << 64) - 1
 # A fault forced on a thread that blocks its signal resets the handler: these stay open during a function call.
@@ -58,6 +60,18 @@ def find_syscall_instruction(memory: ProcessMemory, regions: MemoryMap) -> int:
     raise RefusedError("no syscall instruction is mapped", where=f"pid {memory.pid}")
 
 
+class Returned(NamedTuple):
+    """How a function of the target ended: with `result` (of an int), by a `signal`, or not in time (both None).
+    `place` are the registers it had when it was stopped, if it had not returned; `is_clear` tells whether `may_leave`
+    held then.
+    """
+
+    result: int | None
+    signal: int | None
+    place: Sequence[int]
+    is_clear: bool
+
+
 class RemoteThread:
     """One thread of the target, stopped, to make calls with.  A context manager: leaving puts everything back.
 
@@ -80,6 +94,7 @@ class RemoteThread:
         self._tid = 0
         self._registers: list[int] = []
         self._mask = 0
+        self._restart_is_lost = False
         self._blocked_here: set[signal.Signals | int] = set()
         self._started = 0
         self.pause_us = 0.0
@@ -178,12 +193,14 @@ class RemoteThread:
     def _next_syscall_stop(self, deadline: float) -> pt.Stop:
         """Run to the next system call entry or exit, or to a signal that is a fault of what runs."""
         pt.resume_to_syscall(self._tid)
+        pause = 10e-6  # at real-time priority a mere yield would keep the thread from running
         while True:
             report = pt.wait(self._tid)
             if report is None:
                 if time.monotonic() > deadline:
                     return pt.Stop(False, 0, 0)
-                time.sleep(10e-6)  # at real-time priority a mere yield would keep the thread from running
+                time.sleep(pause)
+                pause = min(pause * 1.05, _LONGEST_POLL)
             elif report.gone:
                 raise TargetError("the process died", where=f"pid {self._pid}")
             elif report.signal == pt.SYSCALL_STOP or (report.is_signal_delivery and report.signal != signal.SIGSTOP):
@@ -226,6 +243,30 @@ class RemoteThread:
         Raises:
             RefusedError: it faulted, or did not return in time.  The thread is put back as it was.
         """
+        found = self.attempt(function, stack_end, arguments, _FUNCTION_TIMEOUT, lambda _: True)
+        if found.result is None:
+            raise RefusedError(
+                f"{name} did not return in the target",
+                where=f"pid {self._pid}",
+                remedy="restart the process with the new build",
+            )
+        return found.result
+
+    def attempt(
+        self,
+        function: int,
+        stack_end: int,
+        arguments: Sequence[int],
+        timeout: float,
+        may_leave: Callable[[Sequence[int]], bool],
+        grace: float = 0.0,
+    ) -> Returned:
+        """Call a function that may fault or not return.  One that has not returned in `timeout` seconds is let run on
+        for up to `grace` more, until `may_leave` says of its registers that it is where it may be left for good.
+
+        Raises:
+            TargetError: the process died.
+        """
         state = pt.read_extended_state(self._tid)
         words = list(self._registers)
         stack = stack_end - 8
@@ -239,35 +280,41 @@ class RemoteThread:
         pt.write_registers(self._tid, words)
         pt.write_signal_mask(self._tid, _ALL_SIGNALS & ~_FAULTS)
         try:
-            words = self._run_until_return(name, stack_end)
-            result = words[cpu.ORIG_RAX]
-            words[cpu.ORIG_RAX] = (1 << 64) - 1  # skip the "system call" whose number is the result
-            pt.write_registers(self._tid, words)
-            self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
+            found = self._run_until_return(stack_end, timeout, may_leave, grace)
+            if found.result is not None:
+                words = list(found.place)
+                words[cpu.ORIG_RAX] = (1 << 64) - 1  # skip the "system call" whose number is the result
+                pt.write_registers(self._tid, words)
+                self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 pt.write_extended_state(self._tid, state)
                 pt.write_signal_mask(self._tid, _ALL_SIGNALS)
-        return result
+        return found
 
-    def _run_until_return(self, name: str, stack_end: int) -> list[int]:
-        """The registers at the entry of the system call that a function returns to."""
+    def _run_until_return(
+        self, stack_end: int, timeout: float, may_leave: Callable[[Sequence[int]], bool], grace: float
+    ) -> Returned:
+        """Until the entry of the system call that a function returns to, a signal, or the time is up."""
         returned = self._syscall_address + len(cpu.SYSCALL_INSTRUCTION)
-        deadline = time.monotonic() + _FUNCTION_TIMEOUT
+        deadline = time.monotonic() + timeout
+        last = deadline + grace
         while True:
             report = self._next_syscall_stop(deadline)
             if not report.signal:
                 pt.interrupt(self._tid)
-                self._wait_for_stop(_STOP_TIMEOUT)
-            if report.signal != pt.SYSCALL_STOP:
-                raise RefusedError(
-                    f"{name} did not return in the target",
-                    where=f"pid {self._pid}",
-                    remedy="restart the process with the new build",
-                )
+                if not self._wait_for_stop(_STOP_TIMEOUT):
+                    raise TargetError("a function called in the target does not stop", where=f"pid {self._pid}")
+                self._restart_is_lost = True  # of what the thread was in before: the kernel keeps one only
             words = pt.read_registers(self._tid)
-            if words[cpu.RIP] == returned and words[cpu.RSP] == stack_end:
-                return words
+            if words[cpu.RIP] == returned and words[cpu.RSP] == stack_end and report.signal == pt.SYSCALL_STOP:
+                return Returned(words[cpu.ORIG_RAX], None, words, True)
+            if report.signal == pt.SYSCALL_STOP:
+                continue
+            is_clear = may_leave(words)
+            if report.signal or is_clear or time.monotonic() >= last:
+                return Returned(None, report.signal or None, words, is_clear)
+            deadline = min(time.monotonic() + _GRACE_STEP, last)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -279,7 +326,8 @@ class RemoteThread:
                     pt.resume(self._tid)
                     self._wait_for_stop(_STOP_TIMEOUT)
                     words = list(self._registers)
-                    for index, value in (self._repair(words) or {}).items():
+                    again = self._entered_again(words) if self._restart_is_lost else None
+                    for index, value in (again or self._repair(words) or {}).items():
                         words[index] = value
                     pt.write_registers(self._tid, words)
                     pt.write_signal_mask(self._tid, self._mask)
@@ -287,6 +335,12 @@ class RemoteThread:
         finally:
             self.pause_us = (time.perf_counter_ns() - self._started) / 1000
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
+
+    def _entered_again(self, words: list[int]) -> dict[int, int] | None:
+        code = b""
+        with contextlib.suppress(TargetError):
+            code = self._memory.read(words[cpu.RIP] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
+        return cpu.entered_again(words, code)
 
     def _repair(self, words: list[int]) -> dict[int, int] | None:
         changes = cpu.repaired(words)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import KatanaError, RefusedError, TargetError
+from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
 from katana_cc.process.activity import Guard
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import back
+from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
@@ -40,7 +42,8 @@ from katana_cc.process.target import Target
 class RevertReport:
     """What came of one process.  `outcome`: "reverted", or "nothing to revert"; then `others` are the PO-IDs of what is
     applied there instead of the patch that was named.  `kept` are variables that had been given their new initial value
-    and were written to since: they were left alone.  `leftover` is what became of the blocks of objects on the heap."""
+    and were written to since: they were left alone.  `leftover` is what became of the blocks of objects on the heap;
+    `hooks` are those of the user's that ran: one after the revert may have failed."""
 
     pid: int
     name: str
@@ -50,6 +53,7 @@ class RevertReport:
     others: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     leftover: Leftover = NOTHING_LEFT
+    hooks: tuple[HookRun, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ def revert_patch(
     wait: float = 5.0,
     must_match: bool = True,
     wishes: Wishes = NO_WISHES,
+    hook_timeout: float = DEFAULT_TIMEOUT,
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
@@ -111,6 +116,11 @@ def revert_patch(
                 carry = _explained(target, ledger, _carry(target, ledger, ledger.edits, wishes))
                 if carry is not None:
                     refuse_early(target, carry)
+        ran: dict[int, tuple[HookRun, ...]] = {}
+        for target, ledger in (c for carriers in found.values() for c in carriers):
+            if ledger.found_bytes(target.memory) is Bytes.NEW:
+                ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
+                refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
         for target in ready:
             try:
@@ -122,10 +132,22 @@ def revert_patch(
                 raise
             if must_match or report.ledger is not None:
                 reports.append(report)
-        return tuple(reports)
+        # From here on it is out, whatever the hooks say.
+        return tuple(
+            replace(report, hooks=ran.get(target.pid, ()) + _ran_after(target, report, wait, hook_timeout))
+            for report in reports
+            for target in ready
+            if target.pid == report.pid
+        )
     finally:
         for target in targets:
             target.close()
+
+
+def _ran_after(target: Target, report: RevertReport, wait: float, timeout: float) -> tuple[HookRun, ...]:
+    if report.ledger is None:
+        return ()
+    return run_hooks_after(target, report.ledger, HookKind.AFTER_REVERT, wait, timeout)
 
 
 def _refuse_several(found: Mapping[str, Sequence[tuple[Target, Ledger]]]) -> None:

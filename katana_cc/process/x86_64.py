@@ -34,10 +34,14 @@ FUNCTION_ARGUMENTS: Final = (RDI, RSI, RDX, RCX, R8, R9)
 RED_ZONE: Final = 128
 
 SYS_MMAP: Final = 9
+SYS_MPROTECT: Final = 10
 SYS_MUNMAP: Final = 11
 SYS_CLOSE: Final = 3
 SYS_EXIT_GROUP: Final = 231
 SYS_MEMFD_CREATE: Final = 319
+
+SYS_RESTART_SYSCALL: Final = 219
+NUMBERED_SYSCALL_SIZE: Final = 7  # mov $NUMBER, %eax (B8 imm32); syscall
 
 EINTR: Final = 4
 ERESTART_RESTARTBLOCK: Final = 516  # the kernel kept the arguments (linux/errno.h)
@@ -261,6 +265,23 @@ def waits_outside(registers: memoryview | list[int]) -> bool:
     if number == SYS_FUTEX:
         return registers[RSI] & FUTEX_COMMAND == FUTEX_WAIT_BITSET
     return number in WAITING_SYSCALLS
+
+
+def entered_again(registers: list[int], code: bytes) -> dict[int, int] | None:
+    """The registers to change so that a system call of which the kernel has lost how to go on is entered again from the
+    start (a wait as long as the first one); None when it needs nothing kept.  Shape: {register index: value}.
+
+    `code` are the NUMBERED_SYSCALL_SIZE bytes before the instruction pointer: once it was restarted, only the `mov
+    $NUMBER, %eax` of its wrapper knows its number.  Where that is not there, the program gets EINTR.
+    """
+    if registers[RAX] != (1 << 64) - ERESTART_RESTARTBLOCK:
+        return None
+    number = registers[ORIG_RAX]
+    if number == SYS_RESTART_SYSCALL:
+        if len(code) != NUMBERED_SYSCALL_SIZE or code[0] != 0xB8 or code[5:] != SYSCALL_INSTRUCTION:
+            return {RAX: (1 << 64) - EINTR, ORIG_RAX: (1 << 64) - 1}
+        number = int.from_bytes(code[1:5], "little")
+    return {RAX: number, RIP: registers[RIP] - len(SYSCALL_INSTRUCTION), ORIG_RAX: (1 << 64) - 1}
 
 
 def repaired(registers: memoryview | list[int]) -> dict[int, int] | None:

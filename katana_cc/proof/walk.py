@@ -1,11 +1,11 @@
 """What a patch object carries, compared with the new build: the equivalence check.
 
-Theory of operation.  The walk starts at the replacements and the data edits, and follows the relocations of the carried
-sections in step with the fields of the new build's places.  The address of a replaced function tells which old function
-it is, its name and that of the symbol it is replaced by which new one; from there on a carried section is the new place
-that the corresponding field of the new build leads to.  Each carried section must hold the bytes of its place, and each
-of its relocations lead where the new link's field leads (`judge.py`).  So each name is believed only once, at a
-replacement, and only if it is the new build's own name for what it would replace.
+Theory of operation.  The walk starts at the replacements, the hooks and the data edits, and follows the relocations of
+the carried sections in step with the fields of the new build's places.  The address of a replaced function tells which
+old function it is, its name and that of the symbol it is replaced by which new one; from there on a carried section is
+the new place that the corresponding field of the new build leads to.  Each carried section must hold the bytes of its
+place, and each of its relocations lead where the new link's field leads (`judge.py`).  So each name is believed only
+once, at a replacement, and only if it is the new build's own name for what it would replace.
 
 A section that nothing leads to is not looked at: no process would reach it either.  Call frame information is compared
 last (`frames.py`); debug information is not.
@@ -20,7 +20,7 @@ from katana_cc.diff.program import Place
 from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
 from katana_cc.elf.fields import FIELD_SIZES, same_outside
-from katana_cc.patch.model import DataEdit, DataTransform, Replacement
+from katana_cc.patch.model import DataEdit, DataTransform, Hook, Replacement
 from katana_cc.proof.frames import frames_differ
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
@@ -60,6 +60,8 @@ class _Walker:
         self.judge.walking = lambda after, before: self._put_off.append((self._here, after, before))
         for replacement in self.patch.replacements:
             yield from self._replacement(replacement)
+        for hook in self.patch.hooks:
+            yield from self._hook(hook)
         for edit in self.patch.data_edits:
             if not edit.is_condition:
                 yield from self._edit(edit)
@@ -107,6 +109,13 @@ class _Walker:
             yield Finding(replacement.name, text, old, is_old=True)
             return
         self.judge.replaced[old] = carried
+
+    def _hook(self, hook: Hook) -> Iterator[Finding]:
+        symbol = self.patch.symbols[hook.symbol]
+        carried = Carried(symbol.section if symbol.section is not None else -1)
+        places = sorted(self._named(symbol.name), key=lambda p: not _same_bytes(self.judge, p, carried))
+        if not any(self.judge.bind(place, carried) for place in places):
+            yield Finding(hook.name, f"the patch calls {symbol.name}, which is no function of the new build")
 
     def _may_be(self, place: Place, old: Place) -> bool:
         known = self.judge.pairing.old_of(place)

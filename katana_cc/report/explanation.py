@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from katana_cc.patch.codec import patch_id
-from katana_cc.patch.model import PatchObject, Reason, Verdict
+from katana_cc.patch.model import HookKind, PatchObject, Reason, Verdict
 from katana_cc.report.patch_json import reason_json
 from katana_cc.report.summary import (
     SEVERITY_TITLES,
@@ -116,6 +116,7 @@ def _changes(s: Summary, po: PatchObject) -> Topic:
     points = [
         f"{f.name} is replaced ({f.old_size} → {count(f.new_size, 'byte')}, at {f.address:#x})" for f in s.changed
     ]
+    points += [f"{h.name} runs {h.kind.words}: a function of the program's authors" for h in s.hooks]
     points += [f"{f.name} is new ({count(f.size, 'byte')})" for f in s.new_functions]
     points += [
         f"{t.name} is made anew ({t.old_size} → {count(t.new_size, 'byte')}), "
@@ -188,6 +189,11 @@ def _safety(s: Summary) -> Topic:
                 "variables named below, and made anew in the same stop, where they are or in blocks that the program's "
                 "own malloc gives out. A pointer that leads to no such object refuses the process, and so does a block "
                 "of the same size that nothing led to, unless `--only-reached` names the type."
+            )
+        if any(h.kind in (HookKind.BEFORE, HookKind.BEFORE_REVERT) for h in s.hooks):
+            sentences.append(
+                "What runs before can keep the patch out, or in, by its result, by a fault or by taking too long: then "
+                "nothing is changed, except by what it did itself."
             )
         others = "Other variables" if s.carried_over else "Variables that exist"
         sentences.append(f"{others} keep their values and addresses.")

@@ -10,7 +10,7 @@ import hashlib
 from typing import Any
 
 from katana_cc.patch.codec import patch_id
-from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Reason, Reliance
+from katana_cc.patch.model import FORMAT_VERSION, Hook, PatchObject, Reason, Reliance
 from katana_cc.patch.needs import Need, needs_of
 from katana_cc.report import names
 from katana_cc.report.handlers import HandlerRow, handler_rows
@@ -42,6 +42,7 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "carried_over": list(summary.carried_over),
         "types_carried_over": list(summary.types),
         "retargeted_functions": list(summary.retargeted),
+        "hooks": [_hook(po, h) for h in po.hooks],
         "imports": [{"name": r.name, "weak": r.weak, "new": r in summary.new_imports} for r in summary.imports],
         "existing": [_existing(r) for r in summary.existing],
         "mapped_bytes": summary.mapped_bytes,
@@ -63,6 +64,11 @@ def reason_json(r: Reason) -> dict[str, Any]:
 
 def _need(n: Need) -> dict[str, Any]:
     return {"code": n.reason.code, "subject": n.reason.subject, "option": str(n.grant) if n.grant else None}
+
+
+def _hook(po: PatchObject, h: Hook) -> dict[str, Any]:
+    function = po.symbols[h.symbol]
+    return {"name": h.name, "kind": h.kind.name.lower(), "symbol": h.symbol, "size": function.size}
 
 
 def _reliance(po: PatchObject, x: Reliance) -> dict[str, Any]:

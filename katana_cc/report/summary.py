@@ -7,7 +7,16 @@ from typing import Final, NamedTuple
 
 from katana_cc.diff.reasons import Code, by_weight
 from katana_cc.elf import constants as c
-from katana_cc.patch.model import REGISTRATION, Identity, PatchObject, PatchSection, PatchSymbol, Reason, Verdict
+from katana_cc.patch.model import (
+    REGISTRATION,
+    HookKind,
+    Identity,
+    PatchObject,
+    PatchSection,
+    PatchSymbol,
+    Reason,
+    Verdict,
+)
 from katana_cc.patch.needs import grant_for, needs_of
 from katana_cc.transform.model import Transformation
 
@@ -46,6 +55,14 @@ class RewrittenDatum(NamedTuple):
     size: int
 
 
+class UsersHook(NamedTuple):
+    """A function of the user's that runs when the patch is applied or reverted; `size` of what calls it, in bytes."""
+
+    name: str
+    kind: HookKind
+    size: int
+
+
 class Reference(NamedTuple):
     """Something the new code uses: an import found by name (`address` None; a weak one may be absent), or what exists
     in the target (its link-time address; for thread-local ones the offset in the output's TLS segment)."""
@@ -77,6 +94,7 @@ class Summary(NamedTuple):
     carried_over: tuple[str, ...]
     types: tuple[str, ...]
     retargeted: tuple[str, ...]
+    hooks: tuple[UsersHook, ...]
     imports: tuple[Reference, ...]
     new_imports: tuple[Reference, ...]
     existing: tuple[Reference, ...]
@@ -89,6 +107,7 @@ class Summary(NamedTuple):
 def summarise(po: PatchObject) -> Summary:
     """The summary of a patch object."""
     replacing = {r.symbol for r in po.replacements}
+    calling = {h.symbol for h in po.hooks}
     names = {y.name for y in po.symbols}
     places = {(po.symbols[i].section, po.symbols[i].value) for i in replacing}
     changed = tuple(
@@ -116,7 +135,7 @@ def summarise(po: PatchObject) -> Summary:
         thing = NewThing(y.name, _kind(section), y.size, section.name)
         if thing.kind != "function":
             data += [thing] if y.section not in moved else []
-        elif i not in replacing and (y.section, y.value) not in places and not _is_fragment(y.name, names):
+        elif i not in replacing | calling and (y.section, y.value) not in places and not _is_fragment(y.name, names):
             functions.append(thing)
     # What only registers frames is no part of the change.
     used = {r.symbol for s in po.sections for r in s.relocations}
@@ -136,6 +155,7 @@ def summarise(po: PatchObject) -> Summary:
         tuple(moved.values()),
         tuple(t.name for t in converted(po) if not t.name.endswith("]")),
         retargeted,
+        tuple(UsersHook(h.name, h.kind, po.symbols[h.symbol].size) for h in po.hooks),
         tuple(r for r in references if r.address is None),
         tuple(r for r in references if r.address is None and r.name in fresh),
         tuple(r for r in references if r.address is not None),
@@ -173,7 +193,17 @@ def headline(summary: Summary) -> str:
         words.append(count(len(summary.rewritten), "data edit"))
     if summary.initialisers:
         words.append(f"{count(len(summary.initialisers), 'new initial value')} not taken")
+    words += hook_words(summary)
     return ", ".join(words) or "nothing carried"
+
+
+def hook_words(summary: Summary) -> list[str]:
+    """How many hooks run when: "runs 1 hook before", "1 after"."""
+    words: list[str] = []
+    for kind in HookKind:
+        if number := sum(h.kind is kind for h in summary.hooks):
+            words.append(f"{number} {kind.words}" if words else f"runs {count(number, 'hook')} {kind.words}")
+    return words
 
 
 def conclusion(summary: Summary) -> str:

@@ -19,20 +19,20 @@ def golden(version: int) -> bytes:
     return bytes.fromhex(Path(__file__).with_name(f"patch_v{version}.hex").read_text())
 
 
-def test_version_4_stays_readable() -> None:
-    assert decode(golden(4), "golden") == sample()
+def test_version_5_stays_readable() -> None:
+    assert decode(golden(5), "golden") == sample()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_earlier_versions_are_refused_by_their_number(version: int) -> None:
     """The first does not say what old code relies on; of all, patches can be made again."""
-    with pytest.raises(InvalidPatchError, match=f"format version {version}; this katana reads version 4"):
+    with pytest.raises(InvalidPatchError, match=f"format version {version}; this katana reads version 5"):
         decode(golden(version), "golden")
 
 
-def test_version_4_is_still_written_to_the_byte() -> None:
-    assert encode(sample()) == golden(4)
+def test_version_5_is_still_written_to_the_byte() -> None:
+    assert encode(sample()) == golden(5)
 
 
 def test_its_identity_stays_the_same() -> None:
-    assert patch_id(golden(4)) == "ad2c28afe06ed2ae39b90da3113830c0"
+    assert patch_id(golden(5)) == "5cdc5e19bffc2560baf38c14c6d4c15f"

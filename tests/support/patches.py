@@ -12,6 +12,8 @@ from katana_cc.patch.model import (
     Basis,
     DataEdit,
     DataTransform,
+    Hook,
+    HookKind,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -61,6 +63,7 @@ def sample() -> PatchObject:
         y("depth", c.STB_GLOBAL, c.STT_TLS, None, 8, 4),
         y("errors", c.STB_GLOBAL, c.STT_OBJECT, None, 0x404060, 4),
         y("", c.STB_LOCAL, c.STT_SECTION, 0, 0, 0),
+        y("katana_before_hook_fill", c.STB_LOCAL, c.STT_FUNC, 1, 0, 1),
     )
     reasons = (
         Reason("function-changed", "info", "parse", "src/parse.c", 12, "its body changed"),
@@ -91,6 +94,7 @@ def sample() -> PatchObject:
         (DataEdit("banner", 0x402000, 5, 6), DataEdit("limit", 0x404010, 5, 6, True)),
         (Reliance(0, 0, Basis.BODY_SEEN, "walk"),),
         (DataTransform(fresh, 0x404080, 1), DataTransform(conn)),
+        (Hook(HookKind.BEFORE, "fill", 11), Hook(HookKind.AFTER_REVERT, "drain", 11)),
     )
 
 
@@ -151,5 +155,6 @@ def from_object(elf: ElfFile) -> PatchObject:
         data_edits=(),
         reliances=(),
         transforms=(),
+        hooks=(),
     )
     return replace(base, verdict=Verdict.SAFE, reasons=base.reasons[:2])

@@ -19,6 +19,11 @@ STACK_NOTE = '.section .note.GNU-stack,"",@progbits\n'
 ECHO = '#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n'
 
 
+def added(katana: Installation) -> list[str]:
+    """What a compile gains."""
+    return [*ADDED, f"-idirafter{katana.libexec}/include"]
+
+
 @pytest.fixture
 def echo(tmp_path: Path) -> str:
     script = tmp_path / "real tools" / "echo-cc"
@@ -55,7 +60,7 @@ def words(katana: Installation, echo: str, cwd: Path, *arguments: str) -> list[s
 def test_a_compile_gains_flags_before_the_users_own(
     katana: Installation, echo: str, tmp_path: Path, arguments: list[str]
 ) -> None:
-    assert words(katana, echo, tmp_path, *arguments) == [*ADDED, *arguments]
+    assert words(katana, echo, tmp_path, *arguments) == [*added(katana), *arguments]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_a_compile_gains_flags_before_the_users_own(
 def test_a_compile_and_link_gains_flags_and_our_folder(
     katana: Installation, echo: str, tmp_path: Path, arguments: list[str]
 ) -> None:
-    assert words(katana, echo, tmp_path, *arguments) == [f"-B{katana.libexec}/", *ADDED, *arguments]
+    assert words(katana, echo, tmp_path, *arguments) == [f"-B{katana.libexec}/", *added(katana), *arguments]
 
 
 @pytest.mark.parametrize("arguments", [["a.o", "-o", "prog"], ["-o", "prog", "x.a", "b.so.1", "c.lo"], ["a.s"]])
@@ -87,7 +92,7 @@ def test_a_link_of_objects_gains_only_our_folder(
 def test_a_probe_is_built_with_our_flags_but_not_linked_by_us(
     katana: Installation, echo: str, tmp_path: Path, arguments: list[str]
 ) -> None:
-    assert words(katana, echo, tmp_path, *arguments) == [*ADDED, *arguments]
+    assert words(katana, echo, tmp_path, *arguments) == [*added(katana), *arguments]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,7 @@ def test_arguments_arrive_byte_for_byte(katana: Installation, echo: str, tmp_pat
         b"-n",
     ]
     done = katana.run(katana.cc, b"-c", *awkward, b"a.c", cwd=tmp_path, KATANA_CC=echo)
-    assert done.stdout.split(b"\n")[1:-1] == [word.encode() for word in ADDED] + [b"-c", *awkward, b"a.c"]
+    assert done.stdout.split(b"\n")[1:-1] == [word.encode() for word in added(katana)] + [b"-c", *awkward, b"a.c"]
 
 
 def test_disabled_passes_everything_through(katana: Installation, echo: str, tmp_path: Path) -> None:
@@ -149,7 +154,13 @@ def test_disabled_passes_everything_through(katana: Installation, echo: str, tmp
 
 
 def test_lto_is_turned_off_behind_the_users_flags(katana: Installation, echo: str, tmp_path: Path) -> None:
-    assert words(katana, echo, tmp_path, "-flto=auto", "-c", "a.c") == [*ADDED, "-flto=auto", "-c", "a.c", "-fno-lto"]
+    assert words(katana, echo, tmp_path, "-flto=auto", "-c", "a.c") == [
+        *added(katana),
+        "-flto=auto",
+        "-c",
+        "a.c",
+        "-fno-lto",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +176,7 @@ def test_lto_is_turned_off_behind_the_users_flags(katana: Installation, echo: st
 def test_lto_flags_stay_where_they_are_off_or_needed(
     katana: Installation, echo: str, tmp_path: Path, arguments: list[str]
 ) -> None:
-    assert words(katana, echo, tmp_path, *arguments) == [*ADDED, *arguments]
+    assert words(katana, echo, tmp_path, *arguments) == [*added(katana), *arguments]
 
 
 def test_lto_is_kept_when_asked_for(katana: Installation, echo: str, tmp_path: Path) -> None:
@@ -192,13 +203,13 @@ def fake_compiler(folder: Path, name: str) -> Path:
 def test_launcher_form_takes_the_first_word(katana: Installation, tmp_path: Path) -> None:
     real = fake_compiler(tmp_path / "bin", "mycc-12")
     done = katana.run(katana.cc, "mycc-12", "-c", "a.c", cwd=tmp_path, PATH=f"{real.parent}:{os.environ['PATH']}")
-    assert done.stdout.decode().splitlines() == [str(real), *ADDED, "-c", "a.c"]
+    assert done.stdout.decode().splitlines() == [str(real), *added(katana), "-c", "a.c"]
 
 
 def test_launcher_form_takes_any_program_by_absolute_path(katana: Installation, tmp_path: Path) -> None:
     real = fake_compiler(tmp_path / "b in", "strange")
     done = katana.run(katana.cc, real, "-c", "a.c", cwd=tmp_path)
-    assert done.stdout.decode().splitlines() == [str(real), *ADDED, "-c", "a.c"]
+    assert done.stdout.decode().splitlines() == [str(real), *added(katana), "-c", "a.c"]
 
 
 def test_flags_go_behind_a_launcher_of_a_launcher(katana: Installation, tmp_path: Path) -> None:
@@ -207,7 +218,7 @@ def test_flags_go_behind_a_launcher_of_a_launcher(katana: Installation, tmp_path
     done = katana.run(
         katana.cc, "ccache", "gcc-99", "-c", "a.c", cwd=tmp_path, PATH=f"{ccache.parent}:{os.environ['PATH']}"
     )
-    assert done.stdout.decode().splitlines() == [str(ccache), "gcc-99", *ADDED, "-c", "a.c"]
+    assert done.stdout.decode().splitlines() == [str(ccache), "gcc-99", *added(katana), "-c", "a.c"]
 
 
 @pytest.mark.parametrize("name", ["lib.so", "foo.cc", "gcc", "./prog.o"])
@@ -227,12 +238,12 @@ def test_katana_cc_may_hold_several_words(katana: Installation, tmp_path: Path) 
         PATH=f"{ccache.parent}:{os.environ['PATH']}",
         KATANA_CC="ccache gcc -m64",
     )
-    assert done.stdout.decode().splitlines() == [str(ccache), "gcc", "-m64", *ADDED, "-c", "a.c"]
+    assert done.stdout.decode().splitlines() == [str(ccache), "gcc", "-m64", *added(katana), "-c", "a.c"]
 
 
 def test_the_cxx_wrapper_runs_the_cxx_compiler(katana: Installation, echo: str, tmp_path: Path) -> None:
     done = katana.run(katana.cxx, "-c", "a.cc", cwd=tmp_path, KATANA_CXX=echo, KATANA_CC="/bin/false")
-    assert done.stdout.decode().splitlines() == [echo, *ADDED, "-c", "a.cc"]
+    assert done.stdout.decode().splitlines() == [echo, *added(katana), "-c", "a.cc"]
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["link", "copy"])
@@ -246,7 +257,8 @@ def test_masquerading_finds_the_next_compiler_of_that_name(katana: Installation,
     real = fake_compiler(tmp_path / "real", "gcc")
     path = f"{folder}:{real.parent}:{os.environ['PATH']}"
     done = katana.run("gcc", "-c", "a.c", cwd=tmp_path, PATH=path)
-    assert done.stdout.decode().splitlines() == [str(real), *ADDED, "-c", "a.c"]
+    gained = ADDED if copied else added(katana)  # a copy knows nothing of the installation
+    assert done.stdout.decode().splitlines() == [str(real), *gained, "-c", "a.c"]
 
 
 def test_two_copies_that_find_each_other_give_up(katana: Installation, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from katana_cc.patch.layout import is_ours
 from katana_cc.patch.model import (
     DataEdit,
     DataTransform,
+    Hook,
+    HookKind,
     Identity,
     PatchObject,
     PatchRelocation,
@@ -140,7 +142,7 @@ def test_the_identity_is_the_digest_without_the_names_of_releases() -> None:
 def test_our_own_sections_are_never_mapped() -> None:
     elf = ElfFile(codec.encode(sample()))
     own = [s for s in elf.sections if is_ours(s.name)]
-    assert len(own) == 11
+    assert len(own) == 12
     assert not any(s.flags & c.SHF_ALLOC for s in own)
 
 
@@ -180,6 +182,9 @@ BROKEN: dict[str, Callable[[PatchObject], PatchObject]] = {
     "function without a symbol": _function(symbol=99),
     "digest too short": _function(digest=b"x"),
     "address too large": _function(address=2**64),
+    "hook without a symbol": lambda po: replace(po, hooks=(Hook(HookKind.AFTER, "x", 99),)),
+    "hook of the old program": lambda po: replace(po, hooks=(Hook(HookKind.AFTER, "x", 4),)),
+    "hook without a name": lambda po: replace(po, hooks=(Hook(HookKind.AFTER, "", 3),)),
     "edit of no section": lambda po: replace(po, data_edits=(DataEdit("x", 0, 99, 0),)),
 }
 
@@ -188,6 +193,16 @@ BROKEN: dict[str, Callable[[PatchObject], PatchObject]] = {
 def test_what_breaks_a_rule_is_not_encoded(name: str) -> None:
     with pytest.raises(InvalidPatchError):
         codec.encode(BROKEN[name](sample()))
+
+
+def test_hook_of_a_kind_that_nobody_knows_is_not_read() -> None:
+    """A later katana.h.  A bug: the patch goes in without running it."""
+    data = codec.encode(sample())
+    elf = ElfFile(data)
+    section = next(s for s in elf.sections if s.name == ".katana.hooks")
+    forged = data[: section.offset + 8] + b"\x63" + data[section.offset + 9 :]
+    with pytest.raises(InvalidPatchError, match="99 is not a valid HookKind"):
+        codec.decode(codec.seal(forged), "x")
 
 
 def test_another_patch_object_has_another_identity() -> None:

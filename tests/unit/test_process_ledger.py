@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import RefusedError, TargetError
+from katana_cc.patch.model import HookKind
 from katana_cc.process.ledger import (
     HEADER_SIZE,
     REGISTERED_OFFSET,
     STATE_OFFSET,
     CodeRange,
+    HookEntry,
     Ledger,
     MemoryEdit,
     Registration,
@@ -66,6 +68,7 @@ def example(**changes: object) -> Ledger:
         (Registration(0x7F00_1000, 0x7F00_2000, 0x7F00_3000, BASE + 0x2100),), True,
         (Move(GROWS, 0x5555_9100, BASE + 0x2010, bytes(range(16)), True), Move(STAYS, 0x5555_9200, 0x5555_9200)),
         (Kind(NODE, "struct link", True, True, True), Kind(LINK)),
+        (HookEntry(HookKind.BEFORE_REVERT, "drain", BASE + 0x1040), HookEntry(HookKind.AFTER, "fülle", BASE + 0x1080)),
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
 
@@ -84,7 +87,7 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([5, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([6, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
 
@@ -99,8 +102,8 @@ def test_whether_frames_are_registered_is_outside_the_checksum() -> None:
 def test_ledger_of_version_1_is_read() -> None:
     """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
     can be neither asked nor reverted."""
-    ledger = example(registrations=(), is_registered=False, moves=(), kinds=())
-    old = earlier(encode(ledger), 1, 12)
+    ledger = example(registrations=(), is_registered=False, moves=(), kinds=(), hooks=())
+    old = earlier(encode(ledger), 1, 16)
     old[56:64] = bytes([9]) * 8
     assert read_back(bytes(old) + bytes(100)) == ledger
 
@@ -108,14 +111,20 @@ def test_ledger_of_version_1_is_read() -> None:
 @pytest.mark.parametrize("version", [2, 3])
 def test_ledger_before_variables_moved_is_read(version: int) -> None:
     """It ends before the moves."""
-    ledger = example(moves=(), kinds=())
-    assert read_back(bytes(earlier(encode(ledger), version, 8)) + bytes(100)) == ledger
+    ledger = example(moves=(), kinds=(), hooks=())
+    assert read_back(bytes(earlier(encode(ledger), version, 12)) + bytes(100)) == ledger
 
 
 def test_ledger_before_types_were_walked_is_read() -> None:
     """It ends before the types."""
-    ledger = example(kinds=())
-    assert read_back(bytes(earlier(encode(ledger), 4, 4)) + bytes(100)) == ledger
+    ledger = example(kinds=(), hooks=())
+    assert read_back(bytes(earlier(encode(ledger), 4, 8)) + bytes(100)) == ledger
+
+
+def test_ledger_before_there_were_hooks_is_read() -> None:
+    """It ends before the hooks."""
+    ledger = example(hooks=())
+    assert read_back(bytes(earlier(encode(ledger), 5, 4)) + bytes(100)) == ledger
 
 
 def earlier(data: bytes, version: int, shorter: int) -> bytearray:

@@ -183,3 +183,18 @@ def test_thread_that_waits_for_a_lock_does_not_wait_outside() -> None:
     assert not cpu.waits_outside(_in_call(cpu.SYS_MMAP))
     assert not cpu.waits_outside(_in_call(cpu.SYS_MUNMAP))
     assert not cpu.waits_outside(_in_call(-1))  # in no system call
+
+
+def test_wait_of_which_the_kernel_lost_how_to_go_on_is_entered_again() -> None:
+    """A bug: restart_syscall goes on with another wait, or the program sees a system call that it did not make."""
+    words = [0] * 27
+    words[cpu.RIP], words[cpu.RAX], words[cpu.ORIG_RAX] = 0x1007, (1 << 64) - 516, 230
+    again = {cpu.RIP: 0x1005, cpu.RAX: 230, cpu.ORIG_RAX: (1 << 64) - 1}
+    assert cpu.entered_again(words, b"") == again
+    words[cpu.ORIG_RAX] = 219
+    assert cpu.entered_again(words, bytes.fromhex("b8e6000000 0f05")) == again
+    assert cpu.entered_again(words, bytes.fromhex("4889c0 9090 0f05")) == {
+        cpu.RAX: (1 << 64) - 4, cpu.ORIG_RAX: (1 << 64) - 1
+    }  # fmt: skip
+    words[cpu.RAX] = (1 << 64) - 4
+    assert cpu.entered_again(words, b"") is None

@@ -1,0 +1,37 @@
+"""Hooks that ran in a process, in words and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from katana_cc.process.hooks import HookRun
+
+
+def hook_lines(runs: Sequence[HookRun]) -> list[str]:
+    """A line for each."""
+    return [
+        f"hook {r.name} {r.failure}"
+        if r.failure
+        else f"hook {r.name} ran {r.kind.words}, in {r.pause_us / 1000:.2f} ms"
+        for r in runs
+    ]
+
+
+def failures(runs: Sequence[HookRun]) -> list[str]:
+    """What went wrong."""
+    return [f"the hook {r.name} {r.failure}" for r in runs if r.failure]
+
+
+def hooks_json(runs: Sequence[HookRun]) -> list[dict[str, Any]]:
+    """The same for `json.dumps`."""
+    return [
+        {
+            "name": r.name,
+            "kind": r.kind.name.lower(),
+            "result": r.result,
+            "failure": r.failure or None,
+            "pause_us": round(r.pause_us, 1),
+        }
+        for r in runs
+    ]

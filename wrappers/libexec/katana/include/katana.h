@@ -1,0 +1,87 @@
+/* katana.h: functions of your own that run when a patch goes into a running process, or comes out of it.
+ *
+ *     #if __has_include(<katana.h>)
+ *     #include <katana.h>
+ *     static int fill_cache(void) { return cache_fill() ? 0 : 1; }
+ *     KATANA_BEFORE(fill_cache);
+ *     #endif
+ *
+ * A function is named in the file that defines it.  It takes nothing and returns 0 when all is well.
+ *
+ *     KATANA_BEFORE(f)         before the patch takes effect; anything but 0 keeps it out
+ *     KATANA_AFTER(f)          once it is in effect
+ *     KATANA_BEFORE_REVERT(f)  before `katana revert` takes it out; anything but 0 keeps it in
+ *     KATANA_AFTER_REVERT(f)   once it is out
+ *
+ * Nothing of this is ever called by the program itself.  A function runs when a patch brings it: when the build that
+ * the patch starts from did not have it, or had other code in its place.
+ *
+ * Each macro makes a small function that calls yours, which is kept though nobody refers to it (`used`; `retain` for
+ * the linker's --gc-sections), and a record of it in the section .katana.hooks of the object.  That section is of the
+ * kind that linkers leave out of what they make (SHF_EXCLUDE), and holds, for each record, aligned to 8:
+ *
+ *     8  an address within the small function        4  size of the text with its NUL
+ *     4  which macro, by its number below               the text: the name of your function
+ *     4  a number that grows in the order of the source
+ *
+ * C and C++; gcc and clang.  docs/hooks.md of Katana tells more.
+ */
+#ifndef KATANA_H
+#define KATANA_H
+
+#if defined __has_attribute
+#define KATANA_HAS_(attribute) __has_attribute(attribute)
+#else
+#define KATANA_HAS_(attribute) 0
+#endif
+#if KATANA_HAS_(retain)
+#define KATANA_RETAIN_ __attribute__((retain))
+#else
+#define KATANA_RETAIN_
+#endif
+#if KATANA_HAS_(noipa)
+#define KATANA_WHOLE_ __attribute__((noipa))
+#else
+#define KATANA_WHOLE_ __attribute__((noinline))
+#endif
+#define KATANA_KEPT_ __attribute__((used)) KATANA_RETAIN_ KATANA_WHOLE_
+
+/* Assembled into the function it stands in: the place that the record names is the one it is made at. */
+#define KATANA_TEXT_(word) KATANA_TEXT_OF_(word)
+#define KATANA_TEXT_OF_(word) #word
+#define KATANA_RECORD_(number, text)                                                                                   \
+  __asm__ __volatile__("6610:\n\t.pushsection .katana.hooks,\"e\",@progbits\n\t.balign 8\n\t.quad 6610b\n\t"           \
+                       ".long " number ", " KATANA_TEXT_(__COUNTER__) ", 6612f - 6611f\n6611:\t.asciz \"" text             \
+                       "\"\n6612:\t.balign 8\n\t.popsection")
+
+/* An exception may not leave a hook: there is nobody to catch it. */
+#if defined __cplusplus && defined __cpp_exceptions
+#define KATANA_RESULT_(call)                                                                                           \
+  try {                                                                                                                \
+    return call;                                                                                                       \
+  } catch (...) {                                                                                                      \
+    return -2147483647 - 1;                                                                                            \
+  }
+#else
+#define KATANA_RESULT_(call) return call;
+#endif
+#ifdef __cplusplus
+#define KATANA_NONE_
+#else
+#define KATANA_NONE_ void
+#endif
+
+#define KATANA_HOOK_(number, wrapper, f)                                                                               \
+  static int wrapper(KATANA_NONE_) KATANA_KEPT_;                                                                       \
+  static int wrapper(KATANA_NONE_) {                                                                                   \
+    KATANA_RECORD_(number, #f);                                                                                        \
+    KATANA_RESULT_(f())                                                                                                \
+  }                                                                                                                    \
+  struct katana_hook
+
+#define KATANA_BEFORE(f) KATANA_HOOK_("1", katana_before_hook_##f, f)
+#define KATANA_AFTER(f) KATANA_HOOK_("2", katana_after_hook_##f, f)
+#define KATANA_BEFORE_REVERT(f) KATANA_HOOK_("3", katana_before_revert_hook_##f, f)
+#define KATANA_AFTER_REVERT(f) KATANA_HOOK_("4", katana_after_revert_hook_##f, f)
+
+#endif
