@@ -4,6 +4,7 @@
 # make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
 #              ONLY=pie-data runs and writes a part
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
+# make torture katana killed, or its target, at every system call it makes (half an hour)
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
 # make deps    what the tests and benches need from the system (the demo needs gcc, make and python3-venv only)
@@ -21,7 +22,7 @@ OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$
 MINUTES ?= 5
 JOBS ?= $(shell nproc)
 
-.PHONY: all .venv demo test test-rest lint matrix fuzz bench deps clean
+.PHONY: all .venv demo test test-rest lint matrix fuzz torture bench deps clean
 all: .venv
 
 .venv: $(STAMP)
@@ -67,6 +68,10 @@ matrix: deps .venv
 # Counterexamples go to build/fuzz/; `python3 -m tests.fuzz replay FILE` checks one again.
 fuzz: .venv
 	$(BIN)/python3 -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# Whoever patches is struck at every single system call.
+torture: .venv
+	KATANA_TORTURE=1 $(BIN)/python3 -m pytest tests/live/test_torture.py
 
 bench: .venv
 	bench/run

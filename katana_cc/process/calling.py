@@ -13,10 +13,11 @@ from typing import Final
 
 from katana_cc.errors import BusyError, RefusedError
 from katana_cc.process import x86_64 as cpu
+from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.imports import Linker
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
 from katana_cc.process.priority import first_in_line
-from katana_cc.process.remote import RemoteThread, find_syscall_instruction
+from katana_cc.process.remote import RemoteThread
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 
@@ -66,7 +67,7 @@ class Caller:
 
     def __init__(self, target: Target, unwinders: Collection[int] = ()) -> None:
         self._target = target
-        self._syscall = find_syscall_instruction(target.memory, target.regions)
+        self._gadgets = find_gadgets(target.memory, target.regions, target.where)
         self._safe = SafePoint(target, Linker.of(target.memory, target.modules), unwinders)
         seen: list[Sequence[int]] = []
 
@@ -101,7 +102,7 @@ class Caller:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _stopped(self, unfit: Callable[[Sequence[int]], str]) -> RemoteThread:
-        return RemoteThread(self._target.memory, self._syscall, unfit)
+        return RemoteThread(self._target.memory, self._gadgets, unfit)
 
 
 @contextlib.contextmanager

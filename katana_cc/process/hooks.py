@@ -114,9 +114,7 @@ class _Runner:
             errno = calls.call(self._errno, "__errno_location") if self._errno is not None else 0
             kept = self._target.memory.read(errno, 4) if errno else b""
             end = calls.stack + calls.size
-            returned = calls.remote.attempt(
-                entry.address, end, (), self._timeout, lambda words: self._is_clear(words, end), _GRACE
-            )
+            returned = calls.remote.attempt(entry.address, end, (), self._timeout, self._is_clear, _GRACE)
             if errno:
                 self._target.memory.write(errno, kept)
             result, failure = self._judged(entry, returned)

@@ -15,11 +15,12 @@ from typing import Final
 
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process import x86_64 as cpu
+from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE, Part
 from katana_cc.process.place import choose_base
 from katana_cc.process.plan import Plan, relink
 from katana_cc.process.priority import first_in_line
-from katana_cc.process.remote import RemoteThread, find_syscall_instruction
+from katana_cc.process.remote import RemoteThread
 from katana_cc.process.target import Target
 
 _MAP_PRIVATE: Final = 0x02
@@ -38,10 +39,10 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
     Raises:
         RefusedError: the kernel or the target's limits forbid it.  Nothing is left behind.
     """
-    syscall_address = find_syscall_instruction(target.memory, target.regions)
+    gadgets = find_gadgets(target.memory, target.regions, target.where)
     handle = -1
     base = 0
-    with first_in_line(), RemoteThread(target.memory, syscall_address) as remote:
+    with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
         resolved = _call_resolvers(remote, plan)
         _unmap_leftovers(remote, target)
         number = make_memfd(remote, target, plan.name)
@@ -74,8 +75,8 @@ def unmap(target: Target, base: int, size: int) -> None:
     Raises:
         TargetError: the process is gone (then so is the mapping), or the kernel refuses.
     """
-    syscall_address = find_syscall_instruction(target.memory, target.regions)
-    with first_in_line(), RemoteThread(target.memory, syscall_address) as remote:
+    gadgets = find_gadgets(target.memory, target.regions, target.where)
+    with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
         result = remote.syscall(cpu.SYS_MUNMAP, base, size)
     if result < 0:
         raise TargetError(f"munmap of {base:#x} failed: {os.strerror(-result)}", where=target.where)

@@ -1,8 +1,8 @@
 """ptrace(2), waitpid(2) and process_vm_readv(2) in our own types; the only importer of python-ptrace.
 
 Of python-ptrace only the raw binding is used: its debugger attaches with SIGSTOP and sleeps in its event loop, while a
-short stop needs SEIZE and INTERRUPT.  Every failed request is an OSError of the matching subclass: ProcessLookupError
-when the thread is gone (or is not stopped), PermissionError when it may not be traced.
+short stop needs SEIZE and INTERRUPT.  Every failed request is an OSError of the matching subclass: `GoneError`, a
+ProcessLookupError, when the thread is gone (or is not stopped), PermissionError when it may not be traced.
 
 Sources: ptrace(2), wait(2), process_vm_readv(2), linux/ptrace.h.
 """
@@ -10,12 +10,15 @@ Sources: ptrace(2), wait(2), process_vm_readv(2), linux/ptrace.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from typing import Final, NamedTuple
 
 from ptrace.binding.func import ptrace as _ptrace  # type: ignore[import-untyped]  # noqa: TID251
 from ptrace.error import PtraceError  # type: ignore[import-untyped]  # noqa: TID251
+
+from katana_cc.errors import TargetError
 
 REGISTER_WORDS: Final = 27  # struct user_regs_struct of x86-64
 REGISTER_BYTES: Final = REGISTER_WORDS * 8
@@ -81,11 +84,21 @@ class Stop(NamedTuple):
         return not self.gone and self.event == 0 and self.signal != SYSCALL_STOP
 
 
+class GoneError(TargetError, ProcessLookupError):
+    """The thread is gone, and mostly its process: for whoever does not expect it, that the target died."""
+
+    def __init__(self, tid: int) -> None:
+        super().__init__("the process died", where=f"pid {tid}")
+        self.errno = errno.ESRCH
+
+
 def _request(operation: int, tid: int, address: int = 0, data: int = 0) -> int:
     try:
         return int(_ptrace(operation, tid, address, data))
     except PtraceError as error:
         number = error.errno or 0
+        if number == errno.ESRCH:
+            raise GoneError(tid) from None
         raise OSError(number, f"ptrace request {operation:#x}: {os.strerror(number)}") from None
 
 
@@ -244,6 +257,8 @@ def read_vectors(pid: int, vectors: list[tuple[int, int]], local_address: int) -
             if done:
                 return done
             number = ctypes.get_errno()
+            if number == errno.ESRCH:
+                raise GoneError(pid)
             raise OSError(number, os.strerror(number))
         done += got
         if got < wanted:

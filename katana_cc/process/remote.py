@@ -9,8 +9,11 @@ and rax, taken for a system call number, is its result.  System calls that the f
 At the end an INTERRUPT is made pending before the registers are put back, so that the thread passes through the
 kernel's signal code once more: there an interrupted system call is restarted as if nothing had been.
 
-A katana killed while registers are altered would leave the thread at the wrong place: the window is some 100 us, and
-all catchable signals are blocked in katana meanwhile.
+A katana that is killed meanwhile leaves the thread in the middle of all that.  So before anything of it is altered, a
+signal frame of what it was is put below its stack, and whatever it runs returns to the code that goes back there
+(`sigframe`): between calls it stands in front of that code.  This takes a C library, and a stack that is the thread's
+own (below a coroutine's may lie what is somebody else's); where one is missing, the window of some 100 us remains, and
+all signals that can be caught are blocked in katana.
 """
 
 from __future__ import annotations
@@ -27,37 +30,24 @@ from typing import Final, NamedTuple
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import x86_64 as cpu
-from katana_cc.process.maps import MemoryMap
+from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.sigframe import frame, size_of
 from katana_cc.process.threads import list_threads, refusal_to_trace, status_fields, thread_name
 
+WORD: Final = 8
 _STOP_TIMEOUT: Final = 0.5
 _CALL_TIMEOUT: Final = 1.0
 _LONGEST_POLL: Final = 0.001
 _GRACE_STEP: Final = 0.001
 _FUNCTION_TIMEOUT: Final = 10.0  # it may wait for a lock that another thread holds, on a busy machine
 _ALL_SIGNALS: Final = (1 << 64) - 1
+_NO_SYSCALL: Final = (1 << 64) - 1  # as orig_rax
 # A fault forced on a thread that blocks its signal resets the handler: these stay open during a function call.
 _FAULTS: Final = sum(
     1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 )
 _WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
-
-
-def find_syscall_instruction(memory: ProcessMemory, regions: MemoryMap) -> int:
-    """The address of a `syscall` instruction in executable memory; the vDSO has one.
-
-    Raises:
-        RefusedError: there is none (then the process could make no system call at all).
-    """
-    executable = [r for r in regions.regions if "x" in r.permissions and r.path != "[vsyscall]"]
-    for region in sorted(executable, key=lambda r: (r.path != "[vdso]", "libc" not in r.path)):
-        for start in range(region.start, region.end, 1 << 20):
-            with contextlib.suppress(TargetError):
-                data = memory.read(start, min(1 << 20, region.end - start))
-                if (at := data.find(cpu.SYSCALL_INSTRUCTION)) >= 0:
-                    return start + at
-    raise RefusedError("no syscall instruction is mapped", where=f"pid {memory.pid}")
 
 
 class Returned(NamedTuple):
@@ -70,6 +60,17 @@ class Returned(NamedTuple):
     signal: int | None
     place: Sequence[int]
     is_clear: bool
+
+
+class _Way(NamedTuple):
+    """How a called function returns: `contents` lie at `stack`, its return address first; the registers at the entry of
+    the system call that it comes to; where its result is then (0: it is the number of that call)."""
+
+    stack: int
+    contents: bytes
+    returned: int
+    returned_stack: int
+    result: int
 
 
 class RemoteThread:
@@ -85,12 +86,14 @@ class RemoteThread:
     """
 
     def __init__(
-        self, memory: ProcessMemory, syscall_address: int, unfit: Callable[[Sequence[int]], str] | None = None
+        self, memory: ProcessMemory, gadgets: Gadgets, unfit: Callable[[Sequence[int]], str] | None = None
     ) -> None:
         self._memory = memory
         self._unfit = unfit
         self._pid = memory.pid
-        self._syscall_address = syscall_address
+        self._gadgets = gadgets
+        self._frame = 0  # where the signal frame lies, if there is one, and what it covers
+        self._covered = b""
         self._tid = 0
         self._registers: list[int] = []
         self._mask = 0
@@ -147,6 +150,7 @@ class RemoteThread:
                     why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
                     self._let_go()
                     continue
+                self._prepare_return()
                 pt.write_signal_mask(tid, _ALL_SIGNALS)
                 return
             stuck = tid  # cannot be detached either before it stops; the kernel does it when we end
@@ -164,6 +168,39 @@ class RemoteThread:
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _prepare_return(self) -> None:
+        """Put a signal frame below the stack, and the thread in front of the code that goes back by it."""
+        pointer = self._registers[cpu.RSP]
+        region = self._gadgets.regions.at(pointer)
+        is_own = region is not None and (
+            region.path == "[stack]" or region.start <= self._registers[cpu.FS_BASE] < region.end
+        )
+        if not self._gadgets.lead_back or region is None or not is_own:
+            return
+        state = pt.read_extended_state(self._tid)
+        at = (pointer - cpu.RED_ZONE - size_of(state)) & -16
+        if at < region.start:
+            return
+        data = self._frame_at(at, state)
+        with contextlib.suppress(TargetError):
+            self._covered = self._memory.read(at, len(data))
+            self._memory.write(at, data, self._tid)
+            self._frame = at
+            self._park()
+
+    def _frame_at(self, at: int, state: bytes) -> bytes:
+        """A frame of what the thread was, its interrupted system call about to be entered again."""
+        words = cpu.begun_again(self._registers, self._code_before(self._registers))
+        return frame(at, self._gadgets.restorer, words, self._mask, state)
+
+    def _park(self) -> None:
+        """Put the thread where it goes back by itself if it is let go."""
+        if self._frame:
+            words = list(self._registers)
+            words[cpu.RIP], words[cpu.RSP] = self._gadgets.restorer, self._frame + WORD
+            words[cpu.ORIG_RAX] = _NO_SYSCALL
+            pt.write_registers(self._tid, words)
 
     def _let_go(self) -> None:
         """Let a thread go on of which nothing was changed."""
@@ -212,9 +249,10 @@ class RemoteThread:
     def syscall(self, number: int, *arguments: int) -> int:
         """Make a system call in the target; the result, negative errno on failure."""
         words = list(self._registers)
-        words[cpu.RIP] = self._syscall_address
+        words[cpu.RIP] = self._gadgets.returning if self._frame else self._gadgets.syscall
+        words[cpu.RSP] = self._frame or words[cpu.RSP]
         words[cpu.RAX] = number
-        words[cpu.ORIG_RAX] = (1 << 64) - 1  # no restart of what was interrupted, yet
+        words[cpu.ORIG_RAX] = _NO_SYSCALL  # no restart of what was interrupted, yet
         for register, value in zip(cpu.SYSCALL_ARGUMENTS, arguments, strict=False):
             words[register] = value & ((1 << 64) - 1)
         pt.write_registers(self._tid, words)
@@ -223,13 +261,14 @@ class RemoteThread:
             if report.signal != pt.SYSCALL_STOP:
                 raise TargetError(f"system call {number} in the target did not end", where=f"pid {self._pid}")
         value = pt.read_registers(self._tid)[cpu.RAX]
+        self._park()
         return value - (1 << 64) if value >= 1 << 63 else value
 
     @contextmanager
     def scratch(self, data: bytes) -> Iterator[int]:
         """Lend `data` a place in the target's memory: below the thread's red zone, put back afterwards, since with
         coroutines that memory may be someone else's."""
-        address = (self._registers[cpu.RSP] - cpu.RED_ZONE - len(data)) & -16
+        address = ((self._frame or self._registers[cpu.RSP] - cpu.RED_ZONE) - len(data)) & -16
         saved = self._memory.read(address, len(data))
         self._memory.write(address, data, self._tid)
         try:
@@ -243,7 +282,7 @@ class RemoteThread:
         Raises:
             RefusedError: it faulted, or did not return in time.  The thread is put back as it was.
         """
-        found = self.attempt(function, stack_end, arguments, _FUNCTION_TIMEOUT, lambda _: True)
+        found = self.attempt(function, stack_end, arguments, _FUNCTION_TIMEOUT, lambda *_: True)
         if found.result is None:
             raise RefusedError(
                 f"{name} did not return in the target",
@@ -258,45 +297,60 @@ class RemoteThread:
         stack_end: int,
         arguments: Sequence[int],
         timeout: float,
-        may_leave: Callable[[Sequence[int]], bool],
+        may_leave: Callable[[Sequence[int], int], bool],
         grace: float = 0.0,
     ) -> Returned:
         """Call a function that may fault or not return.  One that has not returned in `timeout` seconds is let run on
-        for up to `grace` more, until `may_leave` says of its registers that it is where it may be left for good.
+        for up to `grace` more, until `may_leave` says, by its registers and the end of its frames on the stack, that it
+        may be left there for good.
 
         Raises:
             TargetError: the process died.
         """
         state = pt.read_extended_state(self._tid)
         words = list(self._registers)
-        stack = stack_end - 8
-        self._memory.write(stack, struct.pack("<Q", self._syscall_address), self._tid)
-        words[cpu.RSP] = stack
+        way = self._way_back(stack_end, state)
+        self._memory.write(way.stack, way.contents, self._tid)
+        words[cpu.RSP] = way.stack
+        words[cpu.RBX] = way.result or words[cpu.RBX]
         words[cpu.RIP] = function
         words[cpu.EFLAGS] &= ~cpu.DIRECTION_FLAG
-        words[cpu.ORIG_RAX] = (1 << 64) - 1
+        words[cpu.ORIG_RAX] = _NO_SYSCALL
         for register, value in zip(cpu.FUNCTION_ARGUMENTS, arguments, strict=False):
             words[register] = value
         pt.write_registers(self._tid, words)
         pt.write_signal_mask(self._tid, _ALL_SIGNALS & ~_FAULTS)
         try:
-            found = self._run_until_return(stack_end, timeout, may_leave, grace)
+            found = self._run_until_return(way, timeout, may_leave, grace)
             if found.result is not None:
                 words = list(found.place)
-                words[cpu.ORIG_RAX] = (1 << 64) - 1  # skip the "system call" whose number is the result
+                words[cpu.ORIG_RAX] = _NO_SYSCALL  # skip the system call that tells of the return
                 pt.write_registers(self._tid, words)
                 self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
         finally:
             with contextlib.suppress(ProcessLookupError):
+                self._park()
                 pt.write_extended_state(self._tid, state)
                 pt.write_signal_mask(self._tid, _ALL_SIGNALS)
         return found
 
+    def _way_back(self, stack_end: int, state: bytes) -> _Way:
+        gadgets = self._gadgets
+        if not (self._frame and gadgets.keeper):
+            stack = stack_end - WORD
+            returned = gadgets.syscall + len(cpu.SYSCALL_INSTRUCTION)
+            return _Way(stack, struct.pack("<Q", gadgets.syscall), returned, stack_end, 0)
+        result = stack_end - WORD
+        # So that the return address lies at 8 beyond a multiple of 16.
+        at = ((result - size_of(state)) & -16) - WORD * (gadgets.kept_words & 1)
+        stack = at - WORD * gadgets.kept_words - WORD
+        contents = struct.pack("<Q", gadgets.keeper).ljust(at - stack, b"\0") + self._frame_at(at, state)
+        return _Way(stack, contents, gadgets.restorer + gadgets.restorer_size, at + WORD, result)
+
     def _run_until_return(
-        self, stack_end: int, timeout: float, may_leave: Callable[[Sequence[int]], bool], grace: float
+        self, way: _Way, timeout: float, may_leave: Callable[[Sequence[int], int], bool], grace: float
     ) -> Returned:
         """Until the entry of the system call that a function returns to, a signal, or the time is up."""
-        returned = self._syscall_address + len(cpu.SYSCALL_INSTRUCTION)
         deadline = time.monotonic() + timeout
         last = deadline + grace
         while True:
@@ -307,11 +361,13 @@ class RemoteThread:
                     raise TargetError("a function called in the target does not stop", where=f"pid {self._pid}")
                 self._restart_is_lost = True  # of what the thread was in before: the kernel keeps one only
             words = pt.read_registers(self._tid)
-            if words[cpu.RIP] == returned and words[cpu.RSP] == stack_end and report.signal == pt.SYSCALL_STOP:
-                return Returned(words[cpu.ORIG_RAX], None, words, True)
             if report.signal == pt.SYSCALL_STOP:
+                if words[cpu.RIP] == way.returned and words[cpu.RSP] == way.returned_stack:
+                    kept = self._memory.read(way.result, WORD) if way.result else b""
+                    result = int.from_bytes(kept, "little") if kept else words[cpu.ORIG_RAX]
+                    return Returned(result, None, words, True)
                 continue
-            is_clear = may_leave(words)
+            is_clear = may_leave(words, way.stack)
             if report.signal or is_clear or time.monotonic() >= last:
                 return Returned(None, report.signal or None, words, is_clear)
             deadline = min(time.monotonic() + _GRACE_STEP, last)
@@ -326,21 +382,25 @@ class RemoteThread:
                     pt.resume(self._tid)
                     self._wait_for_stop(_STOP_TIMEOUT)
                     words = list(self._registers)
-                    again = self._entered_again(words) if self._restart_is_lost else None
+                    again = cpu.entered_again(words, self._code_before(words)) if self._restart_is_lost else None
                     for index, value in (again or self._repair(words) or {}).items():
                         words[index] = value
-                    pt.write_registers(self._tid, words)
+                    # In this order, since after each of these this process may be killed.
                     pt.write_signal_mask(self._tid, self._mask)
+                    pt.write_registers(self._tid, words)
+                    if self._frame:
+                        with contextlib.suppress(TargetError):  # below the stack, where nothing lives
+                            self._memory.write(self._frame, self._covered, self._tid)
                     pt.detach(self._tid)
         finally:
             self.pause_us = (time.perf_counter_ns() - self._started) / 1000
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
 
-    def _entered_again(self, words: list[int]) -> dict[int, int] | None:
-        code = b""
+    def _code_before(self, words: Sequence[int]) -> bytes:
+        """What a `mov $NUMBER, %eax; syscall` would be that the thread has come from."""
         with contextlib.suppress(TargetError):
-            code = self._memory.read(words[cpu.RIP] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
-        return cpu.entered_again(words, code)
+            return self._memory.read(words[cpu.RIP] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
+        return b""
 
     def _repair(self, words: list[int]) -> dict[int, int] | None:
         changes = cpu.repaired(words)

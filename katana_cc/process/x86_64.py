@@ -17,7 +17,7 @@ MACHINE: Final = c.EM_X86_64
 
 # struct user_regs_struct (sys/user.h): index of each register in the 27 words.
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RAX, RIP, CS, EFLAGS, RSP = range(20)
-FS_BASE: Final = 21
+SS, FS_BASE = 20, 21
 # Those a program computes with.
 GENERAL_REGISTERS: Final = dict(
     enumerate(("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"))
@@ -40,10 +40,12 @@ SYS_CLOSE: Final = 3
 SYS_EXIT_GROUP: Final = 231
 SYS_MEMFD_CREATE: Final = 319
 
+SYS_RT_SIGRETURN: Final = 15
 SYS_RESTART_SYSCALL: Final = 219
 NUMBERED_SYSCALL_SIZE: Final = 7  # mov $NUMBER, %eax (B8 imm32); syscall
 
 EINTR: Final = 4
+_RESTARTED: Final = frozenset((1 << 64) - n for n in (512, 513, 514))  # ERESTARTSYS, -NOINTR, -NOHAND
 ERESTART_RESTARTBLOCK: Final = 516  # the kernel kept the arguments (linux/errno.h)
 # System calls that return EINTR to the program when a tracer's stop interrupts them, though no signal came: the kernel
 # restarts all others by itself.  Measured; signal(7) "Interruption of system calls ... by stop signals" lists most.
@@ -282,6 +284,21 @@ def entered_again(registers: list[int], code: bytes) -> dict[int, int] | None:
             return {RAX: (1 << 64) - EINTR, ORIG_RAX: (1 << 64) - 1}
         number = int.from_bytes(code[1:5], "little")
     return {RAX: number, RIP: registers[RIP] - len(SYSCALL_INSTRUCTION), ORIG_RAX: (1 << 64) - 1}
+
+
+def begun_again(registers: list[int], code: bytes) -> list[int]:
+    """The registers of a thread whose interrupted system call is to be entered again by nobody but itself: from the
+    start, since the kernel forgets how to go on.  `code` as of `entered_again`."""
+    words = list(registers)
+    number = words[ORIG_RAX]
+    if number >> 63:
+        return words  # it was not in one
+    changes = entered_again(words, code) or repaired(words)
+    if words[RAX] in _RESTARTED:
+        changes = {RAX: number, RIP: words[RIP] - len(SYSCALL_INSTRUCTION)}
+    for index, value in (changes or {}).items():
+        words[index] = value
+    return words
 
 
 def repaired(registers: memoryview | list[int]) -> dict[int, int] | None:

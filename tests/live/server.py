@@ -51,6 +51,11 @@ class Server:
         rest = self._process.stdout.read().splitlines()
         return [*rest, f"status {self._process.wait()}"]
 
+    @property
+    def ended(self) -> int | None:
+        """The status it ended with (negative: the signal); None while it runs."""
+        return self._process.poll()
+
     def kill(self) -> None:
         """End it without waiting for it: it stays a zombie until `close`."""
         self._process.kill()

@@ -1,0 +1,69 @@
+"""A command that is struck by something as it makes its N-th system call.
+
+The command is traced from its start, and every entry into a system call counts from the first that reaches another
+process (ptrace) on; what comes before only reads.  The call at which it is struck by SIGKILL is not made.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import x86_64 as cpu
+
+_SYS_PTRACE: Final = 101
+_O_EXITKILL: Final = 1 << 20
+
+
+class Outcome(NamedTuple):
+    """How a command ended: its status (negative: the signal), how many calls it made, and what it said on stderr."""
+
+    status: int
+    calls: int
+    said: str
+
+
+def strike(words: Sequence[str], number: int, blow: Callable[[int], None]) -> Outcome:
+    """Run a command; call `blow` with its process id as it enters its system call `number` (from 1 on; 0: never)."""
+    go, ready = os.pipe()
+    source, sink = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.read(go, 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(sink, 2)
+            os.execv(words[0], list(words))
+        finally:
+            os._exit(127)
+    os.close(go)
+    os.close(sink)
+    pt.seize(pid, pt.O_TRACESYSGOOD | _O_EXITKILL)
+    pt.interrupt(pid)
+    os.write(ready, b"!")
+    os.close(ready)
+    calls, is_entry, status = 0, True, 0
+    while True:
+        _, raw = os.waitpid(pid, 0x40000000)
+        if not os.WIFSTOPPED(raw):
+            status = os.waitstatus_to_exitcode(raw)
+            break
+        number_of_signal = (raw >> 8) & 0xFF
+        if number_of_signal == pt.SYSCALL_STOP:
+            if is_entry and (calls or pt.read_registers(pid)[cpu.ORIG_RAX] == _SYS_PTRACE):
+                calls += 1
+                if calls == number:
+                    blow(pid)
+            is_entry = not is_entry
+            number_of_signal = 0
+        elif raw >> 16 or number_of_signal == signal.SIGTRAP:
+            number_of_signal = 0
+        try:
+            pt.resume_to_syscall(pid, number_of_signal)
+        except ProcessLookupError:
+            continue  # it was killed
+    with open(source, "rb") as file:  # noqa: PTH123
+        return Outcome(status, calls, file.read().decode(errors="replace"))
