@@ -185,7 +185,7 @@ class RemoteThread:
         data = self._frame_at(at, state)
         with contextlib.suppress(TargetError):
             self._covered = self._memory.read(at, len(data))
-            self._memory.write(at, data, self._tid)
+            self._memory.write(at, data)
             self._frame = at
             self._park()
 
@@ -310,7 +310,7 @@ class RemoteThread:
         state = pt.read_extended_state(self._tid)
         words = list(self._registers)
         way = self._way_back(stack_end, state)
-        self._memory.write(way.stack, way.contents, self._tid)
+        self._memory.write(way.stack, way.contents)
         words[cpu.RSP] = way.stack
         words[cpu.RBX] = way.result or words[cpu.RBX]
         words[cpu.RIP] = function
@@ -390,7 +390,7 @@ class RemoteThread:
                     pt.write_registers(self._tid, words)
                     if self._frame:
                         with contextlib.suppress(TargetError):  # below the stack, where nothing lives
-                            self._memory.write(self._frame, self._covered, self._tid)
+                            self._memory.write(self._frame, self._covered)
                     pt.detach(self._tid)
         finally:
             self.pause_us = (time.perf_counter_ns() - self._started) / 1000
