@@ -14,8 +14,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import KatanaError, RefusedError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.calling import MAP_PRIVATE, Caller, Calls
 from katana_cc.process.heap import Allocator
 from katana_cc.process.inject import make_memfd, open_memfd

@@ -4,7 +4,8 @@ The thread is stopped by INTERRUPT, its registers and signal mask are kept, and 
 instruction pointer goes to a `syscall` instruction that is mapped anyway; PTRACE_SYSCALL lets it run exactly from there
 to the exit out of that call.  No SIGTRAP is involved, so that a program which ignores or handles SIGTRAP does not
 notice.  A function call returns to the same instruction: the stop at its entry tells that the function has returned,
-and rax, taken for a system call number, is its result.  System calls that the function itself makes are passed by.
+and its result is taken before the kernel acts on what looks like a system call.  Those that the function itself makes
+are passed by.
 
 At the end an INTERRUPT is made pending before the registers are put back, so that the thread passes through the
 kernel's signal code once more: there an interrupted system call is restarted as if nothing had been.
@@ -17,16 +18,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.threads import list_threads, refusal_to_trace, status_fields, thread_name
@@ -138,7 +138,7 @@ class RemoteThread:
             if self._wait_for_stop(_STOP_TIMEOUT):
                 self._registers = pt.read_registers(tid)
                 self._mask = pt.read_signal_mask(tid)
-                if self._registers[cpu.CS] != cpu.CS_64:
+                if not cpu.runs_supported_code(self._registers):
                     pt.detach(tid)
                     self._tid = 0
                     continue
@@ -212,24 +212,20 @@ class RemoteThread:
     def syscall(self, number: int, *arguments: int) -> int:
         """Make a system call in the target; the result, negative errno on failure."""
         words = list(self._registers)
-        words[cpu.RIP] = self._syscall_address
-        words[cpu.RAX] = number
-        words[cpu.ORIG_RAX] = (1 << 64) - 1  # no restart of what was interrupted, yet
-        for register, value in zip(cpu.SYSCALL_ARGUMENTS, arguments, strict=False):
-            words[register] = value & ((1 << 64) - 1)
+        cpu.set_system_call(words, self._syscall_address, number, arguments)
         pt.write_registers(self._tid, words)
         for _ in range(2):
             report = self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
             if report.signal != pt.SYSCALL_STOP:
                 raise TargetError(f"system call {number} in the target did not end", where=f"pid {self._pid}")
-        value = pt.read_registers(self._tid)[cpu.RAX]
+        value = pt.read_registers(self._tid)[cpu.RESULT]
         return value - (1 << 64) if value >= 1 << 63 else value
 
     @contextmanager
     def scratch(self, data: bytes) -> Iterator[int]:
         """Lend `data` a place in the target's memory: below the thread's red zone, put back afterwards, since with
         coroutines that memory may be someone else's."""
-        address = (self._registers[cpu.RSP] - cpu.RED_ZONE - len(data)) & -16
+        address = (self._registers[cpu.SP] - cpu.RED_ZONE - len(data)) & -16
         saved = self._memory.read(address, len(data))
         self._memory.write(address, data, self._tid)
         try:
@@ -269,22 +265,15 @@ class RemoteThread:
         """
         state = pt.read_extended_state(self._tid)
         words = list(self._registers)
-        stack = stack_end - 8
-        self._memory.write(stack, struct.pack("<Q", self._syscall_address), self._tid)
-        words[cpu.RSP] = stack
-        words[cpu.RIP] = function
-        words[cpu.EFLAGS] &= ~cpu.DIRECTION_FLAG
-        words[cpu.ORIG_RAX] = (1 << 64) - 1
-        for register, value in zip(cpu.FUNCTION_ARGUMENTS, arguments, strict=False):
-            words[register] = value
+        address, pushed = cpu.set_call(words, function, stack_end, self._syscall_address, arguments)
+        if pushed:
+            self._memory.write(address, pushed, self._tid)
         pt.write_registers(self._tid, words)
         pt.write_signal_mask(self._tid, _ALL_SIGNALS & ~_FAULTS)
         try:
             found = self._run_until_return(stack_end, timeout, may_leave, grace)
             if found.result is not None:
-                words = list(found.place)
-                words[cpu.ORIG_RAX] = (1 << 64) - 1  # skip the "system call" whose number is the result
-                pt.write_registers(self._tid, words)
+                pt.write_registers(self._tid, list(found.place))
                 self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -296,7 +285,6 @@ class RemoteThread:
         self, stack_end: int, timeout: float, may_leave: Callable[[Sequence[int]], bool], grace: float
     ) -> Returned:
         """Until the entry of the system call that a function returns to, a signal, or the time is up."""
-        returned = self._syscall_address + len(cpu.SYSCALL_INSTRUCTION)
         deadline = time.monotonic() + timeout
         last = deadline + grace
         while True:
@@ -307,9 +295,11 @@ class RemoteThread:
                     raise TargetError("a function called in the target does not stop", where=f"pid {self._pid}")
                 self._restart_is_lost = True  # of what the thread was in before: the kernel keeps one only
             words = pt.read_registers(self._tid)
-            if words[cpu.RIP] == returned and words[cpu.RSP] == stack_end and report.signal == pt.SYSCALL_STOP:
-                return Returned(words[cpu.ORIG_RAX], None, words, True)
-            if report.signal == pt.SYSCALL_STOP:
+            is_entry = report.signal == pt.SYSCALL_STOP
+            if is_entry and cpu.has_returned(words, self._syscall_address, stack_end):
+                result = cpu.take_result(words)
+                return Returned(result, None, words, True)
+            if is_entry:
                 continue
             is_clear = may_leave(words)
             if report.signal or is_clear or time.monotonic() >= last:
@@ -339,7 +329,7 @@ class RemoteThread:
     def _entered_again(self, words: list[int]) -> dict[int, int] | None:
         code = b""
         with contextlib.suppress(TargetError):
-            code = self._memory.read(words[cpu.RIP] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
+            code = self._memory.read(words[cpu.PC] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
         return cpu.entered_again(words, code)
 
     def _repair(self, words: list[int]) -> dict[int, int] | None:
