@@ -136,7 +136,8 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
         return store.snapshot(newest.id)
     output = ElfFile(image.read_bytes(), info["output"])
     if output.machine not in SUPPORTED:
-        raise FormatError(unsupported(output.machine), where=info["output"])
+        remedy = "Build it for a machine that is, or without recording: KATANA_DISABLE=1."
+        raise FormatError(unsupported(output.machine), where=info["output"], remedy=remedy)
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
 
