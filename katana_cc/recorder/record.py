@@ -125,6 +125,7 @@ def make_record(elf: ElfFile) -> ObjectRecord:
     if elf.machine not in SUPPORTED:
         raise FormatError(unsupported(elf.machine), where=elf.where)
     extents = of(elf.machine).relocations.EXTENTS
+    known = frozenset(extents)
     problem = ""
     names: list[str] = []
     rows: list[bytes] = []
@@ -136,7 +137,7 @@ def make_record(elf: ElfFile) -> ObjectRecord:
             continue
         name = elf.section_name(at)
         relocations = elf.relocation_rows(number)
-        if relocations and (unknown := {info & 0xFFFFFFFF for _, info, _ in relocations} - extents.keys()):
+        if relocations and (unknown := {info & 0xFFFFFFFF for _, info, _ in relocations} - known):
             problem = f"relocation type {min(unknown)} in {name} is not known"
             continue
         # .eh_frame and merged sections are edited by the linker: they have no place of their own to be confirmed.

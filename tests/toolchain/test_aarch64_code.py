@@ -128,6 +128,8 @@ def test_constants_are_those_of_the_assembler(tmp_path: Path, text: str, names: 
 
 def test_system_call_instruction_is_that_of_the_assembler(tmp_path: Path) -> None:
     assert text_of(tmp_path, "svc #0") == system.SYSCALL_INSTRUCTION
+    assert text_of(tmp_path, "b .") == system.SPIN
+    assert text_of(tmp_path, "mov x8, #101\n mov w8, #101") == bytes.fromhex("a80c80d2 a80c8052")
 
 
 def test_what_may_be_exchanged_while_it_runs(tmp_path: Path) -> None:

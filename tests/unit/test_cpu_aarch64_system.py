@@ -97,6 +97,16 @@ def test_interrupted_call_is_not_entered_with_a_lost_argument() -> None:
     assert system.repaired(thread(x8=22, x0=-4, PC=SVC + 4)) is None
 
 
+def test_wait_of_which_the_kernel_lost_how_to_go_on_is_entered_again() -> None:
+    """A bug: restart_syscall goes on with another wait; or a call is made that the thread was not in."""
+    restarted = thread(x8=system.SYS_RESTART_SYSCALL)
+    for text in ("a80c80d2", "a80c8052"):  # mov x8, #101; mov w8, #101
+        assert system.entered_again(restarted, bytes.fromhex(text)) == {X8: 101}
+        assert system.entered_again(thread(x8=101), bytes.fromhex(text)) is None
+    for other in ("a70c80d2", "a80ca0d2", "1f2003d5", ""):  # mov x7, #101; mov x8, #101 << 16; nop
+        assert system.entered_again(restarted, bytes.fromhex(other)) is None
+
+
 def test_arguments_that_the_kernel_may_keep() -> None:
     assert system.keeps_arguments(thread(x8=101))
     assert not system.keeps_arguments(thread(x8=63))

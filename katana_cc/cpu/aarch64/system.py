@@ -182,8 +182,8 @@ def waits_outside(words: Words, read: ReadMemory) -> bool:
 def entered_again(words: Words, code: bytes) -> dict[int, int] | None:
     """The number of the call that `restart_syscall` was to go on with; its arguments are still in their registers.
 
-    `code` are the NUMBERED_SYSCALL_SIZE bytes before the pc, which is at `svc`.  A first stop left the call's own number
-    in x8, and nothing is needed.  Where no `mov x8, #NUMBER` is there, restart_syscall gives the program EINTR.
+    `code` are the NUMBERED_SYSCALL_SIZE bytes before the pc, which is at `svc`.  A first stop left the call's own
+    number in x8, and nothing is needed.  Where no `mov x8, #NUMBER` is there, restart_syscall gives the program EINTR.
     """
     word = int.from_bytes(code, "little")
     if words[X8] != SYS_RESTART_SYSCALL or len(code) != NUMBERED_SYSCALL_SIZE:
