@@ -23,10 +23,11 @@ def tool(*words: str | Path, fails: bool = False) -> str:
     return done.stderr if fails else done.stdout
 
 
-def assembled(folder: Path, text: str, name: str = "a") -> ElfFile:
-    """An object of the GNU assembler, `name`.o."""
+def assembled(folder: Path, text: str, name: str = "a", *, with_clang: bool = False) -> ElfFile:
+    """An object of the GNU assembler, or clang's, `name`.o."""
     (folder / f"{name}.s").write_text(text)
-    tool(f"{PREFIX}as", "-march=armv8.5-a", folder / f"{name}.s", "-o", folder / f"{name}.o")
+    words = ("clang", "--target=aarch64-linux-gnu", "-c") if with_clang else (f"{PREFIX}as",)
+    tool(*words, "-march=armv8.5-a", folder / f"{name}.s", "-o", folder / f"{name}.o")
     return ElfFile((folder / f"{name}.o").read_bytes())
 
 
