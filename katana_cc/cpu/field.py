@@ -23,13 +23,6 @@ from katana_cc.errors import RefusedError
 PAGE_BITS: Final = 12  # of the pages that ADRP counts in, whatever the kernel's are
 
 
-class Extent(NamedTuple):
-    """Bytes [r_offset - before, r_offset + after) may differ from the object's."""
-
-    before: int
-    after: int
-
-
 class Form(Enum):
     """How the value of a relocation is computed: S symbol, A addend, P place, G slot of the GOT, Z size; Page() is
     without the lowest 12 bits."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from katana_cc.cpu.field import Extent, RelocationKind
+from katana_cc.cpu.extent import Extent
+from katana_cc.cpu.field import RelocationKind
 from katana_cc.elf.reader import Relocation, Row
 
 ReadMemory = Callable[[int, int], bytes]

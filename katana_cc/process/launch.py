@@ -31,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
+from katana_cc.cpu.native import cpu as native
 from katana_cc.cpu.native import system as cpu
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
@@ -199,7 +200,7 @@ def _entry_of(pid: int) -> int:
     except (OSError, FormatError) as error:
         raise RefusedError(f"it cannot be read: {error}", where=f"pid {pid}") from None
     if image.machine != cpu.MACHINE:
-        raise RefusedError(f"it is for ELF machine {image.machine}, not x86-64", where=f"pid {pid}")
+        raise RefusedError(f"it is for ELF machine {image.machine}, not {native.name}", where=f"pid {pid}")
     kinds = {segment.type for segment in image.segments}
     if image.type == c.ET_DYN and c.PT_INTERP not in kinds:
         raise RefusedError(

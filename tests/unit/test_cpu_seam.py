@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from katana_cc.cpu.aarch64 import system as aarch64_system
 from katana_cc.cpu.field import RelocationKind, fits, read, write
 from katana_cc.cpu.interface import Instructions, Relocations, System
 from katana_cc.cpu.x86_64 import code as x86_64_code
+from katana_cc.cpu.x86_64 import kinds as x86_64_kinds
 from katana_cc.cpu.x86_64 import relocations as x86_64_relocations
 from katana_cc.cpu.x86_64 import system as x86_64_system
 from katana_cc.elf import constants as c
@@ -66,6 +69,19 @@ def test_native_cpu_is_one_that_is_known() -> None:
     assert native.system is native.cpu.system
 
 
+@pytest.mark.parametrize(("command", "status"), [("status", 3), ("log", 6)])
+def test_commands_that_need_no_process_run_on_any_machine(tmp_path: Path, command: str, status: int) -> None:
+    """A bug: a traceback, or no store can be read on a machine whose processes cannot be patched."""
+    text = (
+        "import os, sys; os.uname = lambda: os.uname_result(('Linux', 'host', '6', '1', 'riscv64'))\n"
+        f"from katana_cc.cli.main import main; sys.exit(main(['{command}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("riscv64 machine cannot be patched yet" in done.stderr) is (status == 3)
+
+
 @pytest.mark.parametrize("known", RELOCATIONS, ids=["x86_64", "aarch64"])
 def test_roles_are_types_that_can_be_applied(known: Relocations) -> None:
     """A bug: a patch carries a type that it then refuses to apply."""
@@ -76,7 +92,7 @@ def test_roles_are_types_that_can_be_applied(known: Relocations) -> None:
     assert roles | known.PC_RELATIVE | known.GOT_RELATIVE <= known.EXTENTS.keys() == known.FIELD_SIZES.keys()
 
 
-KINDS = [*x86_64_relocations.KINDS.values(), *aarch64_relocations.KINDS.values()]
+KINDS = [*x86_64_kinds.KINDS.values(), *aarch64_relocations.KINDS.values()]
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.width], ids=lambda k: k.name)

@@ -10,6 +10,7 @@ import pytest
 from katana_cc.cpu.field import Form
 from katana_cc.cpu.x86_64 import code as cpu
 from katana_cc.cpu.x86_64 import relocations, system
+from katana_cc.cpu.x86_64.kinds import KINDS
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import RefusedError
@@ -75,7 +76,7 @@ def test_fields_are_those_of_the_linker(tmp_path: Path) -> None:
     size = po.sections[section].size
     at = layout.sections[section]
     ours, theirs = linked[at : at + size], oracle.read(where["f"][0], size)
-    got = {r.offset: r for r in po.sections[section].relocations if relocations.KINDS[r.type].form is Form.GOT_RELATIVE}
+    got = {r.offset: r for r in po.sections[section].relocations if KINDS[r.type].form is Form.GOT_RELATIVE}
     assert len(got) == 2
     for offset, relocation in got.items():
         place = where["f"][0] + offset

@@ -25,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from katana_cc.cpu.field import Extent, Form, Part, RelocationKind, kind_of, signed_bounds, whole
+from katana_cc.cpu.extent import Extent
+from katana_cc.cpu.field import Form, Part, RelocationKind, kind_of, signed_bounds, whole
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import Row
 

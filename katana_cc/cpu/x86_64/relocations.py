@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from katana_cc.cpu.field import Extent, Form, RelocationKind, kind_of, whole
+from katana_cc.cpu.extent import Extent
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import Row
 
 if TYPE_CHECKING:
+    from katana_cc.cpu.field import RelocationKind
     from katana_cc.cpu.interface import Located
 
 NAMES: Final = {value: name for name, value in vars(c).items() if name.startswith("R_X86_64_")}
@@ -94,27 +95,6 @@ LOADED: Final = c.R_X86_64_RELATIVE
 IRELATIVE: Final = c.R_X86_64_IRELATIVE
 DYNAMIC_THREAD_OFFSET: Final = c.R_X86_64_TPOFF64
 
-KINDS: Final = {
-    number: whole(NAMES[number], form, width, signed)
-    for number, form, width, signed in (
-        (c.R_X86_64_NONE, Form.NOTHING, 0, None),
-        (c.R_X86_64_64, Form.ABSOLUTE, 8, None),
-        (c.R_X86_64_32, Form.ABSOLUTE, 4, False),
-        (c.R_X86_64_32S, Form.ABSOLUTE, 4, True),
-        (c.R_X86_64_PC64, Form.RELATIVE, 8, None),
-        (c.R_X86_64_PC32, Form.RELATIVE, 4, True),
-        (c.R_X86_64_PLT32, Form.RELATIVE, 4, True),
-        (c.R_X86_64_PC8, Form.RELATIVE, 1, True),
-        (c.R_X86_64_GOTPCREL, Form.GOT_RELATIVE, 4, True),
-        (c.R_X86_64_GOTPCRELX, Form.GOT_RELATIVE, 4, True),
-        (c.R_X86_64_REX_GOTPCRELX, Form.GOT_RELATIVE, 4, True),
-        (c.R_X86_64_TPOFF32, Form.TLS_OFFSET, 4, True),
-        (c.R_X86_64_GOTTPOFF, Form.TLS_GOT_RELATIVE, 4, True),
-        (c.R_X86_64_SIZE32, Form.SIZE, 4, False),
-        (c.R_X86_64_SIZE64, Form.SIZE, 8, None),
-    )
-}
-
 
 def thread_offset(vaddr: int, memory_size: int, alignment: int) -> int:
     """Where the program's thread-locals begin, from the thread pointer: they end there."""
@@ -128,11 +108,9 @@ def relocation_kind(number: int, where: str) -> RelocationKind:
     Raises:
         RefusedError: the type is not supported, and named.
     """
-    name = NAMES.get(number, "")
-    remedy = "restart the process with the new build instead"
-    if "TLS" in name or "DTPOFF" in name:
-        remedy = "compile with -ftls-model=initial-exec or -mtls-dialect=gnu; else restart with the new build"
-    return kind_of(KINDS, NAMES, number, where, remedy)
+    from katana_cc.cpu.x86_64.kinds import relocation_kind as found  # a recorder applies none
+
+    return found(number, where)
 
 
 def masked(data: bytes, relocations: Iterable[Located], *, relaxed: bool) -> bytes:
