@@ -3,7 +3,7 @@
 Theory of operation.  B reaches 128 MiB and is one instruction of 4 bytes, aligned, so that it is written at once.  What
 is farther is reached through 16 bytes near the place:
 
-    ldr x16, .+8        x16 and x17 are free between two functions (AAPCS64 6.1.1: IP0, IP1)
+    ldr x16, .+8        x16 and x17 are free between two functions (AAPCS64: IP0, IP1)
     br  x16
     .quad destination
 

@@ -14,7 +14,7 @@ register set shows it.  So it cannot be entered again from here: `repaired` says
 (docs/porting.md tells what is left).
 
 Sources: linux/arch/arm64: include/uapi/asm/ptrace.h, kernel/ptrace.c (`aarch64_regsets`), kernel/signal.c;
-include/uapi/asm-generic/unistd.h; AAPCS64 6.1 (registers), AADWARF64 "DWARF register names".
+include/uapi/asm-generic/unistd.h; AAPCS64 "Machine registers", AADWARF64 "DWARF register names".
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MODE_32: Final = 1 << 4  # PSTATE.nRW
 VECTOR_NOTE: Final = _NT_PRFPREG
 VECTOR_BYTES: Final = 528
 VECTOR_RANGES: Final[tuple[tuple[int, int | None], ...]] = ((0, 512),)
-RED_ZONE: Final = 0  # AAPCS64 6.4.5.1: nothing below sp is anyone's
+RED_ZONE: Final = 0  # AAPCS64, "Universal stack constraints": nothing below sp is anyone's
 ADDRESS_LIMIT: Final = 1 << 48
 FIXED_LIMIT: Final = 1 << 48  # no code names an address in 32 bits
 
