@@ -41,7 +41,7 @@ demo: .venv
 deps:
 	@PYTHON='$(PYTHON)' .ci/need gcc:gcc g++:g++ make:make headers:libc6-dev ld:binutils eu-elflint:elfutils gdb:gdb strace:strace \
 		shellcheck:shellcheck clang:clang ld.lld:lld ld.mold:mold cmake:cmake ninja:ninja-build venv:python3-venv \
-		dpkg-source:dpkg-dev patch:patch
+		dpkg-source:dpkg-dev patch:patch aarch64-linux-gnu-ld:binutils-aarch64-linux-gnu qemu-aarch64:qemu-user
 
 lint: .venv
 	$(BIN)/ruff check .

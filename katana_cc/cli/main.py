@@ -61,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("katana: error: say a COMMAND; `katana --help` lists them", file=sys.stderr)
         return int(ExitStatus.USAGE)
     chosen = parser.parse_args(words)
-    module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
+    try:
+        module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
+    except KatanaError as error:  # what reaches into processes, on a machine whose CPU is not known
+        print(f"katana {chosen.command}: {error}", file=sys.stderr)
+        return int(error.status)
     sub = argparse.ArgumentParser(
         prog=f"katana {chosen.command}", description=COMMANDS[chosen.command], formatter_class=Formatter
     )

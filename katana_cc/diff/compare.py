@@ -27,7 +27,6 @@ from katana_cc.diff.harmless import same_but_built_later
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.view import Kind, ObjectView, Reference
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS, PC_RELATIVE, masked
 from katana_cc.transform.model import Transformation
 from katana_cc.transform.places import moved_offset
 
@@ -87,7 +86,7 @@ class Comparison:
         for a, b in zip(old_references, new_references, strict=True):
             if a.relocation.offset != b.relocation.offset or a.relocation.type != b.relocation.type:
                 return Outcome.REFERENCES
-            if a.relocation.type not in EXTENTS:
+            if a.relocation.type not in old_view.relocations.EXTENTS:
                 return Outcome.REFERENCES
             if not self.correspond(old, a, new, b):
                 return Outcome.REFERENCES
@@ -96,8 +95,9 @@ class Comparison:
                 return Outcome.SAME
             blank = old_view.data(old.section) or new_view.data(new.section)
             return Outcome.BYTES if any(blank) else Outcome.SAME
-        before = masked(old_view.data(old.section), (r.relocation for r in old_references), relaxed=False)
-        after = masked(new_view.data(new.section), (r.relocation for r in new_references), relaxed=False)
+        blanked = old_view.relocations.masked
+        before = blanked(old_view.data(old.section), (r.relocation for r in old_references), relaxed=False)
+        after = blanked(new_view.data(new.section), (r.relocation for r in new_references), relaxed=False)
         if before == after:
             return Outcome.SAME
         if not new_section.flags & c.SHF_EXECINSTR and same_but_built_later(before, after, self.new.snapshot.time):
@@ -141,11 +141,12 @@ class Comparison:
         offsets = [[(r.relocation.offset, r.relocation.type) for r in side] for side in (before, after)]
         if offsets[0] != offsets[1]:
             return None
+        whole = self.old.cpu.relocations.ABSOLUTE[8]
         found = []
         for a, b in zip(before, after, strict=True):
             if self.correspond(old, a, new, b):
                 continue
-            if a.relocation.type != c.R_X86_64_64:
+            if a.relocation.type != whole:
                 return None
             kinds = {self._target_kind(self.old, old, a), self._target_kind(self.new, new, b)}
             found.append((a.relocation.offset, frozenset(kinds)))
@@ -166,7 +167,8 @@ class Comparison:
         sides = []
         for program, place in ((self.old, old), (self.new, new)):
             view = self.view(program, place.unit)
-            sides.append(masked(view.data(place.section), view.elf.relocations(place.section), relaxed=False))
+            relocations = view.elf.relocations(place.section)
+            sides.append(view.relocations.masked(view.data(place.section), relocations, relaxed=False))
         return sides[0] != sides[1]
 
     def correspond(self, old: Place, a: Reference, new: Place, b: Reference) -> bool:
@@ -211,7 +213,7 @@ class Comparison:
         view = self.view(self.new, place.unit)
         if move is None or move[0] != old_target or view.kinds.get(place.section) not in _CODE:
             return False
-        relative = field.relocation.type in PC_RELATIVE
+        relative = field.relocation.type in view.relocations.PC_RELATIVE
         added = view.starts(place.section, field.relocation.offset) if relative else 0
         return moved_offset(move[1], offsets[0] + added, _VALUE) == offsets[1] + added
 

@@ -35,7 +35,6 @@ from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.dwarf.changes import compare_layouts
 from katana_cc.dwarf.uses import holders_of
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import masked
 from katana_cc.patch.model import Reason
 from katana_cc.recorder.record import stem
 from katana_cc.snapshot.answers import read_answers
@@ -309,15 +308,15 @@ class Diff:
         sections = [(old_place.section, place.section)]
         sections += zip(old_view.parts.get(old_place.section, []), view.parts.get(place.section, []), strict=True)
         for a, b in sections:
-            before = masked(old_view.data(a), old_view.elf.relocations(a), relaxed=False)
-            after = masked(view.data(b), view.elf.relocations(b), relaxed=False)
+            before = old_view.relocations.masked(old_view.data(a), old_view.elf.relocations(a), relaxed=False)
+            after = view.relocations.masked(view.data(b), view.elf.relocations(b), relaxed=False)
             if before == after:
                 continue
             lines = (
                 self.debug.lines(self.old, Place(old_place.unit, a)),
                 self.debug.lines(self.new, Place(place.unit, b)),
             )
-            if not only_lines_differ(before, after, *lines):
+            if not only_lines_differ(before, after, *lines, view.code):
                 return False
         return True
 

@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from katana_cc.elf.instructions import constants_moved
+from katana_cc.cpu.interface import Instructions
 
 Lines = Sequence[tuple[int, int]]  # (offset, line), by offset
 
@@ -36,25 +36,28 @@ _NEAR: Final = 16  # bytes from an argument's constant to the next statement: a 
 _COMPILED_BEFORE: Final = 6 * 3600  # seconds that a long build may take from a compilation to its link
 
 
-def only_lines_differ(old: bytes, new: bytes, old_lines: Lines, new_lines: Lines) -> bool:
+def only_lines_differ(old: bytes, new: bytes, old_lines: Lines, new_lines: Lines, code: Instructions) -> bool:
     """Whether every difference of two equally long pieces of code is a line number that moved.
 
     Args:
         old, new: code with relocated fields zeroed.
         old_lines, new_lines: (offset, line) of the line table rows of each.
+        code: their CPU's instructions.
     """
     if len(old) != len(new) or not old_lines or not new_lines:
         return False
-    fields = list(constants_moved(old))
-    if fields != list(constants_moved(new)):
+    fields = list(code.constants_moved(old))
+    if fields != list(code.constants_moved(new)):
         return False
     checked = 0
-    for start, end in fields:
-        if old[checked:start] != new[checked:start]:
+    for constant in fields:
+        if old[checked : constant.start] != new[checked : constant.start]:
             return False
-        checked = end
-        pair = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
-        if pair[0] != pair[1] and not _is_line(pair, _moved(old_lines, new_lines, start)):
+        checked = constant.end
+        pair = constant.value(old), constant.value(new)
+        if constant.around(old) != constant.around(new):
+            return False
+        if pair[0] != pair[1] and not _is_line(pair, _moved(old_lines, new_lines, constant.start)):
             return False
     return old[checked:] == new[checked:]
 

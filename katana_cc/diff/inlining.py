@@ -17,7 +17,6 @@ from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, Code
 from katana_cc.dwarf.dies import DebugInfo
 from katana_cc.dwarf.inlined import inlined_calls
-from katana_cc.elf.fields import EXTENTS, masked
 from katana_cc.errors import FormatError
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ def _inlined_code(diff: Diff, program: Program, place: Place) -> tuple[_Code, di
         pieces = b""
         for r in sorted(call.code, key=lambda r: (r.section, r.offset)):
             if r.section not in texts:
-                relocations = [x for x in view.elf.relocations(r.section) if x.type in EXTENTS]
-                texts[r.section] = masked(view.data(r.section), relocations, relaxed=False)
+                relocations = [x for x in view.elf.relocations(r.section) if x.type in view.relocations.EXTENTS]
+                texts[r.section] = view.relocations.masked(view.data(r.section), relocations, relaxed=False)
             pieces += texts[r.section][r.offset : r.offset + r.size]
         found.setdefault(callee, []).append(pieces)
     return found, lines

@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from katana_cc.cpu.choice import of
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import FIELD_SIZES, PC_RELATIVE
 from katana_cc.elf.reader import RELA_SIZE, ElfFile
 from katana_cc.recorder.record import literal_at, stem
 
-_ZEROS: Final = {size: bytes(size) for size in set(FIELD_SIZES.values())}
+_ZEROS: Final = {size: bytes(size) for size in range(9)}
 
 
 class CanonicalKeys:
@@ -28,6 +28,7 @@ class CanonicalKeys:
 
     def __init__(self, elf: ElfFile) -> None:
         self.elf = elf
+        self._known_types = of(elf.machine).relocations
         self._fields: dict[int, int] = {}  # r_info → size of the field
         self._meanings: dict[int, bytes | None] = {}  # r_info → what its symbol means; None: the addend decides
         self._known: dict[int, str] = {}
@@ -66,7 +67,7 @@ class CanonicalKeys:
         return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
     def _learn(self, info: int) -> bytes | None:
-        self._fields[info] = FIELD_SIZES.get(info & 0xFFFFFFFF, 0)
+        self._fields[info] = self._known_types.FIELD_SIZES.get(info & 0xFFFFFFFF, 0)
         symbol = self.elf.symbols[info >> 32]
         target = symbol.section
         meaning: bytes | None
@@ -85,7 +86,8 @@ class CanonicalKeys:
         by_section = symbol.type == c.STT_SECTION
         at = symbol.value
         if by_section:
-            at += addend + (4 if info & 0xFFFFFFFF in PC_RELATIVE else 0)
+            known = self._known_types
+            at += addend + (known.BIAS if info & 0xFFFFFFFF in known.PC_RELATIVE else 0)
         section = self.elf.sections[symbol.section]
         return _told_apart(literal_at(self.elf.contents(section), section, at)), by_section
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import NamedTuple
 
+from katana_cc.cpu.choice import Cpu, of
 from katana_cc.diff.options import LinkOptions, link_options
 from katana_cc.elf import constants as c
 from katana_cc.elf.dynamic import DynamicTables
@@ -96,6 +97,11 @@ class Program:
         """Link-time address of an input section; None when it is not in the output."""
         return self.snapshot.placements.get((place.unit, place.section))
 
+    @property
+    def cpu(self) -> Cpu:
+        """What the output runs on."""
+        return of(self.image.machine)
+
     @cached_property
     def tables(self) -> DynamicTables:
         """What the dynamic linker reads of the output."""
@@ -103,8 +109,8 @@ class Program:
 
     @cached_property
     def imports(self) -> frozenset[str]:
-        """Names that come from libraries; those the linker copied into the program (R_X86_64_COPY) too."""
-        copied = {x.symbol for x in self.tables.relocations.values() if x.type == c.R_X86_64_COPY}
+        """Names that come from libraries; those the linker copied into the program (R_*_COPY) too."""
+        copied = {x.symbol for x in self.tables.relocations.values() if x.type == self.cpu.relocations.COPY}
         return frozenset(s.name for s in self.tables.symbols if s.name and not s.defined) | copied
 
     @cached_property

@@ -41,7 +41,7 @@ from katana_cc.transform.between import between_types
 from katana_cc.transform.model import POINTER_SIZE, Copy, Pointer, Repeat, Transformation
 from katana_cc.transform.places import pointer_steps
 
-_MALLOC_ALIGNMENT: Final = 16  # x86-64
+_MALLOC_ALIGNMENT: Final = 16  # glibc with 64-bit pointers
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff

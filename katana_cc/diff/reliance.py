@@ -36,14 +36,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import NEEDS, REFUSED, Code, relies
-from katana_cc.diff.view import Kind, Reference
-from katana_cc.elf.fields import PC_RELATIVE
+from katana_cc.diff.view import Kind, ObjectView, Reference
 from katana_cc.patch.model import Basis
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
-
-_CALL = 0xE8
 
 
 class Found(NamedTuple):
@@ -159,7 +156,9 @@ class _Walk:
             target = self._target(place.unit, reference)
             if target is None:
                 continue
-            inside = target == place and (number != place.section or _offset(reference) != 0)
+            inside = target == place and (
+                number != place.section or _offset(self.diff.view(self.old, place.unit), reference) != 0
+            )
             if not inside:
                 yield target
 
@@ -181,7 +180,7 @@ class _Walk:
                 code = view.data(number) if kind in (Kind.FUNCTION, Kind.CODE) else b""
                 for reference in view.references(number):
                     target = self._target(unit, reference)
-                    if target in gone and target != own and not _is_call(code, reference):
+                    if target in gone and target != own and not _is_call(view, code, reference):
                         found.add(target)
         return found
 
@@ -225,11 +224,10 @@ class _Walk:
         return self._prototypes[callee]
 
 
-def _offset(reference: Reference) -> int:
-    relative = 4 if reference.relocation.type in PC_RELATIVE else 0
-    return reference.base + reference.addend + relative
+def _offset(view: ObjectView, reference: Reference) -> int:
+    return reference.base + reference.addend + view.pc_bias(reference.relocation.type)
 
 
-def _is_call(code: bytes, reference: Reference) -> bool:
-    at = reference.relocation.offset
-    return reference.branch and at > 0 and code[at - 1] == _CALL
+def _is_call(view: ObjectView, code: bytes, reference: Reference) -> bool:
+    r = reference.relocation
+    return reference.branch and view.code.is_call(code, r.offset, r.type)

@@ -8,7 +8,6 @@ from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind, ObjectView
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS, masked
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
@@ -71,11 +70,12 @@ def _check_bytes(diff: Diff, place: Place, old_place: Place) -> None:
     if address is None or why:
         diff.reason(Code.NOT_PLACED, REFUSED, place, f"its place in the old output is not known: {why or 'not in it'}")
         return
-    elf = diff.view(diff.old, old_place.unit).elf
+    view = diff.view(diff.old, old_place.unit)
+    elf, known = view.elf, view.relocations
     data = elf.contents(elf.sections[old_place.section])
     relocations = elf.relocations(old_place.section)
-    if any(r.type not in EXTENTS for r in relocations):
+    if any(r.type not in known.EXTENTS for r in relocations):
         return  # the comparison said so already
     final = diff.old.image.read(address, len(data))
-    if masked(final, relocations, relaxed=True) != masked(data, relocations, relaxed=True):
+    if known.masked(final, relocations, relaxed=True) != known.masked(data, relocations, relaxed=True):
         diff.reason(Code.BYTES_UNEXPECTED, REFUSED, place, "the old output does not hold the old object's code there")

@@ -15,19 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from katana_cc.cpu import field
+from katana_cc.cpu.interface import Relocations
 from katana_cc.diff.compare import Outcome
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, Code
 from katana_cc.diff.view import Kind, Reference
-from katana_cc.elf import constants as c
-from katana_cc.elf.fields import PC_RELATIVE
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
 
-_PLAIN: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})
-_RELAXED: Final = frozenset({c.R_X86_64_GOTPCRELX, c.R_X86_64_REX_GOTPCRELX})
-_LEA: Final = 0x8D
+_BEFORE: Final = 2  # bytes before a field that tell what a linker made of the instruction
 
 
 def retarget(diff: Diff, place: Place, old_place: Place, target: Place) -> bool:
@@ -88,13 +86,21 @@ def _is_plain(diff: Diff, place: Place, reference: Reference, variable: Place) -
     resolved = diff.comparison.resolve(diff.old, place, reference)
     if start is None or target is None or resolved is None or resolved[0] != variable:
         return False
-    linked = diff.old.image.read(start + r.offset - 2, 6) if r.offset >= 2 else bytes(6)
-    if r.type not in _PLAIN and not (r.type in _RELAXED and linked[0] == _LEA):
+    cpu = diff.old.cpu
+    known = cpu.relocations
+    if r.offset < _BEFORE:
         return False
-    value = target + resolved[1] + r.addend - (start + r.offset if r.type in PC_RELATIVE | _RELAXED else 0)
-    return linked[2:] == (value & 0xFFFFFFFF).to_bytes(4, "little")
+    linked = diff.old.image.read(start + r.offset - _BEFORE, _BEFORE + 4)
+    is_relaxed = r.type in known.RELAXED_LOADS and cpu.code.was_relaxed(linked, _BEFORE)
+    if r.type not in known.DIRECT and not is_relaxed:
+        return False
+    kind = known.relocation_kind(as_linked(known, r.type), "")
+    value = field.from_place(kind, target + resolved[1] + r.addend, start + r.offset)
+    expected = bytearray(linked)
+    field.write(kind, expected, _BEFORE, value)
+    return linked == expected
 
 
-def as_linked(type_: int) -> int:
+def as_linked(known: Relocations, type_: int) -> int:
     """The relocation type that says what the linker made of a field that `retarget` takes."""
-    return c.R_X86_64_PC32 if type_ in _RELAXED else type_
+    return known.AS_RELAXED if type_ in known.RELAXED_LOADS else type_

@@ -23,14 +23,11 @@ from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.view import Kind, Reference
 from katana_cc.elf import constants as c
-from katana_cc.elf.instructions import Instruction, instructions
 
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
 
-JUMP_SIZE: Final = 5  # bytes of `jmp rel32`
 _LONGEST: Final = 15  # bytes of one instruction
-_FILL: Final = (b"\0", b"\xcc", b"\x90")
 _SILENT: Final = (Kind.FRAMES, Kind.EXCEPTIONS, Kind.INDIRECT, Kind.IGNORED)
 
 
@@ -38,7 +35,7 @@ def handle_small(diff: Diff) -> bool:
     """Decide for each replaced function that is too small; whether functions were added to those to replace."""
     grown = False
     for place, old_place in list(diff.changes.replaced.items()):
-        if _size(diff, old_place) < JUMP_SIZE and place not in diff.changes.padded:
+        if _size(diff, old_place) < _jump_size(diff) and place not in diff.changes.padded:
             grown |= _handle(diff, place, old_place)
     return grown
 
@@ -49,7 +46,7 @@ def _handle(diff: Diff, place: Place, old_place: Place) -> bool:
         return False
     callers, why = _callers(diff, old_place)
     if why:
-        text = f"the old function has {_size(diff, old_place)} bytes, a jump needs {JUMP_SIZE}; {why}"
+        text = f"the old function has {_size(diff, old_place)} bytes, a jump needs {_jump_size(diff)}; {why}"
         diff.changes.padded.add(place)  # decided
         diff.reason(Code.FUNCTION_TOO_SMALL, REFUSED, place, text)
         return False
@@ -67,6 +64,10 @@ def _handle(diff: Diff, place: Place, old_place: Place) -> bool:
     return grown
 
 
+def _jump_size(diff: Diff) -> int:
+    return diff.old.cpu.code.JUMP_SIZE
+
+
 def _size(diff: Diff, old_place: Place) -> int:
     return diff.view(diff.old, old_place.unit).elf.sections[old_place.section].size
 
@@ -78,7 +79,7 @@ def _followed_by_padding(diff: Diff, old_place: Place) -> bool:
     """Whether nothing but padding lies in what a jump needs beyond the function."""
     address = diff.old.address(old_place)
     assert address is not None
-    end, needed = address + _size(diff, old_place), address + JUMP_SIZE
+    end, needed = address + _size(diff, old_place), address + _jump_size(diff)
     if any(_is_code(diff, place) for place in diff.old.unplaced):
         return False  # it might lie here
     if any(start < needed and stop > end for start, stop in _placed(diff)):
@@ -89,8 +90,8 @@ def _followed_by_padding(diff: Diff, old_place: Place) -> bool:
                     and s.vaddr <= address and needed <= s.vaddr + s.file_size), None)  # fmt: skip
     if segment is None:
         return False
-    room = min(segment.vaddr + segment.file_size - end, _LONGEST + JUMP_SIZE)
-    return is_padding(diff.old.image.read(end, room), needed - end)
+    room = min(segment.vaddr + segment.file_size - end, _LONGEST + _jump_size(diff))
+    return diff.old.cpu.code.is_padding(diff.old.image.read(end, room), needed - end)
 
 
 def _is_code(diff: Diff, place: Place) -> bool:
@@ -105,27 +106,6 @@ def _placed(diff: Diff) -> Iterator[tuple[int, int]]:
             start = diff.old.address(Place(unit, section.number))
             if start is not None:
                 yield start, start + section.size
-
-
-def is_padding(code: bytes, size: int) -> bool:
-    """Whether the first `size` bytes are what gaps are filled with: one byte over and over, or no-operations."""
-    if code[:size] in [fill * size for fill in _FILL]:
-        return True
-    covered = 0
-    for found in instructions(code):
-        if not _does_nothing(code, found):
-            return False
-        covered = found.end
-        if covered >= size:
-            return True
-    return False
-
-
-def _does_nothing(code: bytes, found: Instruction) -> bool:
-    """NOP, XCHG %ax,%ax, and the long NOP 0F 1F, with any prefixes."""
-    if found.map == 1 and found.opcode == 0x90:
-        return not found.rex and 0xF3 not in code[found.start : found.opcode_at]
-    return found.map == 2 and found.opcode == 0x1F and not found.vector
 
 
 # Callers

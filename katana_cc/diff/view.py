@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
 
+from katana_cc.cpu.choice import of
+from katana_cc.cpu.interface import Instructions, Relocations
 from katana_cc.diff.frames import FrameEntry, read_frames
 from katana_cc.diff.keys import CanonicalKeys
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import PC_RELATIVE, is_branch
-from katana_cc.elf.instructions import instructions
 from katana_cc.elf.reader import ElfFile, Relocation, Section, Symbol
 from katana_cc.recorder.record import literal_at, stem
 
@@ -65,18 +65,6 @@ class Reference:
 _WHITE = b"\t\n\r\x1b\a\b\f\v"
 
 
-def _bias(r: Relocation, code: bytes) -> int | None:
-    """What must be added to the addend to get the offset pointed at; None when the instruction would have to be known.
-
-    A `lea` (opcode 8d) ends with its displacement, which counts from there.  A table of distances (clang's `reltable`)
-    counts from its start, which for its first field is the field.
-    """
-    if r.type not in PC_RELATIVE or (not code and not r.offset):
-        return 0
-    is_lea = len(code) > r.offset >= 2 and code[r.offset - 2] == 0x8D
-    return 4 if is_lea else None
-
-
 RELRO = ".data.rel.ro"
 UNNAMED_SECTIONS = (".rodata", ".lrodata", RELRO)  # how the names of sections begin that may hold unnamed constants
 _IGNORED_NAMES = (".note.gnu.property", ".note.GNU-stack", ".note.ABI-tag", ".llvm_addrsig")
@@ -87,9 +75,34 @@ class ObjectView:
 
     def __init__(self, elf: ElfFile) -> None:
         self.elf = elf
+        self.cpu = of(elf.machine)
         self.keys = CanonicalKeys(elf)
         self._references: dict[int, tuple[Reference, ...]] = {}
-        self._ends: dict[int, dict[int, int]] = {}
+        self._ends: dict[int, Mapping[int, int]] = {}
+
+    @property
+    def relocations(self) -> Relocations:
+        """What is known of its relocation types."""
+        return self.cpu.relocations
+
+    @property
+    def code(self) -> Instructions:
+        """What is known of its instructions."""
+        return self.cpu.code
+
+    def pc_bias(self, kind: int) -> int:
+        """What to add to an addend of that type in code, where an instruction ends with its field."""
+        return self.relocations.BIAS if kind in self.relocations.PC_RELATIVE else 0
+
+    def _bias(self, r: Relocation, code: bytes) -> int | None:
+        """What must be added to the addend to get the offset pointed at; None when the instruction would have to be
+        known.
+
+        A table of distances (clang's `reltable`) counts from its start, which for its first field is the field.
+        """
+        if r.type not in self.relocations.PC_RELATIVE or (not code and not r.offset):
+            return 0
+        return self.code.bias(code, r.offset)
 
     @cached_property
     def file(self) -> str:
@@ -161,7 +174,7 @@ class ObjectView:
         if not s.name.startswith(".data") or any(not x.name.startswith("DW.ref.") for x in symbols):
             return False
         fields = self.elf.relocations(s.number)
-        if {(r.offset, r.type) for r in fields} != {(at, c.R_X86_64_64) for at in range(0, s.size, 8)}:
+        if {(r.offset, r.type) for r in fields} != {(at, self.relocations.ABSOLUTE[8]) for at in range(0, s.size, 8)}:
             return False
         return bool(symbols) or s.number not in self._pointed_at
 
@@ -214,9 +227,8 @@ class ObjectView:
         """What to add to the addend of the field at an offset of code to get the offset it leads to: a displacement
         counts from the end of its instruction."""
         if section not in self._ends:
-            found = instructions(self.data(section))
-            self._ends[section] = {i.displacement_at: i.end for i in found if i.displacement_at >= 0}
-        return self._ends[section].get(at, at + 4) - at
+            self._ends[section] = self.code.field_ends(self.data(section))
+        return self._ends[section].get(at, at + self.relocations.BIAS) - at
 
     def holds_labels(self, section: int) -> bool:
         """Whether a datum holds addresses inside one function and its parts, and nothing else that is relocated."""
@@ -263,7 +275,7 @@ class ObjectView:
 
     def _refer(self, r: Relocation, code: bytes) -> Reference:
         symbol = self.elf.symbols[r.symbol]
-        branch = bool(code) and is_branch(code, r.offset)
+        branch = bool(code) and self.code.is_branch(code, r.offset, r.type)
         weak = symbol.binding == c.STB_WEAK
         by_section = symbol.type == c.STT_SECTION
         target = symbol.section
@@ -274,14 +286,14 @@ class ObjectView:
         section = self.elf.sections[target]
         # gcc without -fPIC puts addresses there too, which no linker merges: they are data, with relocations.
         if section.flags & c.SHF_MERGE and not self.elf.relocations(target):
-            bias = _bias(r, code) if by_section else 0
+            bias = self._bias(r, code) if by_section else 0
             if bias is None:
                 # Where it points depends on the length of the instruction after the field: take all of it, to be safe.
                 literal = self.elf.contents(section) + b"%d" % r.addend
                 return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section, -1)
             literal = literal_at(self.data(target), section, symbol.value + (r.addend + bias if by_section else 0))
             return Reference(r, symbol.name, target, symbol.value, literal, branch, weak, by_section, bias)
-        bias = _bias(r, code)
+        bias = self._bias(r, code)
         if by_section and bias is not None and self.kinds.get(target) is Kind.ANONYMOUS:
             text = self._text_at(target, symbol.value + r.addend + bias)
             if text is not None:
@@ -316,7 +328,7 @@ class ObjectView:
             for r in self.elf.relocations(section.number):
                 symbol = self.elf.symbols[r.symbol]
                 if symbol.section and self.kinds.get(symbol.section) is Kind.ANONYMOUS:
-                    offset = symbol.value + r.addend + (_bias(r, code) or (4 if r.type in PC_RELATIVE else 0))
+                    offset = symbol.value + r.addend + (self._bias(r, code) or self.pc_bias(r.type))
                     found.setdefault(symbol.section, set()).add(offset)
         return {section: sorted(offsets) for section, offsets in found.items()}
 

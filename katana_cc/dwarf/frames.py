@@ -8,7 +8,8 @@ pyelftools' reader fails on DW_CFA_GNU_args_size, which libc's own tables hold.
                    FDE   pc range, then instructions: at which pc which rule changes
     .eh_frame_hdr  (pc, FDE) pairs sorted by pc, relative to its own address
 
-Sources: LSB core 4.1 "Exception Frames" (10.6), DWARF 5 section 6.4, DW_CFA_GNU_* of gcc's dwarf2.h.
+Sources: LSB core 4.1 "Exception Frames" (10.6), DWARF 5 section 6.4, DW_CFA_GNU_* of gcc's dwarf2.h,
+AADWARF64 for DW_CFA_AARCH64_negate_ra_state.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 
 from katana_cc.errors import FormatError
 
-RETURN_COLUMN_X86_64: Final = 16
+_RETURN_COLUMN_AARCH64: Final = 30
 
 DW_EH_PE_OMIT: Final = 0xFF
 _APPLICATION = 0x70
@@ -72,12 +73,14 @@ class Rule(NamedTuple):
 
 class Row(NamedTuple):
     """The table row in force at a pc: the CFA as register + offset, or an expression, and the rules by DWARF register
-    number; a register without a rule keeps its value."""
+    number; a register without a rule keeps its value.  `is_signed`: the return address is, with pointer
+    authentication."""
 
     cfa_register: int
     cfa_offset: int
     cfa_expression: bytes
     rules: dict[int, Rule]
+    is_signed: bool = False
 
 
 class CfiReader:
@@ -263,7 +266,8 @@ def _execute(code: bytes, cie: Cie, start: int, pc: int | None, row: Row, initia
     """Run instructions until the location passes `pc`."""
     cursor = CfiReader(code, 0, 0)
     register, offset, expression, rules = row.cfa_register, row.cfa_offset, row.cfa_expression, dict(row.rules)
-    saved: list[tuple[int, int, bytes, dict[int, Rule]]] = []
+    saved: list[tuple[int, int, bytes, dict[int, Rule], bool]] = []
+    is_signed = row.is_signed
     location = start
     while cursor.at < cursor.end:
         byte = cursor.u8()
@@ -294,11 +298,11 @@ def _execute(code: bytes, cie: Cie, start: int, pc: int | None, row: Row, initia
             number = cursor.uleb()
             rules[number] = Rule("register", cursor.uleb())
         elif byte == 0x0A:  # remember_state
-            saved.append((register, offset, expression, dict(rules)))
+            saved.append((register, offset, expression, dict(rules), is_signed))
         elif byte == 0x0B:  # restore_state
             if not saved:
                 raise FormatError("DW_CFA_restore_state without a remembered state")
-            register, offset, expression, rules = saved.pop()
+            register, offset, expression, rules, is_signed = saved.pop()
         elif byte in (0x0C, 0x12):  # def_cfa, def_cfa_sf
             register = cursor.uleb()
             offset = cursor.uleb() if byte == 0x0C else cursor.sleb() * cie.data_alignment
@@ -316,6 +320,8 @@ def _execute(code: bytes, cie: Cie, start: int, pc: int | None, row: Row, initia
             number = cursor.uleb()
             factored = cursor.uleb() if byte == 0x14 else cursor.sleb()
             rules[number] = Rule("val_offset", factored * cie.data_alignment)
+        elif byte == 0x2D and cie.return_column == _RETURN_COLUMN_AARCH64:  # AARCH64_negate_ra_state
+            is_signed = not is_signed
         elif byte == 0x2E:  # GNU_args_size: for landing pads only
             cursor.uleb()
         elif byte == 0x2F:  # GNU_negative_offset_extended
@@ -326,7 +332,7 @@ def _execute(code: bytes, cie: Cie, start: int, pc: int | None, row: Row, initia
         if pc is not None and location > pc:
             # The instruction was an advance past pc: it changed nothing but the location.
             break
-    return Row(register, offset, expression, rules)
+    return Row(register, offset, expression, rules, is_signed)
 
 
 _ADVANCE: Final = {0x02: "<B", 0x03: "<H", 0x04: "<I"}

@@ -22,6 +22,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final, NamedTuple
 
+from katana_cc.cpu.choice import of
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.errors import FormatError
@@ -31,18 +32,6 @@ _CHDR: Final = struct.Struct("<IIQQ")
 _ELFCOMPRESS_ZLIB: Final = 1
 _ELFCOMPRESS_ZSTD: Final = 2
 _WIDTHS: Final = {4: struct.Struct("<I"), 8: struct.Struct("<Q")}
-
-# Machine → relocation type → bytes written.  Absolute ones, and offsets in the thread-local segment.
-_RELOCATION_WIDTHS: Final = {
-    c.EM_X86_64: {
-        c.R_X86_64_64: 8,
-        c.R_X86_64_32: 4,
-        c.R_X86_64_32S: 4,
-        c.R_X86_64_DTPOFF64: 8,
-        c.R_X86_64_DTPOFF32: 4,
-    },
-    c.EM_AARCH64: {257: 8, 258: 4, 1029: 8},  # R_AARCH64_ABS64, _ABS32, _TLS_DTPREL64
-}
 
 Decompressor = Callable[[bytes, int], bytes]
 """Takes compressed bytes and the size they must expand to; returns the expanded bytes."""
@@ -145,7 +134,7 @@ class DebugSections:
         self.elf = elf
         self.where = elf.where
         self._zstd = zstd
-        self._widths = _RELOCATION_WIDTHS.get(elf.machine, {})
+        self._widths = of(elf.machine).relocations.TABLE_WIDTHS
         holders = [s for s in elf.sections if s.name in (".debug_info", ".debug_types") and s.type != c.SHT_NOBITS]
         if not holders:
             raise UnusableDebugSection(self._absent())

@@ -7,7 +7,10 @@ signal handler was interrupted in between two instructions, and its own pc count
 An unwind is *complete* when it ends where the program says that stacks end: a return address that is undefined or zero
 (`_start`, `clone`).  Otherwise frames may be missing beyond its end, and the caller must assume the worst.
 
-Source: DWARF 5 sections 6.4.3, 6.4.4 and 2.5.1; psABI figure 3.36 for register numbers.
+Where a call leaves the return address in a register (AArch64), a function without a rule for it has left it there.  It
+may be signed there and on the stack (AADWARF64, "Call frame instructions"): then its signature is taken off.
+
+Source: DWARF 5 sections 6.4.3, 6.4.4 and 2.5.1.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from katana_cc.cpu.interface import DwarfNumbers
 from katana_cc.dwarf.frames import CfiReader, Fde, Row, Rule, row_at
 from katana_cc.errors import FormatError, KatanaError
 
 _MASK: Final = (1 << 64) - 1
-_STACK_POINTER: Final = 7
 _MAX_STEPS: Final = 1000
 
 FindFde = Callable[[int], Fde | None]
@@ -47,21 +50,30 @@ class Backtrace:
 
 
 class Unwinder:
-    """Unwinds many stacks of one process; rows are kept by pc, since threads wait at the same places."""
+    """Unwinds many stacks of one process; rows are kept by pc, since threads wait at the same places.
 
-    def __init__(self, find: FindFde, read: ReadMemory, limit: int = 4096) -> None:
+    Args:
+        numbers: the CPU's registers.
+        signature: the bits of a signed return address that are its signature (NT_ARM_PAC_MASK).
+    """
+
+    def __init__(
+        self, find: FindFde, read: ReadMemory, numbers: DwarfNumbers, limit: int = 4096, signature: int = 0
+    ) -> None:
         self._find = find
         self._read = read
+        self._numbers = numbers
+        self._signature = signature
         self._limit = limit
         self._rows: dict[int, tuple[Fde, Row] | None] = {}
 
     def unwind(self, registers: Mapping[int, int]) -> Backtrace:
-        """Unwind from DWARF-numbered registers (0-15, and 16 the pc)."""
+        """Unwind from DWARF-numbered registers, the pc among them."""
         values = dict(registers)
         frames: list[Frame] = []
         exact = True
         while len(frames) < self._limit:
-            pc = values[16]
+            pc = values[self._numbers.pc]
             if not pc:
                 return Backtrace(tuple(frames), True)
             try:
@@ -72,13 +84,17 @@ class Unwinder:
                 fde, row = found
                 cfa = self._cfa(row, values)
                 frames.append(Frame(len(frames), pc, cfa, exact))
-                following = self._caller(fde, row, cfa, values)
+                following = self._caller(fde, row, cfa, values, exact)
             except KatanaError as error:
                 return Backtrace(tuple(frames), False, error.what)
             if following is None:
                 return Backtrace(tuple(frames), True)
             exact = fde.cie.is_signal_frame
-            if following[_STACK_POINTER] <= values[_STACK_POINTER] and not exact and len(frames) > 1:
+            if (
+                following[self._numbers.stack_pointer] <= values[self._numbers.stack_pointer]
+                and not exact
+                and len(frames) > 1
+            ):
                 return Backtrace(tuple(frames), False, "the stack does not grow outwards")
             values = following
         return Backtrace(tuple(frames), False, f"more than {self._limit} frames")
@@ -94,18 +110,21 @@ class Unwinder:
             return self._evaluate(row.cfa_expression, values, [])
         return (_register(values, row.cfa_register) + row.cfa_offset) & _MASK
 
-    def _caller(self, fde: Fde, row: Row, cfa: int, values: Mapping[int, int]) -> dict[int, int] | None:
+    def _caller(self, fde: Fde, row: Row, cfa: int, values: Mapping[int, int], exact: bool) -> dict[int, int] | None:
         result = dict(values)
-        result[_STACK_POINTER] = cfa
+        result[self._numbers.stack_pointer] = cfa
         for number, rule in row.rules.items():
             if rule.kind == "undefined":
                 result.pop(number, None)
             else:
                 result[number] = self._value(rule, cfa, values)
         column = fde.cie.return_column
-        if column not in row.rules or column not in result:
+        if column not in row.rules and self._numbers.is_return_in_register:
+            if not exact:
+                raise FormatError("the return address of a frame that has called is in no place")
+        elif column not in row.rules or column not in result:
             return None  # undefined, or no rule for it: the outermost frame
-        result[16] = result[column]
+        result[self._numbers.pc] = result[column] & ~self._signature if row.is_signed else result[column]
         return result
 
     def _value(self, rule: Rule, cfa: int, values: Mapping[int, int]) -> int:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import by_weight, verdict_of
-from katana_cc.diff.small import JUMP_SIZE
 from katana_cc.elf import constants as c
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.edits import Edits
@@ -104,7 +103,8 @@ class _Builder:
     def _replacement(self, place: Place, old_place: Place) -> Replacement:
         view, old_view = self.carrier.view(place), self.diff.view(self.old, old_place.unit)
         name = view.label(place.section)
-        address, size, digest = self._old_range(old_place, JUMP_SIZE if place in self.changes.padded else 0)
+        jump = self.old.cpu.code.JUMP_SIZE
+        address, size, digest = self._old_range(old_place, jump if place in self.changes.padded else 0)
         parts = tuple(
             self._old_range(Place(old_place.unit, n))
             for n in old_view.parts.get(old_place.section, ())

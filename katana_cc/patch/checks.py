@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from katana_cc.cpu.choice import of
 from katana_cc.dwarf.frames import Fde, records
 from katana_cc.dwarf.lsda import read_lsda
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import FIELD_SIZES
 from katana_cc.errors import FormatError
 from katana_cc.patch.codec import encode
 from katana_cc.patch.layout import LINKER_TYPES, is_ours
@@ -63,9 +63,10 @@ def _of_identity(po: PatchObject) -> Iterator[str]:
 
 
 def _of_sections(po: PatchObject) -> Iterator[str]:
+    sizes = of(po.identity.machine).relocations.FIELD_SIZES
     for s in po.sections:
         for r in s.relocations:
-            width = FIELD_SIZES.get(r.type)
+            width = sizes.get(r.type)
             if width is None:
                 yield f"section {s.name}: relocation of unknown type {r.type} at {r.offset:#x}"
             elif r.offset + width > s.size:

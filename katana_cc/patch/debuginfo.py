@@ -17,11 +17,12 @@ Source: DWARF 5, sections 2.17 (ranges), 3.1 (units), 3.3 (subprograms), 7.5 (en
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from katana_cc import __version__
+from katana_cc.cpu.choice import of
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.lines import Row
 from katana_cc.elf import constants as c
@@ -33,7 +34,6 @@ LANG_C11: Final = 0x1D  # DWARF 5, table 7.17
 LANG_C_PLUS_PLUS_14: Final = 0x21
 _OFFSET_SIZE: Final = 4
 _RANGES_HEADER: Final = struct.Struct("<HBBI")  # version, address size, segment selector size, offset entry count
-_RELOCATIONS: Final = {_OFFSET_SIZE: c.R_X86_64_32, ADDRESS_SIZE: c.R_X86_64_64}
 _UNIT, _DECLARED, _UNDECLARED = 1, 2, 3  # abbreviation codes
 _ABBREVIATIONS: Final[tuple[tuple[int, int, bool, tuple[tuple[int, int], ...]], ...]] = (
     (
@@ -128,13 +128,14 @@ def with_debug_information(
             of_section[section] = len(symbols)
             symbols.append(PatchSymbol("", c.STB_LOCAL, c.STT_SECTION, section, 0, 0))
     # From here on every address has its symbol.
-    added = tuple(_section(name, buffer, of_section) for name, buffer in contents.values())
+    absolute = of(po.identity.machine).relocations.ABSOLUTE
+    added = tuple(_section(name, buffer, of_section, absolute) for name, buffer in contents.values())
     return replace(po, sections=(*po.sections, *added), symbols=tuple(symbols))
 
 
-def _section(name: str, buffer: Buffer, of_section: dict[int, int]) -> PatchSection:
+def _section(name: str, buffer: Buffer, of_section: dict[int, int], absolute: Mapping[int, int]) -> PatchSection:
     relocations = tuple(
-        PatchRelocation(at, _RELOCATIONS[width], of_section[section], addend)
+        PatchRelocation(at, absolute[width], of_section[section], addend)
         for at, width, section, addend in buffer.fields
     )
     data = bytes(buffer.data)

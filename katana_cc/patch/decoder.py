@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from katana_cc.cpu.choice import SUPPORTED, unsupported
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.errors import FormatError, InvalidPatchError
@@ -64,7 +65,10 @@ def decode(data: bytes, where: str) -> PatchObject:
     """
     verified_digest(data, where)
     try:
-        return _Reader(ElfFile(data, where)).patch_object()
+        elf = ElfFile(data, where)
+        if elf.machine not in SUPPORTED:
+            raise InvalidPatchError(unsupported(elf.machine), where=where)
+        return _Reader(elf).patch_object()
     except (FormatError, struct.error, ValueError) as error:
         what = error.what if isinstance(error, FormatError) else str(error)
         raise InvalidPatchError(f"patch object against the format: {what}", where=where, remedy=REMEDY) from error

@@ -99,7 +99,7 @@ class Edits:
         assert start is not None
         result = []
         for new, old, variable in fields(self.diff, place, old_place):
-            at, kind = old.relocation.offset, as_linked(old.relocation.type)
+            at, kind = old.relocation.offset, as_linked(self.old.cpu.relocations, old.relocation.type)
             before = self.diff.comparison.resolve(self.old, old_place, old)
             after = self.diff.comparison.resolve(self.diff.new, place, new)
             assert before is not None
@@ -122,8 +122,9 @@ class Edits:
         data = bytearray(self.old.image.read(address, size))
         relocations = []
         moved = self.old.image.type == c.ET_DYN
+        whole = self.old.cpu.relocations.ABSOLUTE[8]
         for r in self.old.object(place.unit).relocations(place.section):
-            if r.type != c.R_X86_64_64 or r.offset + 8 > size:
+            if r.type != whole or r.offset + 8 > size:
                 continue
             dynamic = self.old_tables.relocations.get(address + r.offset)
             if dynamic is not None and dynamic.symbol:

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from typing import Final
 
+from katana_cc.cpu.interface import Relocations
 from katana_cc.diff.frames import FrameEntry
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import PatchRelocation, PatchSection
 
-# DW_EH_PE_indirect | pcrel | sdata4 or sdata8, and the relocation that fills such a field, by the field's width
-INDIRECT_FORMS: Final = {4: (0x9B, c.R_X86_64_PC32), 8: (0x9C, c.R_X86_64_PC64)}
+INDIRECT_FORMS: Final = {4: 0x9B, 8: 0x9C}  # width → DW_EH_PE_indirect | pcrel | sdata4 or sdata8
 _WIDTHS: Final = {0x00: 8, 0x03: 4, 0x04: 8, 0x0B: 4, 0x0C: 8}  # of a pointer, by its encoding's form
 
 
 class FrameBuilder:
     """Puts FDEs into one .eh_frame section."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Relocations) -> None:
+        self._known = known
         self._data = bytearray()
         self._relocations: list[PatchRelocation] = []
         self._cies: dict[tuple[bytes, int | None], int] = {}
@@ -54,14 +55,14 @@ class FrameBuilder:
             cie = bytearray(entry.cie)
             if personality is not None:
                 width = _WIDTHS[cie[entry.personality_at - 1] & 0x0F]
-                encoding, kind = INDIRECT_FORMS[width]
-                cie[entry.personality_at - 1] = encoding
+                kind = self._known.RELATIVE[width]
+                cie[entry.personality_at - 1] = INDIRECT_FORMS[width]
                 self._field(cie, entry.personality_at, start, kind, personality, 0)
             self._data += cie
         return self._cies[key]
 
     def _field(self, record: bytearray, at: int, start: int, kind: int, symbol: int, addend: int) -> None:
-        width = 8 if kind in (c.R_X86_64_64, c.R_X86_64_PC64) else 4
+        width = 8 if kind in (self._known.ABSOLUTE[8], self._known.RELATIVE[8]) else 4
         record[at : at + width] = bytes(width)
         self._relocations.append(PatchRelocation(start + at, kind, symbol, addend))
 

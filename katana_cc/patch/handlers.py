@@ -33,7 +33,7 @@ class HandlerTables:
 
     def pointer(self, place: Place, reference: Reference) -> int | None:
         """The symbol of a pointer to what a reference of `place` means; None after a refusal."""
-        whole = reference.relocation._replace(offset=0, type=c.R_X86_64_64)
+        whole = reference.relocation._replace(offset=0, type=self.references.known.ABSOLUTE[8])
         meant = self.references.translate(place, dataclasses.replace(reference, relocation=whole))
         if meant is None:
             return None
@@ -59,7 +59,7 @@ class HandlerTables:
             low, high = lsda.table
             low = high - (high - low) // lsda.width * lsda.width
             data[low - lsda.start : high - lsda.start] = bytes(high - low)
-            encoding, kind = INDIRECT_FORMS[lsda.width]
+            encoding, kind = INDIRECT_FORMS[lsda.width], self.references.known.RELATIVE[lsda.width]
             data[lsda.encoding_at - lsda.start] = encoding
             for at, meant in zip(lsda.types, handlers.types, strict=True):
                 if meant is None:

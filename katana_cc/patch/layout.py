@@ -6,6 +6,7 @@ import hashlib
 import struct
 from typing import Final
 
+from katana_cc.cpu.choice import SUPPORTED, of
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError
 from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Verdict
@@ -37,8 +38,8 @@ TRANSFORM: Final = struct.Struct("<QQQIIII")  # address, new (relocated), old si
 FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer points to
 HOOK: Final = struct.Struct("<QIIII")  # function (relocated), kind, name, 0, 0
 NEW_AT, EXPECTED_AT, REPLACEMENT_AT, TRANSFORM_NEW_AT = 16, 8, 16, 8
-MACHINES: Final = {c.EM_X86_64: "x86-64"}
-ABSOLUTE_64: Final = {c.EM_X86_64: c.R_X86_64_64}  # machine → "the 64-bit address S + A"
+MACHINES: Final = {machine: of(machine).name for machine in SUPPORTED}
+ABSOLUTE_64: Final = {machine: of(machine).relocations.ABSOLUTE[8] for machine in SUPPORTED}  # "the address S + A"
 LINKER_TYPES: Final = (c.SHT_NULL, c.SHT_SYMTAB, c.SHT_STRTAB, c.SHT_RELA, c.SHT_REL, c.SHT_GROUP, c.SHT_SYMTAB_SHNDX)
 MAX_ALIGNMENT: Final = 1 << 24  # a forged one must not make the writer pad the file without end
 REMEDY: Final = "make the patch again (`katana-release --since NAME`), or copy it again if it was copied"

@@ -21,21 +21,12 @@ from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, Code
 from katana_cc.diff.view import Kind, Reference
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import GOT_RELATIVE, PC_RELATIVE
-from katana_cc.elf.instructions import direct_use
 from katana_cc.elf.versions import split
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.model import PatchRelocation, PatchSection, PatchSymbol, Reason
 from katana_cc.patch.pool import LiteralPool
 
-CARRIED_TYPES: Final = frozenset(
-    {c.R_X86_64_64, c.R_X86_64_PC32, c.R_X86_64_PLT32, c.R_X86_64_32, c.R_X86_64_32S, c.R_X86_64_PC64,
-     c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF} | GOT_RELATIVE
-)  # fmt: skip
-_ALWAYS_LOADED: Final = ("libc.so.6", "ld-linux-x86-64.so.2", "linux-vdso.so.1")  # by any dynamic program
-_INDIRECT_TYPES: Final = frozenset({c.R_X86_64_PLT32, c.R_X86_64_64} | GOT_RELATIVE)
-_DIRECT_TYPES: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})
-_THREAD_TYPES: Final = frozenset({c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF})
+_ALWAYS_LOADED: Final = ("libc.so.6", "linux-vdso.so.1")  # by any dynamic program
 
 
 class References:
@@ -46,6 +37,10 @@ class References:
         self.diff = carrier.diff
         self.old, self.new = self.diff.old, self.diff.new
         self.old_tables = self.old.tables
+        self.known = known = self.new.cpu.relocations
+        absolute = {known.ABSOLUTE[8]}
+        self._indirect = known.CALLS | known.GOT_RELATIVE | absolute
+        self._carried = self._indirect | known.DIRECT | known.THREAD | {known.RELATIVE[8]}
 
     def translated(self, place: Place, section: PatchSection | None) -> PatchSection:
         assert section is not None
@@ -61,9 +56,9 @@ class References:
 
     def translate(self, place: Place, reference: Reference) -> PatchRelocation | None:
         r = reference.relocation
-        if r.type == c.R_X86_64_NONE:
+        if r.type == self.known.NONE:
             return None
-        if r.type not in CARRIED_TYPES:
+        if r.type not in self._carried:
             text = f"it uses relocation type {r.type} for {reference.name}, which cannot be carried"
             self.carrier.refuse(Code.RELOCATION, place, text)
             return None
@@ -85,7 +80,7 @@ class References:
     def _interposable(self, place: Place, reference: Reference) -> str | None:
         """The name of what another module may define in this library's stead: looked up again, as the old code did."""
         r = reference.relocation
-        if reference.by_section or r.type not in _INDIRECT_TYPES:
+        if reference.by_section or r.type not in self._indirect:
             return None
         symbol = self.carrier.view(place).elf.symbols[r.symbol]
         name = self.new.meant(symbol.name) if symbol.section == c.SHN_UNDEF else symbol.name
@@ -182,10 +177,10 @@ class References:
         if root != target or reference.branch:
             return True
         here = self.carrier.view(place)
-        if here.kinds.get(place.section) is Kind.ANONYMOUS and reference.relocation.type in PC_RELATIVE:
+        if here.kinds.get(place.section) is Kind.ANONYMOUS and reference.relocation.type in self.known.PC_RELATIVE:
             return True  # a jump table's entries are labels, relative to the table
         from_code = here.kinds.get(place.section) in (Kind.FUNCTION, Kind.CODE)
-        entry = offset + (4 if from_code and reference.relocation.type in PC_RELATIVE else 0)
+        entry = offset + (here.pc_bias(reference.relocation.type) if from_code else 0)
         return entry != 0
 
     def _ifunc(self, place: Place, reference: Reference, address: int) -> int | None:
@@ -220,7 +215,7 @@ class References:
         if old_address is None or segment is None or target in self.diff.correlation.ambiguous:
             self.carrier.refuse(Code.THREAD_LOCAL, place, f"it uses the thread-local {label}, which is new")
             return None, 0
-        if reference.relocation.type not in _THREAD_TYPES:
+        if reference.relocation.type not in self.known.THREAD:
             self.carrier.refuse(Code.THREAD_LOCAL, place, f"it uses {label} through the dynamic thread-local model")
             return None, 0
         value = old_address - segment.vaddr
@@ -278,10 +273,10 @@ class References:
         if reference.weak:
             return True
         view, r = self.carrier.view(place), reference.relocation
-        if r.type not in _DIRECT_TYPES or not view.elf.sections[place.section].flags & c.SHF_EXECINSTR:
+        if r.type not in self.known.DIRECT or not view.elf.sections[place.section].flags & c.SHF_EXECINSTR:
             return False
         fields = (x.offset for x in view.elf.relocations(place.section))
-        return direct_use(view.data(place.section), r.offset, fields) is not None
+        return view.code.far_use(view.data(place.section), r.offset, fields) is not None
 
     def _import(self, place: Place, reference: Reference) -> PatchRelocation | None:
         r = reference.relocation
@@ -294,7 +289,9 @@ class References:
                 Code.IMPORT_DIRECT, place, f"it calls {name}, which the old static program does not hold"
             )
             return None
-        direct = not reference.branch and r.type not in GOT_RELATIVE and r.type not in (c.R_X86_64_64, *_THREAD_TYPES)
+        direct = not reference.branch and r.type not in self.known.GOT_RELATIVE | self.known.THREAD | {
+            self.known.ABSOLUTE[8]
+        }
         if direct and (known is None or not known.value) and not self._possible_from_afar(place, reference):
             text = (
                 f"it reaches {name} of a library directly, which only the link of the old program could have prepared "
@@ -302,12 +299,12 @@ class References:
             )
             self.carrier.refuse(Code.IMPORT_DIRECT, place, text)
             return None
-        if r.type in _THREAD_TYPES:
+        if r.type in self.known.THREAD:
             self.carrier.refuse(Code.THREAD_LOCAL, place, f"it uses the thread-local {name} of a library")
             return None
         if known is None:
             self._note_new_import(place, name)
-            added = sorted({*self.new.tables.needed} - {*self.old_tables.needed, *_ALWAYS_LOADED})
+            added = sorted({*self.new.tables.needed} - {*self.old_tables.needed, *_ALWAYS_LOADED, self.known.LOADER})
             if added and not reference.weak:
                 text = f"it needs {name}, and the new build links {', '.join(added)}, which the process did not load"
                 self.carrier.refuse(Code.LIBRARY_NEW, place, text)

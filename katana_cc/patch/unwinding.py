@@ -31,7 +31,7 @@ class Unwinding:
     def __init__(self, carrier: Carrier, references: References) -> None:
         self.carrier = carrier
         self.tables = HandlerTables(carrier, references)
-        self._builder = FrameBuilder()
+        self._builder = FrameBuilder(references.known)
         self._takes_part = False
 
     def add(self, place: Place) -> None:

@@ -22,9 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from katana_cc.cpu.native import code
+from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Backtrace, Unwinder
 from katana_cc.errors import TargetError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
@@ -79,7 +80,7 @@ class Finder:
             reread: gives the present one; called when the old one does not explain a stack pointer.
         """
         for i, tid in enumerate(order):
-            pc = registers[i * REGISTER_WORDS + cpu.RIP]
+            pc = registers[i * REGISTER_WORDS + cpu.PC]
             guard = self.guard_of_pc(pc)
             if guard is not None:
                 return Activity(tid, guard.name, pc, 0)
@@ -108,7 +109,7 @@ class Finder:
         guard = self._guards[i]
         if pc >= guard.start + guard.size or (guard.entry_is_free and pc == guard.start):
             return None
-        if guard.allowed and pc >= guard.start + cpu.JUMP_SIZE:
+        if guard.allowed and pc >= guard.start + code.JUMP_SIZE:
             return None
         return guard
 
@@ -120,25 +121,25 @@ class Finder:
         guard = self._guards[i]
         if not guard.start < address <= guard.start + guard.size:
             return None
-        if guard.allowed and address >= guard.start + cpu.JUMP_SIZE:
+        if guard.allowed and address >= guard.start + code.JUMP_SIZE:
             return None
         return guard
 
     @staticmethod
     def _stack(pid: int, tid: int, registers: memoryview, i: int, regions: MemoryMap) -> tuple[int, int] | None:
         """(address, size) of a live stack; None when it is not where stacks are."""
-        pointer = registers[i * REGISTER_WORDS + cpu.RSP]
+        pointer = registers[i * REGISTER_WORDS + cpu.SP]
         region = regions.at(pointer)
         if region is None:
             return None
         if tid == pid:
             return (pointer, region.end - pointer) if region.path == "[stack]" else None
-        thread_pointer = registers[i * REGISTER_WORDS + cpu.FS_BASE]
+        thread_pointer = registers[i * REGISTER_WORDS + cpu.THREAD_POINTER]
         return (pointer, thread_pointer - pointer) if pointer < thread_pointer <= region.end else None
 
     @staticmethod
     def _odd_stack(registers: memoryview, i: int, regions: MemoryMap) -> tuple[int, int]:
-        pointer = registers[i * REGISTER_WORDS + cpu.RSP]
+        pointer = registers[i * REGISTER_WORDS + cpu.SP]
         region = regions.at(pointer)
         return (pointer, min(region.end - pointer, _ODD_STACK_LIMIT)) if region else (0, 0)
 
@@ -171,7 +172,7 @@ class Finder:
         """Unwind a thread with hits, or on an odd stack."""
         if self._unwinder is None:
             self._unwinder = self._make_unwinder()
-        trace = self._unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF_REGISTERS)})
+        trace = self._unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF.order)})
         for frame in trace.frames:
             guard = self.guard_of_pc(frame.pc) if frame.is_exact else self.guard_of_return(frame.pc)
             if guard is not None:
@@ -195,11 +196,11 @@ class Finder:
         if tid == pid:
             region = next((r for r in regions.regions if r.path == "[stack]"), None)
             return (region.start, region.size) if region else (0, 0)
-        region = regions.at(words[cpu.FS_BASE])
+        region = regions.at(words[cpu.THREAD_POINTER])
         if region is None or "w" not in region.permissions:
             return 0, 0
-        size = min(words[cpu.FS_BASE] - region.start, 8 * _ODD_STACK_LIMIT)
-        return words[cpu.FS_BASE] - size, size
+        size = min(words[cpu.THREAD_POINTER] - region.start, 8 * _ODD_STACK_LIMIT)
+        return words[cpu.THREAD_POINTER] - size, size
 
 
 def prefixes_of(ranges: Sequence[tuple[int, int]]) -> tuple[list[bytes], int]:
@@ -229,4 +230,4 @@ def backtrace_of(unwinder: Unwinder, words: Sequence[int]) -> Backtrace:
     """Unwind one thread from its user_regs_struct words."""
     if len(words) < REGISTER_WORDS:
         raise TargetError("registers are incomplete")
-    return unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF_REGISTERS)})
+    return unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF.order)})

@@ -14,8 +14,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from katana_cc.cpu.native import code
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import KatanaError, RefusedError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.calling import MAP_PRIVATE, Caller, Calls
 from katana_cc.process.heap import Allocator
 from katana_cc.process.inject import make_memfd, open_memfd
@@ -115,7 +116,8 @@ class Blocks:
             handle = open_memfd(target, number)
             try:
                 os.ftruncate(handle, PAGE + _ROOM)
-                os.pwrite(handle, cpu.ALLOCATE.ljust(_RELEASE_AT, b"\xcc") + cpu.RELEASE, 0)
+                between = code.FILL * ((_RELEASE_AT - len(cpu.ALLOCATE)) // len(code.FILL))
+                os.pwrite(handle, cpu.ALLOCATE + between + cpu.RELEASE, 0)
             finally:
                 os.close(handle)
             for size, protection, offset in (

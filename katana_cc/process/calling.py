@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, RefusedError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.imports import Linker
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE

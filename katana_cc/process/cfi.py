@@ -6,6 +6,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from katana_cc.cpu.native import system
 from katana_cc.dwarf.frames import Fde, HeaderTable, SectionTable, records
 from katana_cc.dwarf.unwind import Unwinder
 from katana_cc.elf import constants as c
@@ -58,7 +59,7 @@ class FrameTables:
 
     def unwinder(self) -> Unwinder:
         """An unwinder over these tables and this memory."""
-        return Unwinder(self.find, self._memory.read)
+        return Unwinder(self.find, self._memory.read, system.DWARF)
 
 
 def find_section_table(memory: Reader, module: Module) -> SectionTable | None:

@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Unwinder
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Activity, Finder, Guard, describe
 from katana_cc.process.carry import Cargo, Carry, look
 from katana_cc.process.kernel import kept
@@ -173,7 +173,7 @@ def _map_reader(pid: int) -> Callable[[], MemoryMap]:
 
 def _cargo(carry: Carry, bulk: BulkReader, threads: Threads, regions: MemoryMap, pages: Pages) -> Cargo:
     """What is to be written of the variables that move; refuses when they may not."""
-    stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.RSP]) for i, tid in enumerate(threads.order)]
+    stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.SP]) for i, tid in enumerate(threads.order)]
     if carry.objects is not None and len(threads.order) == 1:
         # The only thread takes no lock of the allocator.
         carry.objects.refuse_inside(threads.registers)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
+from katana_cc.cpu.native import relocations
 from katana_cc.elf import constants as c
 from katana_cc.elf import versions
 from katana_cc.process.memory import Reader
@@ -185,7 +186,7 @@ class DynamicModule:
         return tuple(
             DynamicRelocation(bias + offset, info & 0xFFFFFFFF, info >> 32, addend)
             for offset, info, addend in _RELA.iter_unpack(self.memory.read(at, length))
-            if info & 0xFFFFFFFF != c.R_X86_64_RELATIVE
+            if info & 0xFFFFFFFF != relocations.LOADED
         )
 
     @cached_property
@@ -204,18 +205,20 @@ class DynamicModule:
     def bound_value(self, name: str, version: str = "") -> int | None:
         """What an already bound slot of this module says the symbol's address is, in that version if one is asked for.
 
-        GLOB_DAT and R_X86_64_64 are bound at load; a JUMP_SLOT may still point back into the module's own PLT.
+        GLOB_DAT and whole addresses are bound at load; a JUMP_SLOT may still point back into the module's own PLT.
         """
         for r in self.named_relocations.get(name, ()):
             if version:
                 found = self._version_index(r.symbol)
                 if found is not None and self._versions.get(found & ~versions.HIDDEN) != version:
                     continue
-            if r.type == c.R_X86_64_COPY:
+            if r.type == relocations.COPY:
                 return r.slot
-            if r.type in (c.R_X86_64_GLOB_DAT, c.R_X86_64_JUMP_SLOT) or (r.type == c.R_X86_64_64 and not r.addend):
+            if r.type in (relocations.GLOB_DAT, relocations.JUMP_SLOT) or (
+                r.type == relocations.ABSOLUTE[8] and not r.addend
+            ):
                 value = self.word(r.slot)
-                if value and not (r.type == c.R_X86_64_JUMP_SLOT and self.module.holds(value)):
+                if value and not (r.type == relocations.JUMP_SLOT and self.module.holds(value)):
                     return value
         return None
 

@@ -1,6 +1,7 @@
 """Instructions of the target that a thread can be sent to: what is mapped anyway, so that nothing has to be written.
 
-`syscall` is all that is needed.  With the others a thread that was sent somewhere comes back by itself (`sigframe`).
+`syscall` is all that is needed.  With the others a thread that was sent somewhere comes back by itself
+(`cpu.interface.WayBack`).
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from katana_cc.cpu.native import system as cpu
+from katana_cc.cpu.native import way_back
 from katana_cc.errors import RefusedError, TargetError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import Reader
-from katana_cc.process.sigframe import RESTORERS, SYSCALL_AND_RETURN, keeper
 
 _CHUNK = 1 << 22
 _OVERLAP = 32
@@ -22,8 +23,9 @@ _OVERLAP = 32
 class Gadgets:
     """Addresses; 0 for what is not there.
 
-    `syscall`: makes a system call.  `returning`: makes one and returns.  `restorer`: calls rt_sigreturn, in
-    `restorer_size` bytes.  `keeper`: puts rax where rbx points, takes `kept_words` from the stack and returns.
+    `syscall`: makes a system call.  `returning`: makes one and returns.  `restorer`: goes
+    back by a signal frame, in `restorer_size` bytes.  `keeper`: keeps a function's result in memory, takes `kept_words`
+    from the stack and returns.
     `regions` is the memory map they were found in.
     """
 
@@ -59,13 +61,15 @@ def find_gadgets(memory: Reader, regions: MemoryMap, where: str) -> Gadgets:
                 is_there = True
             if not syscall and (at := code.find(cpu.SYSCALL_INSTRUCTION)) >= 0:
                 syscall = start + at
-            if not returning and (at := code.find(SYSCALL_AND_RETURN)) >= 0:
+            if way_back is None:
+                continue
+            if not returning and (at := code.find(way_back.SYSCALL_AND_RETURN)) >= 0:
                 returning = start + at
-            for pattern in () if restorer else RESTORERS:
+            for pattern in () if restorer else way_back.RESTORERS:
                 if (at := code.find(pattern)) >= 0:
                     restorer, size = start + at, len(pattern)
                     break
-            if not keeping and (found := keeper(code)):
+            if not keeping and (found := way_back.keeper(code)):
                 keeping, words = start + found[0], found[1]
             if syscall and returning and restorer and keeping:
                 break

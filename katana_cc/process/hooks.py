@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import HookError, KatanaError
 from katana_cc.patch.model import HookKind
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.calling import Caller, Calls
 from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import HookEntry, Ledger
@@ -127,11 +127,11 @@ class _Runner:
     def _is_clear(self, words: Sequence[int], end: int) -> bool:
         """Whether a hook may be left where it is: nothing of the C library is on its stack, or it waits for the
         world."""
-        if cpu.waits_outside(list(words)):
+        if cpu.waits_outside(words, self._target.memory.read):
             return True
-        pointer = words[cpu.RSP]
+        pointer = words[cpu.SP]
         stack = self._target.memory.read(pointer, end - pointer) if end - STACK_SIZE <= pointer < end else b""
-        places = [words[cpu.RIP], *(w for (w,) in struct.iter_unpack("<Q", stack[: len(stack) & -8]))]
+        places = [words[cpu.PC], *(w for (w,) in struct.iter_unpack("<Q", stack[: len(stack) & -8]))]
         return not any(m.holds(address) for m in self._careful for address in places)
 
     def _judged(self, entry: HookEntry, returned: Returned) -> tuple[int | None, str]:
@@ -142,7 +142,7 @@ class _Runner:
             if result == _THREW:
                 return result, f"({when}) threw an exception"
             return result, f"({when}) returned {result}" if result else ""
-        place = self._place(returned.place[cpu.RIP])
+        place = self._place(returned.place[cpu.PC])
         if returned.signal:
             text = f"({when}) was ended by {_signal_name(returned.signal)} {place}"
         else:

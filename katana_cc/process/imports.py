@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from katana_cc.cpu.native import relocations
 from katana_cc.elf import constants as c
 from katana_cc.elf.versions import split
 from katana_cc.errors import RefusedError, TargetError
@@ -137,7 +138,7 @@ class Linker:
                 link_time = resolver - module.module.bias
                 for r in module.relocations:
                     # Bound at load, also those of DT_JMPREL: there is no name to look up later.
-                    is_it = r.type == c.R_X86_64_IRELATIVE and r.addend == link_time
+                    is_it = r.type == relocations.IRELATIVE and r.addend == link_time
                     if is_it and module.module.holds(resolver) and (slot := module.word(r.slot)):
                         return slot
                 if name and (value := module.bound_value(*split(name))) and self._is_code_elsewhere(value, resolver):
@@ -188,12 +189,10 @@ def thread_pointer_offset(memory: Reader, module: Module, is_program: bool) -> i
     if segment is None:
         return None
     if is_program:
-        alignment = max(segment.alignment, 1)
-        end = (segment.vaddr + segment.memory_size + alignment - 1) & -alignment
-        return segment.vaddr - end
+        return relocations.thread_offset(segment.vaddr, segment.memory_size, segment.alignment)
     dynamic = DynamicModule(memory, module)
     for r in dynamic.relocations:
-        if r.type == c.R_X86_64_TPOFF64:
+        if r.type == relocations.DYNAMIC_THREAD_OFFSET:
             symbol = dynamic.symbol(r.symbol) if r.symbol else None
             if symbol is None or symbol.section != c.SHN_UNDEF:
                 value = dynamic.word(r.slot) - r.addend - (symbol.value if symbol else 0)

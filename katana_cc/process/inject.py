@@ -13,8 +13,8 @@ import errno
 import os
 from typing import Final
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import RefusedError, TargetError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE, Part
 from katana_cc.process.place import choose_base

@@ -31,11 +31,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
+from katana_cc.cpu.native import cpu as native
+from katana_cc.cpu.native import system as cpu
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.target import AT_ENTRY, Target
 
@@ -199,7 +200,7 @@ def _entry_of(pid: int) -> int:
     except (OSError, FormatError) as error:
         raise RefusedError(f"it cannot be read: {error}", where=f"pid {pid}") from None
     if image.machine != cpu.MACHINE:
-        raise RefusedError(f"it is for ELF machine {image.machine}, not x86-64", where=f"pid {pid}")
+        raise RefusedError(f"it is for ELF machine {image.machine}, not {native.name}", where=f"pid {pid}")
     kinds = {segment.type for segment in image.segments}
     if image.type == c.ET_DYN and c.PT_INTERP not in kinds:
         raise RefusedError(
@@ -231,7 +232,7 @@ def _comes_to(pid: int, entry: int) -> bool:
         pause = min(2 * pause, _LAST_LOOK)
         if not _stand(pid):
             return False
-        if pt.read_registers(pid)[cpu.RIP] == entry:
+        if pt.read_registers(pid)[cpu.PC] == entry:
             return True
         pt.resume(pid)
 
@@ -259,7 +260,7 @@ def _release(pid: int, entry: int, first: bytes, status: int = 0) -> None:
             return
         if status:
             registers = pt.read_registers(pid)
-            registers[cpu.RAX], registers[cpu.SYSCALL_ARGUMENTS[0]] = cpu.SYS_EXIT_GROUP, status
+            cpu.set_system_call(registers, entry, cpu.SYS_EXIT_GROUP, (status,))
             pt.write_registers(pid, registers)
         memory.write(entry, cpu.SYSCALL_INSTRUCTION if status else first, pid)
         pt.detach(pid)

@@ -20,19 +20,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from katana_cc.cpu import field
+from katana_cc.cpu.choice import Cpu, of
+from katana_cc.cpu.field import Form
+from katana_cc.cpu.interface import Span
 from katana_cc.elf import constants as c
-from katana_cc.elf.instructions import Use, direct_use
 from katana_cc.errors import InvalidPatchError, RefusedError
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
-from katana_cc.process import x86_64 as cpu
-from katana_cc.process.veneers import VENEER_SIZE, veneer
 
 PAGE: Final = 4096
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
 READ_ONLY, CODE, DATA = 0, 1, 2
 RECORD_SIZE: Final = 256  # of an unwinder: `struct object` of libgcc, six words, has room to grow
-DIRECT: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})  # of a symbol that must be within reach
 PROTECTIONS: Final = (PROT_READ, PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE)
 
 
@@ -132,20 +132,21 @@ def lay_out(po: PatchObject, ledger_size: int, unwinders: int = 0) -> Layout:
         positions[group] = at + size
         return at
 
+    cpu = of(po.identity.machine)
     for i in placed:
         section = po.sections[i]
         for r in section.relocations:
             symbol = po.symbols[r.symbol]
-            kind = cpu.relocation_kind(r.type, f"{section.name}, {symbol.name}")
-            if kind.form is cpu.Form.TLS_GOT_RELATIVE and r.symbol not in tls_got:
-                tls_got[r.symbol] = take(READ_ONLY, cpu.GOT_SLOT_SIZE)
-            needs_stub = kind.form is cpu.Form.RELATIVE and _may_need_stub(symbol, r)
-            if (kind.form is cpu.Form.GOT_RELATIVE or needs_stub) and r.symbol not in got:
-                got[r.symbol] = take(READ_ONLY, cpu.GOT_SLOT_SIZE)
+            kind = cpu.relocations.relocation_kind(r.type, f"{section.name}, {symbol.name}")
+            if kind.form in field.TLS_GOT_FORMS and r.symbol not in tls_got:
+                tls_got[r.symbol] = take(READ_ONLY, cpu.code.GOT_SLOT_SIZE)
+            needs_stub = kind.form is Form.RELATIVE and _may_need_stub(cpu, symbol, r)
+            if (kind.form in field.GOT_FORMS or needs_stub) and r.symbol not in got:
+                got[r.symbol] = take(READ_ONLY, cpu.code.GOT_SLOT_SIZE)
             if needs_stub and r.symbol not in stubs:
-                stubs[r.symbol] = take(CODE, cpu.STUB_SIZE)
-            if _may_need_veneer(section, symbol, r):
-                veneers[i, r.offset] = take(CODE, VENEER_SIZE)
+                stubs[r.symbol] = take(CODE, cpu.code.STUB_SIZE)
+            if _may_need_veneer(cpu, section, symbol, r):
+                veneers[i, r.offset] = take(CODE, cpu.code.VENEER_SIZE)
 
     positions[DATA] = _up(positions[DATA], 16)
     records = [positions[DATA] + n * RECORD_SIZE for n in range(unwinders)]
@@ -173,19 +174,19 @@ def lay_out(po: PatchObject, ledger_size: int, unwinders: int = 0) -> Layout:
     )
 
 
-def _may_need_stub(symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
+def _may_need_stub(cpu: Cpu, symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
     """Calls and jumps to imports; also to a function known to be an IFUNC, whose address only the target knows."""
-    called = relocation.type == c.R_X86_64_PLT32 or symbol.type in (c.STT_FUNC, c.STT_GNU_IFUNC)
+    called = relocation.type in cpu.relocations.CALLS or symbol.type in (c.STT_FUNC, c.STT_GNU_IFUNC)
     return called and (is_import(symbol) or symbol.type == c.STT_GNU_IFUNC)
 
 
-def _may_need_veneer(section: PatchSection, symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
-    direct = relocation.type in DIRECT and is_import(symbol) and section.flags & c.SHF_EXECINSTR
-    return bool(direct) and _use(section, relocation) is not None
+def _may_need_veneer(cpu: Cpu, section: PatchSection, symbol: PatchSymbol, relocation: PatchRelocation) -> bool:
+    direct = relocation.type in cpu.relocations.DIRECT and is_import(symbol) and section.flags & c.SHF_EXECINSTR
+    return bool(direct) and _use(cpu, section, relocation) is not None
 
 
-def _use(section: PatchSection, relocation: PatchRelocation) -> Use | None:
-    return direct_use(section.data, relocation.offset, (r.offset for r in section.relocations))
+def _use(cpu: Cpu, section: PatchSection, relocation: PatchRelocation) -> Span | None:
+    return cpu.code.far_use(section.data, relocation.offset, (r.offset for r in section.relocations))
 
 
 def link(
@@ -202,6 +203,7 @@ def link(
     Raises:
         RefusedError: a value that its field cannot hold, naming symbol and section.
     """
+    cpu = of(po.identity.machine)
     image = bytearray(layout.size)
     for i, offset in layout.sections.items():
         image[offset : offset + len(po.sections[i].data)] = po.sections[i].data
@@ -212,8 +214,8 @@ def link(
         offset = po.symbols[symbol].value + _need_tls(tls_offset, po.symbols[symbol])
         image[at : at + 8] = (offset & (2**64 - 1)).to_bytes(8, "little")
     for symbol, at in layout.stubs.items():
-        image[at : at + cpu.STUB_SIZE] = cpu.stub(base + at, base + layout.got[symbol])
-    context = _Context(po, layout, base, values, tls_offset)
+        image[at : at + cpu.code.STUB_SIZE] = cpu.code.stub(base + at, base + layout.got[symbol])
+    context = _Context(cpu, po, layout, base, values, tls_offset)
     for i, offset in layout.sections.items():
         _relocate(context, i, image, offset, base + offset)
     loose = {}
@@ -228,6 +230,7 @@ def link(
 
 @dataclass(frozen=True, slots=True)
 class _Context:
+    cpu: Cpu
     po: PatchObject
     layout: Layout
     base: int
@@ -237,49 +240,49 @@ class _Context:
 
 def _relocate(context: _Context, index: int, data: bytearray, start: int, address: int) -> None:
     """Apply the relocations of section `index`, which begins at data[start] and will be at `address`."""
-    po, layout, base = context.po, context.layout, context.base
+    cpu, po, layout, base = context.cpu, context.po, context.layout, context.base
     section = po.sections[index]
     for r in section.relocations:
         symbol = po.symbols[r.symbol]
-        kind = cpu.relocation_kind(r.type, f"{section.name}, {symbol.name}")
-        if kind.form is cpu.Form.NOTHING:
+        kind = cpu.relocations.relocation_kind(r.type, f"{section.name}, {symbol.name}")
+        if kind.form is Form.NOTHING:
             continue
         if r.offset + kind.width > section.size:
             raise InvalidPatchError(f"{kind.name} lies outside its section", where=section.name)
         place = address + r.offset
-        if kind.form is cpu.Form.GOT_RELATIVE:
-            value = base + layout.got[r.symbol] + r.addend - place
-        elif kind.form is cpu.Form.TLS_GOT_RELATIVE:
-            value = base + layout.tls_got[r.symbol] + r.addend - place
-        elif kind.form is cpu.Form.TLS_OFFSET:
-            value = symbol.value + _need_tls(context.tls_offset, symbol) + r.addend
-        elif kind.form is cpu.Form.SIZE:
-            value = symbol.size + r.addend
+        if kind.form in field.GOT_FORMS:
+            target = base + layout.got[r.symbol] + r.addend
+        elif kind.form in field.TLS_GOT_FORMS:
+            target = base + layout.tls_got[r.symbol] + r.addend
+        elif kind.form is Form.TLS_OFFSET:
+            target = symbol.value + _need_tls(context.tls_offset, symbol) + r.addend
+        elif kind.form is Form.SIZE:
+            target = symbol.size + r.addend
         else:
-            value = _known(context.values, r.symbol, po) + r.addend
-            if kind.form is cpu.Form.RELATIVE:
-                value -= place
-                if r.symbol in layout.stubs and (symbol.type == c.STT_GNU_IFUNC or not cpu.fits(kind, value)):
-                    value = base + layout.stubs[r.symbol] + r.addend - place
-        if not cpu.fits(kind, value):
+            target = _known(context.values, r.symbol, po) + r.addend
+            if r.symbol in layout.stubs and kind.form is Form.RELATIVE:
+                is_far = not field.fits(kind, target - place)
+                if symbol.type == c.STT_GNU_IFUNC or is_far:
+                    target = base + layout.stubs[r.symbol] + r.addend
+        value = field.from_place(kind, target, place)
+        if not field.fits(kind, value):
             at = layout.veneers.get((index, r.offset))
             if at is not None:
-                use = _use(section, r)
+                use = _use(cpu, section, r)
                 assert use is not None
-                found = use.instruction
                 variable = _known(context.values, r.symbol, po) + r.addend
-                if kind.form is cpu.Form.RELATIVE:
-                    variable += found.end - r.offset
-                code = veneer(section.data, use, variable, base + at, address + found.end)
-                data[start + found.start : start + found.end] = code[0]
-                data[at : at + VENEER_SIZE] = code[1]
+                if kind.form is Form.RELATIVE:
+                    variable += use.origin - r.offset
+                code = cpu.code.veneer(section.data, r.offset, variable, base + at, address + use.end)
+                data[start + use.start : start + use.end] = code[0]
+                data[at : at + cpu.code.VENEER_SIZE] = code[1]
                 continue
             raise RefusedError(
-                f"{kind.name} against {symbol.name}: {value & (2**64 - 1):#x} does not fit {8 * kind.width} bits",
+                f"{kind.name} against {symbol.name}: {value & (2**64 - 1):#x} does not fit {kind.bits} bits",
                 where=f"{section.name}+{r.offset:#x}",
                 remedy="build the program with -fPIC or -mno-direct-extern-access, or restart it with the new build",
             )
-        data[start + r.offset : start + r.offset + kind.width] = cpu.encode_field(kind, value)
+        field.write(kind, data, start + r.offset, value)
 
 
 def _value(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from katana_cc.cpu.choice import SUPPORTED, of, unsupported
+from katana_cc.cpu.native import code, cpu
 from katana_cc.diff.reasons import REFUSED, relies
 from katana_cc.errors import RefusedError
 from katana_cc.patch.model import PatchObject, Reason, Verdict
 from katana_cc.patch.needs import Grant, needs_of, unmet
-from katana_cc.process import x86_64 as cpu
 
 
 def refuse_unless_ready(po: PatchObject, granted: Collection[Grant] = ()) -> None:
@@ -33,8 +34,10 @@ def refuse_unless_ready(po: PatchObject, granted: Collection[Grant] = ()) -> Non
         )
     if po.verdict is Verdict.NEEDS and not needs_of(po):
         raise RefusedError("the patch needs a decision, and does not say which", where=po.identity.output)
-    if po.identity.machine != cpu.MACHINE:
-        raise RefusedError(f"the patch is for ELF machine {po.identity.machine}, not x86-64", where=po.identity.output)
+    if po.identity.machine not in SUPPORTED:
+        raise RefusedError(unsupported(po.identity.machine), where=po.identity.output)
+    if po.identity.machine != cpu.machine:
+        raise RefusedError(f"the patch is for {of(po.identity.machine).name}, not {cpu.name}", where=po.identity.output)
 
 
 def _listed(reasons: Iterable[Reason]) -> str:
@@ -47,9 +50,9 @@ def why_not_active(po: PatchObject, number: int, bias: int, originals: dict[int,
     r = po.replacements[number]
     for address in (r.address, *(start for start, _, _ in r.parts)):
         low = r.address - address
-        if cpu.branches_into(originals[bias + address][0], low, low + cpu.JUMP_SIZE):
+        if code.branches_into(originals[bias + address][0], low, low + code.JUMP_SIZE):
             return (
-                f"it may call itself or jump back into its first {cpu.JUMP_SIZE} bytes, where its new code is entered"
+                f"it may call itself or jump back into its first {code.JUMP_SIZE} bytes, where its new code is entered"
             )
     for x in po.reliances:
         if x.caller == number:

@@ -1,7 +1,7 @@
 """Choosing where in a target's address space the mapping of a patch goes.
 
-Every byte of the mapping must reach every byte of the module with a signed 32-bit distance, and back.  In a program
-linked for fixed addresses it must also lie below 2 GiB, since code there holds absolute 32-bit addresses.  Below the
+Every byte of the mapping must reach every byte of the module with a jump, and back.  In a program linked for fixed
+addresses it must also lie where code there can name it: on x86-64 below 2 GiB, in 32 bits.  Below the
 module is preferred: above it the heap grows.
 """
 
@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from katana_cc.cpu.native import code, system
 from katana_cc.errors import RefusedError
 from katana_cc.process.link import PAGE
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.modules import Module
 
-_REACH = (1 << 31) - (1 << 16)
+_REACH = code.JUMP_REACH - (1 << 16)
 _LOWEST = 1 << 16  # vm.mmap_min_addr
-_HIGHEST = 1 << 47
 _GAP = 16 * PAGE  # kept free on both sides, so that an overrun of a neighbour faults
-_LOW_2_GIB = 1 << 31
 
 
 def candidate_bases(regions: MemoryMap, module: Module, size: int) -> Iterator[int]:
     """Addresses for a mapping of `size` bytes, best first."""
     low = max(_LOWEST, module.end - _REACH)
-    high = min(_HIGHEST, module.start + _REACH)
+    high = min(system.ADDRESS_LIMIT, module.start + _REACH)
     if module.is_fixed:
-        low, high = _LOWEST, min(high, _LOW_2_GIB)
+        low, high = _LOWEST, min(high, system.FIXED_LIMIT)
     below, above = [], []
     for start, end in regions.gaps(low, high):
         for guard in (_GAP, 0):
@@ -52,7 +51,7 @@ def choose_base(regions: MemoryMap, module: Module, size: int, attempt: int = 0)
         if n == attempt:
             return base
     raise RefusedError(
-        f"no free address range of {size} bytes within 2 GiB of {module.path}",
+        f"no free address range of {size} bytes within {code.JUMP_REACH >> 20} MiB of {module.path}",
         remedy="restart the process with the new build",
     )
 

@@ -18,16 +18,17 @@ import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from katana_cc.cpu.choice import of
+from katana_cc.cpu.native import code as cpu
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
 from katana_cc.patch.model import PatchObject, Replacement
 from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
-from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
+from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
 from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
 from katana_cc.process.objections import half_moved
@@ -36,7 +37,6 @@ from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.place import choose_base
 from katana_cc.process.target import PatchMapping, Target
 from katana_cc.process.unwinders import FrameRegistry, registries_for
-from katana_cc.process.veneers import VENEER_SIZE
 
 
 class NotThisBuildError(RefusedError):
@@ -390,7 +390,7 @@ def _ledger(
     if layout is not None:
         # Stubs and veneers are code too: a thread may be between two of their instructions.
         new.extend(CodeRange("import stub", base + at, cpu.STUB_SIZE) for at in layout.stubs.values())
-        new.extend(CodeRange("veneer", base + at, VENEER_SIZE) for at in layout.veneers.values())
+        new.extend(CodeRange("veneer", base + at, cpu.VENEER_SIZE) for at in layout.veneers.values())
     identity = po.identity
     return Ledger(
         Phase.MAPPED, base, layout.size if layout else 0, patch_id,
@@ -429,5 +429,6 @@ def _edits_room(po: PatchObject) -> int:
         names += len(e.name.encode("utf-8", "surrogateescape")) + 24 + 2 * po.sections[e.expected].size
     relocations = sum(len(s.relocations) for s in po.sections if s.flags & c.SHF_ALLOC)
     stubs = min(relocations, len(po.symbols))
-    veneers = sum(1 for s in po.sections for r in s.relocations if r.type in DIRECT and s.flags & c.SHF_EXECINSTR)
+    direct = of(po.identity.machine).relocations.DIRECT
+    veneers = sum(1 for s in po.sections for r in s.relocations if r.type in direct and s.flags & c.SHF_EXECINSTR)
     return names + 40 * stubs + 40 * veneers + 3 * 24 + PAGE // 4

@@ -18,9 +18,11 @@ from typing import Final, NamedTuple
 from ptrace.binding.func import ptrace as _ptrace  # type: ignore[import-untyped]  # noqa: TID251
 from ptrace.error import PtraceError  # type: ignore[import-untyped]  # noqa: TID251
 
+from katana_cc.cpu.interface import RegisterSet
+from katana_cc.cpu.native import system
 from katana_cc.errors import TargetError
 
-REGISTER_WORDS: Final = 27  # struct user_regs_struct of x86-64
+REGISTER_WORDS: Final = system.REGISTER_WORDS
 REGISTER_BYTES: Final = REGISTER_WORDS * 8
 
 O_TRACESYSGOOD: Final = 0x1
@@ -48,8 +50,8 @@ _INTERRUPT: Final = 0x4207
 _PEEKSIGINFO: Final = 0x4209
 _GETSIGMASK: Final = 0x420A
 _SETSIGMASK: Final = 0x420B
-_NT_X86_XSTATE: Final = 0x202
-_XSTATE_MAX: Final = 1 << 14
+# PTRACE_GETREGS is one request for all of a row, on CPUs that have it.
+_IS_ONE_SET: Final = len(system.REGISTER_SETS) == 1
 _WALL: Final = 0x40000000
 _SIGINFO_BYTES: Final = 128
 _IOV_MAX: Final = 1024
@@ -128,33 +130,53 @@ def detach(tid: int) -> None:
 
 
 def read_registers_into(tid: int, address: int) -> None:
-    """The general registers, as user_regs_struct, to our own memory at `address` (REGISTER_BYTES)."""
-    _request(_GETREGS, tid, 0, address)
+    """The general registers, as a row, to our own memory at `address` (REGISTER_BYTES)."""
+    if _IS_ONE_SET:
+        _request(_GETREGS, tid, 0, address)
+    else:
+        read_sets_into(tid, address, system.REGISTER_SETS)
 
 
 def read_registers(tid: int) -> list[int]:
-    """The general registers as 27 words in the order of user_regs_struct."""
+    """The general registers as a row of REGISTER_WORDS words."""
     buffer = (ctypes.c_uint64 * REGISTER_WORDS)()
-    _request(_GETREGS, tid, 0, ctypes.addressof(buffer))
+    read_registers_into(tid, ctypes.addressof(buffer))
     return list(buffer)
 
 
 def write_registers(tid: int, registers: list[int]) -> None:
     """Set all general registers."""
     buffer = (ctypes.c_uint64 * REGISTER_WORDS)(*registers)
-    _request(_SETREGS, tid, 0, ctypes.addressof(buffer))
+    write_registers_from(tid, ctypes.addressof(buffer))
 
 
 def write_registers_from(tid: int, address: int) -> None:
-    """Set all general registers from user_regs_struct in our own memory."""
-    _request(_SETREGS, tid, 0, address)
+    """Set all general registers from a row in our own memory."""
+    if _IS_ONE_SET:
+        _request(_SETREGS, tid, 0, address)
+    else:
+        write_sets_from(tid, address, system.REGISTER_SETS)
+
+
+def read_sets_into(tid: int, address: int, sets: tuple[RegisterSet, ...]) -> None:
+    """A row of registers, set by set (PTRACE_GETREGSET)."""
+    for note, word, size in sets:
+        vector = (ctypes.c_uint64 * 2)(address + 8 * word, size)
+        _request(_GETREGSET, tid, note, ctypes.addressof(vector))
+
+
+def write_sets_from(tid: int, address: int, sets: tuple[RegisterSet, ...]) -> None:
+    """The inverse (PTRACE_SETREGSET)."""
+    for note, word, size in sets:
+        vector = (ctypes.c_uint64 * 2)(address + 8 * word, size)
+        _request(_SETREGSET, tid, note, ctypes.addressof(vector))
 
 
 def read_extended_state(tid: int) -> bytes:
-    """FPU, SSE and AVX registers in the XSAVE layout."""
-    buffer = ctypes.create_string_buffer(_XSTATE_MAX)
-    vector = (ctypes.c_uint64 * 2)(ctypes.addressof(buffer), _XSTATE_MAX)
-    _request(_GETREGSET, tid, _NT_X86_XSTATE, ctypes.addressof(vector))
+    """The vector registers, as the kernel keeps them."""
+    buffer = ctypes.create_string_buffer(system.VECTOR_BYTES)
+    vector = (ctypes.c_uint64 * 2)(ctypes.addressof(buffer), system.VECTOR_BYTES)
+    _request(_GETREGSET, tid, system.VECTOR_NOTE, ctypes.addressof(vector))
     return buffer.raw[: vector[1]]
 
 
@@ -162,7 +184,7 @@ def write_extended_state(tid: int, state: bytes) -> None:
     """Put back what `read_extended_state` gave."""
     buffer = ctypes.create_string_buffer(state, len(state))
     vector = (ctypes.c_uint64 * 2)(ctypes.addressof(buffer), len(state))
-    _request(_SETREGSET, tid, _NT_X86_XSTATE, ctypes.addressof(vector))
+    _request(_SETREGSET, tid, system.VECTOR_NOTE, ctypes.addressof(vector))
 
 
 def read_signal_mask(tid: int) -> int:

@@ -5,29 +5,25 @@ General registers are looked at in every thread.  Vector registers hold copies o
 looked at where a thread was interrupted in its own code.  In a system call they hold nothing: the function that made
 it was called, and no vector register survives a call.
 
-Sources: System V ABI 3.2.1 (registers that a call preserves), Intel SDM 13.4 (layout of the XSAVE area),
-restart_syscall(2).
+Sources: System V ABI 3.2.1 (registers that a call preserves), restart_syscall(2).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.threads import Threads
 from katana_cc.process.words import Seeker
 
-_VECTORS: Final = 160, 576  # xmm0 on, and what is beyond the header of the XSAVE area
-_XMM_END: Final = 416
-
 
 class RegisterWord(NamedTuple):
-    """A register that leads into a range.  `place`: its index in user_regs_struct; of a vector register the byte in the
-    XSAVE area.  `is_argument_kept`: the thread is in a system call whose arguments the kernel keeps for itself, so that
-    what stands in the register is not what counts."""
+    """A register that leads into a range.  `place`: its index in a row of registers; of a vector register the byte in
+    the vector state.  `is_argument_kept`: the thread is in a system call whose arguments the kernel keeps for itself,
+    so that what stands in the register is not what counts."""
 
     tid: int
     name: str
@@ -45,14 +41,14 @@ def leading(order: Sequence[int], registers: memoryview, seeker: Seeker) -> Iter
     """
     for i, tid in enumerate(order):
         words = registers[i * pt.REGISTER_WORDS : (i + 1) * pt.REGISTER_WORDS]
-        is_calling = words[cpu.ORIG_RAX] < 1 << 63
-        is_kept = is_calling and words[cpu.RAX] == (1 << 64) - cpu.ERESTART_RESTARTBLOCK
+        is_calling = cpu.in_system_call(words)
+        is_kept = cpu.keeps_arguments(words)
         for index, name in cpu.GENERAL_REGISTERS.items():
             if seeker.leads(words[index]):
                 yield RegisterWord(tid, name, index, words[index], False, is_kept)
         if not is_calling:
             state = pt.read_extended_state(tid)
-            for start, end in ((_VECTORS[0], _XMM_END), (_VECTORS[1], len(state))):
+            for start, end in cpu.VECTOR_RANGES:
                 for word in seeker.in_bytes(state[start:end], start):
                     yield RegisterWord(tid, "a vector register", word.address, word.value, True, False)
 

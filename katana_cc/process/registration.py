@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.frames import Fde, records
 from katana_cc.errors import RefusedError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.calling import Caller, CallReport, Calls
 from katana_cc.process.ledger import REGISTERED_OFFSET, Ledger, Registration, encode_registered
 from katana_cc.process.link import RECORD_SIZE

@@ -4,35 +4,35 @@ The thread is stopped by INTERRUPT, its registers and signal mask are kept, and 
 instruction pointer goes to a `syscall` instruction that is mapped anyway; PTRACE_SYSCALL lets it run exactly from there
 to the exit out of that call.  No SIGTRAP is involved, so that a program which ignores or handles SIGTRAP does not
 notice.  A function call returns to the same instruction: the stop at its entry tells that the function has returned,
-and rax, taken for a system call number, is its result.  System calls that the function itself makes are passed by.
+and its result is taken before the kernel acts on what looks like a system call.  Those that the function itself makes
+are passed by.
 
 At the end an INTERRUPT is made pending before the registers are put back, so that the thread passes through the
 kernel's signal code once more: there an interrupted system call is restarted as if nothing had been.
 
 A katana that is killed meanwhile leaves the thread in the middle of all that.  So before anything of it is altered, a
 signal frame of what it was is put below its stack, and whatever it runs returns to the code that goes back there
-(`sigframe`): between calls it stands in front of that code.  This takes a C library, and a stack that is the thread's
-own (below a coroutine's may lie what is somebody else's); where one is missing, the window of some 100 us remains, and
-all signals that can be caught are blocked in katana.
+(`cpu.interface.WayBack`): between calls it stands in front of that code.  This takes a C library, and a stack that is
+the thread's own (below a coroutine's may lie what is somebody else's); where one is missing, the window of some 100 us
+remains, and all signals that can be caught are blocked in katana.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple
 
+from katana_cc.cpu.native import system as cpu
+from katana_cc.cpu.native import way_back
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
-from katana_cc.process.sigframe import frame, size_of
 from katana_cc.process.threads import list_threads, refusal_to_trace, status_fields, thread_name
 
 WORD: Final = 8
@@ -42,7 +42,6 @@ _LONGEST_POLL: Final = 0.001
 _GRACE_STEP: Final = 0.001
 _FUNCTION_TIMEOUT: Final = 10.0  # it may wait for a lock that another thread holds, on a busy machine
 _ALL_SIGNALS: Final = (1 << 64) - 1
-_NO_SYSCALL: Final = (1 << 64) - 1  # as orig_rax
 # A fault forced on a thread that blocks its signal resets the handler: these stay open during a function call.
 _FAULTS: Final = sum(
     1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
@@ -63,13 +62,12 @@ class Returned(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """How a called function returns: `contents` lie at `stack`, its return address first; the registers at the entry of
-    the system call that it comes to; where its result is then (0: it is the number of that call)."""
+    """How a called function returns: its frames end at `stack`; it comes to the system call at `back`, and the stack
+    pointer or signal frame is at `end` then; its result is kept at `result` (0: it is the number of that call)."""
 
     stack: int
-    contents: bytes
-    returned: int
-    returned_stack: int
+    back: int
+    end: int
     result: int
 
 
@@ -141,7 +139,7 @@ class RemoteThread:
             if self._wait_for_stop(_STOP_TIMEOUT):
                 self._registers = pt.read_registers(tid)
                 self._mask = pt.read_signal_mask(tid)
-                if self._registers[cpu.CS] != cpu.CS_64:
+                if not cpu.runs_supported_code(self._registers):
                     pt.detach(tid)
                     self._tid = 0
                     continue
@@ -171,15 +169,15 @@ class RemoteThread:
 
     def _prepare_return(self) -> None:
         """Put a signal frame below the stack, and the thread in front of the code that goes back by it."""
-        pointer = self._registers[cpu.RSP]
+        pointer = self._registers[cpu.SP]
         region = self._gadgets.regions.at(pointer)
         is_own = region is not None and (
-            region.path == "[stack]" or region.start <= self._registers[cpu.FS_BASE] < region.end
+            region.path == "[stack]" or region.start <= self._registers[cpu.THREAD_POINTER] < region.end
         )
-        if not self._gadgets.lead_back or region is None or not is_own:
+        if way_back is None or not self._gadgets.lead_back or region is None or not is_own:
             return
         state = pt.read_extended_state(self._tid)
-        at = (pointer - cpu.RED_ZONE - size_of(state)) & -16
+        at = (pointer - cpu.RED_ZONE - way_back.size_of(state)) & -16
         if at < region.start:
             return
         data = self._frame_at(at, state)
@@ -191,15 +189,15 @@ class RemoteThread:
 
     def _frame_at(self, at: int, state: bytes) -> bytes:
         """A frame of what the thread was, its interrupted system call about to be entered again."""
-        words = cpu.begun_again(self._registers, self._code_before(self._registers))
-        return frame(at, self._gadgets.restorer, words, self._mask, state)
+        assert way_back is not None
+        words = way_back.begun_again(self._registers, self._code_before(self._registers))
+        return way_back.frame(at, self._gadgets.restorer, words, self._mask, state)
 
     def _park(self) -> None:
         """Put the thread where it goes back by itself if it is let go."""
-        if self._frame:
+        if self._frame and way_back is not None:
             words = list(self._registers)
-            words[cpu.RIP], words[cpu.RSP] = self._gadgets.restorer, self._frame + WORD
-            words[cpu.ORIG_RAX] = _NO_SYSCALL
+            way_back.park(words, self._gadgets.restorer, self._frame)
             pt.write_registers(self._tid, words)
 
     def _let_go(self) -> None:
@@ -249,18 +247,16 @@ class RemoteThread:
     def syscall(self, number: int, *arguments: int) -> int:
         """Make a system call in the target; the result, negative errno on failure."""
         words = list(self._registers)
-        words[cpu.RIP] = self._gadgets.returning if self._frame else self._gadgets.syscall
-        words[cpu.RSP] = self._frame or words[cpu.RSP]
-        words[cpu.RAX] = number
-        words[cpu.ORIG_RAX] = _NO_SYSCALL  # no restart of what was interrupted, yet
-        for register, value in zip(cpu.SYSCALL_ARGUMENTS, arguments, strict=False):
-            words[register] = value & ((1 << 64) - 1)
+        if self._frame and way_back is not None:
+            way_back.set_system_call(words, self._gadgets.returning, self._frame, number, arguments)
+        else:
+            cpu.set_system_call(words, self._gadgets.syscall, number, arguments)
         pt.write_registers(self._tid, words)
         for _ in range(2):
             report = self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
             if report.signal != pt.SYSCALL_STOP:
                 raise TargetError(f"system call {number} in the target did not end", where=f"pid {self._pid}")
-        value = pt.read_registers(self._tid)[cpu.RAX]
+        value = pt.read_registers(self._tid)[cpu.RESULT]
         self._park()
         return value - (1 << 64) if value >= 1 << 63 else value
 
@@ -268,7 +264,7 @@ class RemoteThread:
     def scratch(self, data: bytes) -> Iterator[int]:
         """Lend `data` a place in the target's memory: below the thread's red zone, put back afterwards, since with
         coroutines that memory may be someone else's."""
-        address = ((self._frame or self._registers[cpu.RSP] - cpu.RED_ZONE) - len(data)) & -16
+        address = ((self._frame or self._registers[cpu.SP] - cpu.RED_ZONE) - len(data)) & -16
         saved = self._memory.read(address, len(data))
         self._memory.write(address, data, self._tid)
         try:
@@ -309,23 +305,13 @@ class RemoteThread:
         """
         state = pt.read_extended_state(self._tid)
         words = list(self._registers)
-        way = self._way_back(stack_end, state)
-        self._memory.write(way.stack, way.contents)
-        words[cpu.RSP] = way.stack
-        words[cpu.RBX] = way.result or words[cpu.RBX]
-        words[cpu.RIP] = function
-        words[cpu.EFLAGS] &= ~cpu.DIRECTION_FLAG
-        words[cpu.ORIG_RAX] = _NO_SYSCALL
-        for register, value in zip(cpu.FUNCTION_ARGUMENTS, arguments, strict=False):
-            words[register] = value
+        way = self._set_call(words, function, stack_end, arguments, state)
         pt.write_registers(self._tid, words)
         pt.write_signal_mask(self._tid, _ALL_SIGNALS & ~_FAULTS)
         try:
             found = self._run_until_return(way, timeout, may_leave, grace)
             if found.result is not None:
-                words = list(found.place)
-                words[cpu.ORIG_RAX] = _NO_SYSCALL  # skip the system call that tells of the return
-                pt.write_registers(self._tid, words)
+                pt.write_registers(self._tid, list(found.place))
                 self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -334,18 +320,37 @@ class RemoteThread:
                 pt.write_signal_mask(self._tid, _ALL_SIGNALS)
         return found
 
-    def _way_back(self, stack_end: int, state: bytes) -> _Way:
+    def _set_call(
+        self, words: list[int], function: int, stack_end: int, arguments: Sequence[int], state: bytes
+    ) -> _Way:
+        """Prepare registers and stack for a function that returns to where we are told of it."""
         gadgets = self._gadgets
-        if not (self._frame and gadgets.keeper):
-            stack = stack_end - WORD
-            returned = gadgets.syscall + len(cpu.SYSCALL_INSTRUCTION)
-            return _Way(stack, struct.pack("<Q", gadgets.syscall), returned, stack_end, 0)
+        if way_back is None or not (self._frame and gadgets.keeper):
+            address, pushed = cpu.set_call(words, function, stack_end, gadgets.syscall, arguments)
+            if pushed:
+                self._memory.write(address, pushed)
+            return _Way(address if pushed else stack_end, gadgets.syscall, stack_end, 0)
         result = stack_end - WORD
         # So that the return address lies at 8 beyond a multiple of 16.
-        at = ((result - size_of(state)) & -16) - WORD * (gadgets.kept_words & 1)
+        at = ((result - way_back.size_of(state)) & -16) - WORD * (gadgets.kept_words & 1)
         stack = at - WORD * gadgets.kept_words - WORD
-        contents = struct.pack("<Q", gadgets.keeper).ljust(at - stack, b"\0") + self._frame_at(at, state)
-        return _Way(stack, contents, gadgets.restorer + gadgets.restorer_size, at + WORD, result)
+        contents = gadgets.keeper.to_bytes(WORD, "little").ljust(at - stack, b"\0") + self._frame_at(at, state)
+        self._memory.write(stack, contents)
+        way_back.set_call(words, function, stack, result, arguments)
+        return _Way(stack, gadgets.restorer, at, result)
+
+    def _returned(self, words: list[int], way: _Way) -> Returned | None:
+        """What a function returned, if its thread, at the entry of a system call, is where it returns to."""
+        if not way.result:
+            if not cpu.has_returned(words, way.back, way.end):
+                return None
+            result = cpu.take_result(words)
+        else:
+            assert way_back is not None
+            if not way_back.has_returned(words, way.back + self._gadgets.restorer_size, way.end):
+                return None
+            result = int.from_bytes(self._memory.read(way.result, WORD), "little")
+        return Returned(result, None, words, True)
 
     def _run_until_return(
         self, way: _Way, timeout: float, may_leave: Callable[[Sequence[int], int], bool], grace: float
@@ -362,10 +367,8 @@ class RemoteThread:
                 self._restart_is_lost = True  # of what the thread was in before: the kernel keeps one only
             words = pt.read_registers(self._tid)
             if report.signal == pt.SYSCALL_STOP:
-                if words[cpu.RIP] == way.returned and words[cpu.RSP] == way.returned_stack:
-                    kept = self._memory.read(way.result, WORD) if way.result else b""
-                    result = int.from_bytes(kept, "little") if kept else words[cpu.ORIG_RAX]
-                    return Returned(result, None, words, True)
+                if (returned := self._returned(words, way)) is not None:
+                    return returned
                 continue
             is_clear = may_leave(words, way.stack)
             if report.signal or is_clear or time.monotonic() >= last:
@@ -397,9 +400,9 @@ class RemoteThread:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
 
     def _code_before(self, words: Sequence[int]) -> bytes:
-        """What a `mov $NUMBER, %eax; syscall` would be that the thread has come from."""
+        """The instructions of a system call, with its number, would be that the thread has come from."""
         with contextlib.suppress(TargetError):
-            return self._memory.read(words[cpu.RIP] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
+            return self._memory.read(words[cpu.PC] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
         return b""
 
     def _repair(self, words: list[int]) -> dict[int, int] | None:

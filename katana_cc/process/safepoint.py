@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Frame, Unwinder
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import backtrace_of
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.imports import Linker
@@ -40,6 +40,7 @@ class SafePoint:
         self._tables = FrameTables(target.memory, target.modules, ledgers)
         self._tables.preload(target.modules)
         self._unwinder: Unwinder = self._tables.unwinder()
+        self._memory = target.memory
         self._modules = target.modules
         self._program = target.program_module()
         self._unwinders = frozenset(unwinders)
@@ -61,8 +62,8 @@ class SafePoint:
         for frame in trace.frames:
             if why := self._why_not_in(frame):
                 return why
-        here = self._module_of(words[cpu.RIP])
-        if (here is None or here in self._careful) and not cpu.waits_outside(list(words)):
+        here = self._module_of(words[cpu.PC])
+        if (here is None or here in self._careful) and not cpu.waits_outside(words, self._memory.read):
             return "is in the C library"
         return ""
 

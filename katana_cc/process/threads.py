@@ -23,9 +23,9 @@ import threading
 import time
 from collections.abc import Iterable
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process import x86_64 as cpu
 
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
@@ -224,7 +224,7 @@ class Threads:
         base = ctypes.addressof(self._buffer)
         for i, tid in enumerate(self.order):
             at = i * pt.REGISTER_WORDS
-            if self.registers[at + cpu.RAX] != eintr or tid in self._in_event:
+            if self.registers[at + cpu.RESULT] != eintr or tid in self._in_event:
                 continue
             changes = cpu.repaired(self.registers[at : at + pt.REGISTER_WORDS])
             if changes is None:

@@ -26,7 +26,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from katana_cc.process import x86_64 as cpu
+from katana_cc.cpu.native import system as cpu
 from katana_cc.process.maps import MemoryMap, Region
 from katana_cc.process.memory import BulkReader
 

@@ -29,7 +29,6 @@ from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import Code
 from katana_cc.diff.view import Kind, ObjectView
-from katana_cc.elf import constants as c
 from katana_cc.patch.model import PatchObject
 from katana_cc.proof.carried import CarriedSections
 from katana_cc.proof.handlers import Handlers
@@ -271,7 +270,7 @@ class _Proof:
         if isinstance(target, Place) and image.is_literal(target):
             target = image.literal(target, base)
             base = 0
-        return Field(0, c.R_X86_64_64, target, base, -base)
+        return Field(0, image.known.ABSOLUTE[8], target, base, -base)
 
     def _gone(self) -> Iterator[Finding]:
         """Start-up code and the like of the old output that the new one has not."""

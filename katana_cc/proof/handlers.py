@@ -19,7 +19,7 @@ from katana_cc.dwarf.frames import Fde, records
 from katana_cc.errors import FormatError
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
-from katana_cc.proof.model import Field, blanked
+from katana_cc.proof.model import Field
 
 _Start = tuple[int, int]  # section, offset
 
@@ -43,7 +43,8 @@ class Handlers:
         was, before = self._piece(self.judge.old, old.unit, theirs)
         if [(f.offset, f.type) for f in after] != [(f.offset, f.type) for f in before]:
             return False
-        if blanked(now, after) != blanked(was, before):
+        masked = self.judge.new.known.masked
+        if masked(now, after, relaxed=False) != masked(was, before, relaxed=False):
             return False
         return all(self.judge.agree(a, b) for a, b in zip(after, before, strict=True))
 

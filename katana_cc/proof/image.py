@@ -18,23 +18,19 @@ says.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from katana_cc.cpu.field import read
 from katana_cc.diff.program import Definition, Place, Program
 from katana_cc.diff.view import UNNAMED_SECTIONS, Kind, ObjectView
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import GOT_RELATIVE, PC_RELATIVE
-from katana_cc.elf.instructions import instructions
 from katana_cc.elf.reader import Relocation
 from katana_cc.elf.versions import split
 from katana_cc.errors import FormatError
 from katana_cc.proof.model import Absolute, Content, Field, Named, Target
 from katana_cc.recorder.record import literal_at
-
-_NARROW: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_PLT32, c.R_X86_64_32, c.R_X86_64_32S})
-_PREFIXES: Final = (b"\xf3\x0f\x1e\xfa", b"\xf2")  # endbr64, bnd
 
 
 class _Meaning(NamedTuple):
@@ -57,11 +53,13 @@ class Image:
 
     def __init__(self, program: Program, view: Callable[[Program, int], ObjectView]) -> None:
         self.program = program
+        self.known = program.cpu.relocations
+        self.code = program.cpu.code
         self._view = view
         self._fields: dict[Place, tuple[Field, ...]] = {}
         self._contents: dict[int, frozenset[int]] = {}
         self._meanings: dict[tuple[int, int], _Meaning] = {}
-        self._ends: dict[Place, dict[int, int]] = {}
+        self._ends: dict[Place, Mapping[int, int]] = {}
         self._stubs: dict[int, str] = {}
 
     def view(self, place: Place) -> ObjectView:
@@ -163,11 +161,11 @@ class Image:
 
     @cached_property
     def thread_segment(self) -> tuple[int, int]:
-        """Address of the thread-local template, and its size rounded up to its alignment."""
+        """Address of the thread-local template, and its offset from the thread pointer."""
         found = next((s for s in self.program.image.segments if s.type == c.PT_TLS), None)
         if found is None:
             return 0, 0
-        return found.vaddr, found.memory_size + -found.memory_size % max(found.alignment, 1)
+        return found.vaddr, self.known.thread_offset(found.vaddr, found.memory_size, found.alignment)
 
     def at(self, address: int) -> tuple[Target, int] | None:
         """What lies at an address, and how far before it that starts."""
@@ -201,15 +199,11 @@ class Image:
 
     def _read_stub(self, address: int) -> str:
         try:
-            code, at = self.program.image.read(address, 16), 0
+            code = self.program.image.read(address, 16)
         except FormatError:
             return ""
-        for prefix in _PREFIXES:
-            at += len(prefix) if code.startswith(prefix, at) else 0
-        if code[at : at + 2] != b"\xff\x25":
-            return ""
-        slot = address + at + 6 + int.from_bytes(code[at + 2 : at + 6], "little", signed=True)
-        bound = self.program.tables.relocations.get(slot)
+        slot = self.code.stub_slot(address, code)
+        bound = None if slot is None else self.program.tables.relocations.get(slot)
         return "" if bound is None else bound.symbol
 
     # What a field leads to
@@ -221,7 +215,7 @@ class Image:
             elf = self.view(place).elf
             linked = self.linked(place)
             rows = sorted(elf.relocations(place.section))
-            found = tuple([self._field(place, r, linked) for r in rows if r.type != c.R_X86_64_NONE])
+            found = tuple([self._field(place, r, linked) for r in rows if r.type != self.known.NONE])
             self._fields[place] = found
         return found
 
@@ -241,7 +235,7 @@ class Image:
         if linked is not None and not (isinstance(target, Place) and address is None):
             where_linked = self._led_to(place, r, linked)
             if where_linked is not None and where_linked != address:
-                threads = r.type == c.R_X86_64_TPOFF32
+                threads = r.type in self.known.THREAD_OFFSET
                 other = self.thread_at(where_linked) if threads else self._instead(where_linked, target)
                 if other is not None:
                     target, base = other
@@ -273,32 +267,29 @@ class Image:
         """What to add to S + A to get where the thing meant begins (see `Field`)."""
         if not by_section:
             return -r.addend
-        if r.type not in PC_RELATIVE:
+        if r.type not in self.known.PC_RELATIVE:
             return 0
         if not self.view(place).elf.sections[place.section].flags & c.SHF_EXECINSTR:
             return -r.offset  # a table of distances counts from its start
         if place not in self._ends:
-            code = self.data(place)
-            self._ends[place] = {i.displacement_at: i.end for i in instructions(code) if i.displacement_at >= 0}
-        return self._ends[place].get(r.offset, r.offset + 4) - r.offset
+            self._ends[place] = self.code.field_ends(self.data(place))
+        return self._ends[place].get(r.offset, r.offset + self.known.BIAS) - r.offset
 
     def _led_to(self, place: Place, r: Relocation, linked: bytes) -> int | None:
         """S as the linked bytes have it; None when they do not tell."""
         base = self.program.address(place)
         assert base is not None
         at = base + r.offset
-        if r.type in _NARROW:
-            signed = r.type != c.R_X86_64_32
-            value = int.from_bytes(linked[r.offset : r.offset + 4], "little", signed=signed) - r.addend
-            return value + at if r.type in PC_RELATIVE else value
-        if r.type == c.R_X86_64_64:
+        if r.type in self.known.PLAIN:
+            value = self._read(r, linked) - r.addend
+            return value + at if r.type in self.known.PC_RELATIVE else value
+        if r.type == self.known.ABSOLUTE[8]:
             return self._slot(at, r.addend)
-        if r.type in GOT_RELATIVE:
+        if r.type in self.known.GOT_RELATIVE:
             return self._through_slot(place, r, linked, at)
-        if r.type == c.R_X86_64_TPOFF32:
-            value = int.from_bytes(linked[r.offset : r.offset + 4], "little", signed=True) - r.addend
-            vaddr, size = self.thread_segment
-            return vaddr + size + value
+        if r.type in self.known.THREAD_OFFSET:
+            vaddr, offset = self.thread_segment
+            return vaddr - offset + self._read(r, linked) - r.addend
         return None
 
     def _slot(self, address: int, addend: int) -> int | None:
@@ -306,24 +297,19 @@ class Image:
         dynamic = self.program.tables.relocations.get(address)
         if dynamic is None:
             return int.from_bytes(self.program.image.read(address, 8), "little") - addend
-        return dynamic.addend - addend if dynamic.type == c.R_X86_64_RELATIVE else None
+        return dynamic.addend - addend if dynamic.type == self.known.LOADED else None
 
     def _through_slot(self, place: Place, r: Relocation, linked: bytes, at: int) -> int | None:
-        before = self.data(place)[r.offset - 2 : r.offset]
-        now = linked[r.offset - 2 : r.offset]
-        value = int.from_bytes(linked[r.offset : r.offset + 4], "little", signed=True)
-        if now == before:
-            try:
-                return self._slot(value + at + 4, 0)
-            except FormatError:
-                return None
-        if now[0] == 0x8D:  # lea
-            return value + at - r.addend
-        if now == b"\x67\xe8":  # addr32 call
-            return value + at + 4
-        if now[0] == 0xE9 or (now[0] == 0xE8 and linked[r.offset + 3] == 0x90):  # jmp and nop, call and nop
-            return int.from_bytes(linked[r.offset - 1 : r.offset + 3], "little", signed=True) + at + 3
-        return value  # an immediate
+        slot = self.code.slot_of(self.data(place), linked, r, at)
+        if slot is None:
+            return self.code.relaxed_target(linked, r, at)
+        try:
+            return self._slot(slot, 0)
+        except FormatError:
+            return None
+
+    def _read(self, r: Relocation, linked: bytes) -> int:
+        return read(self.known.relocation_kind(r.type, ""), linked, r.offset)
 
     def _instead(self, address: int, expected: Target) -> tuple[Target, int] | None:
         """What is meant by an address that is not the named symbol's; None: that the symbol is."""

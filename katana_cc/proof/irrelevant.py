@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from katana_cc.cpu.interface import Instructions
 from katana_cc.diff.harmless import same_but_built_later
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import Code
 from katana_cc.diff.view import Kind
-from katana_cc.elf.instructions import constants_moved
 from katana_cc.patch.model import PatchObject
 from katana_cc.proof.image import Image
-from katana_cc.proof.model import Content, Named, Target, blanked
+from katana_cc.proof.model import Content, Named, Target
 from katana_cc.proof.walk import BYTES_DIFFER, Difference
 
 Lines = Callable[[Program, Place], Sequence[tuple[int, int]]]  # (offset, line) of a code section
@@ -48,11 +48,11 @@ class Irrelevance:
         if any(d.text != BYTES_DIFFER for d in found):
             return False
         after, before = self.new.fields(place), self.old.fields(theirs)
-        now = blanked(self.new.data(place), after)
-        was = blanked(self.old.data(theirs), before)
+        now = self.new.known.masked(self.new.data(place), after, relaxed=False)
+        was = self.old.known.masked(self.old.data(theirs), before, relaxed=False)
         if kind in (Kind.FUNCTION, Kind.CODE):
             rows = self.lines(self.old.program, theirs), self.lines(self.new.program, place)
-            return only_own_lines(was, now, *rows)
+            return only_own_lines(was, now, *rows, code=self.new.code)
         return same_but_built_later(was, now, self.new.program.snapshot.time)
 
     def _is_value(self, difference: Difference) -> bool:
@@ -70,13 +70,18 @@ class Irrelevance:
 
 
 def only_own_lines(
-    old: bytes, new: bytes, old_rows: Sequence[tuple[int, int]], new_rows: Sequence[tuple[int, int]]
+    old: bytes,
+    new: bytes,
+    old_rows: Sequence[tuple[int, int]],
+    new_rows: Sequence[tuple[int, int]],
+    code: Instructions,
 ) -> bool:
     """Whether all differences of two pieces of code are immediates that hold the line of a statement of theirs.
 
     Args:
         old, new: code of one size, relocated fields zeroed.
         old_rows, new_rows: (offset, line) of the line table of each.
+        code: their CPU's instructions.
     """
     if len(old) != len(new):
         return False
@@ -89,10 +94,12 @@ def only_own_lines(
         if all(pair) and pair[0] != pair[1]
     }
     blank, others = bytearray(old), bytearray(new)
-    for start, end in constants_moved(old):
-        was, now = int.from_bytes(old[start:end], "little"), int.from_bytes(new[start:end], "little")
+    for constant in code.constants_moved(old):
+        if constant.around(old) != constant.around(new):
+            continue
+        was, now = constant.value(old), constant.value(new)
         if was != now and any(0 <= was - a <= _MACRO_LINES and was - a == now - b for a, b in moved):
-            blank[start:end] = others[start:end] = bytes(end - start)
+            blank[constant.start : constant.end] = others[constant.start : constant.end]
     return blank == others
 
 

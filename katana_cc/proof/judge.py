@@ -29,7 +29,7 @@ from katana_cc.diff.view import Kind
 from katana_cc.elf.versions import split
 from katana_cc.proof.carried import CarriedSections
 from katana_cc.proof.image import Image
-from katana_cc.proof.model import Carried, Content, Field, Named, Target, blanked
+from katana_cc.proof.model import Carried, Content, Field, Named, Target
 from katana_cc.proof.pairing import Pairing
 from katana_cc.recorder.record import stem
 
@@ -76,7 +76,7 @@ class Judge:
         if self.walking and not isinstance(theirs, Carried):
             self.walking(after, before)
             return True
-        if isinstance(theirs, Place) and before.entry and theirs in self.replaced:
+        if isinstance(theirs, Place) and before.is_entry(self.old.known) and theirs in self.replaced:
             theirs = self.replaced[theirs]
         if isinstance(mine, Place):
             return self._same_thing(mine, theirs)
@@ -122,8 +122,8 @@ class Judge:
         after, before = self.new.fields(mine), self.old.fields(theirs)
         if [(f.offset, f.type) for f in after] != [(f.offset, f.type) for f in before]:
             return False
-        now = blanked(self.new.data(mine), after)
-        was = blanked(self.old.data(theirs), before)
+        now = self.new.known.masked(self.new.data(mine), after, relaxed=False)
+        was = self.old.known.masked(self.old.data(theirs), before, relaxed=False)
         if now != was and not same_but_built_later(was, now, self.new.program.snapshot.time):
             return False
         return all(self.agree(a, b) for a, b in zip(after, before, strict=True))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from katana_cc.cpu.interface import Relocations
 from katana_cc.diff.program import Place
-from katana_cc.elf.fields import FIELD_SIZES, PC_RELATIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +53,9 @@ class Field(NamedTuple):
     distance: int
     start: int
 
-    @property
-    def entry(self) -> bool:
+    def is_entry(self, known: Relocations) -> bool:
         """Whether it leads to the very start of its target."""
-        return self.distance == (-4 if self.type in PC_RELATIVE else 0)
-
-
-def blanked(data: bytes, fields: Iterable[Field]) -> bytes:
-    """`data` with every relocated field zeroed."""
-    result = bytearray(data)
-    for f in fields:
-        size = FIELD_SIZES[f.type]
-        result[f.offset : f.offset + size] = bytes(size)
-    return bytes(result)
+        return self.distance == (-known.BIAS if self.type in known.PC_RELATIVE else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,11 @@ from typing import Final, NamedTuple
 from katana_cc.diff.program import Place
 from katana_cc.diff.view import Kind
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import FIELD_SIZES, same_outside
 from katana_cc.patch.model import DataEdit, DataTransform, Hook, Replacement
 from katana_cc.proof.frames import frames_differ
 from katana_cc.proof.image import Image
 from katana_cc.proof.judge import Judge
-from katana_cc.proof.model import Carried, Field, Finding, Named, blanked
+from katana_cc.proof.model import Carried, Field, Finding, Named
 from katana_cc.proof.tables import Tables
 from katana_cc.recorder.record import stem
 
@@ -190,9 +189,12 @@ class _Walker:
 
 def _same_bytes(judge: Judge, place: Place, carried: Carried) -> bool:
     fields = judge.carried.fields(carried)
-    return [f.offset for f in fields] == [f.offset for f in judge.new.fields(place)] and blanked(
-        judge.new.data(place), judge.new.fields(place)
-    ) == blanked(judge.carried.data(carried), fields)
+    own, masked = judge.new.fields(place), judge.new.known.masked
+    if [f.offset for f in fields] != [f.offset for f in own]:
+        return False
+    return masked(judge.new.data(place), own, relaxed=False) == masked(
+        judge.carried.data(carried), fields, relaxed=False
+    )
 
 
 def against_patch(judge: Judge, place: Place, carried: Carried) -> Iterator[Difference]:
@@ -208,7 +210,7 @@ def not_as_linked(image: Image, place: Place) -> Iterator[Difference]:
     if linked is None or image.kind(place) in (Kind.DATA, Kind.THREAD):
         return
     elf = image.view(place).elf
-    if not same_outside(image.data(place), linked, elf.relocation_rows(place.section)):
+    if not image.known.same_outside(image.data(place), linked, elf.relocation_rows(place.section)):
         yield Difference(0, len(linked), "the output does not hold the object's bytes there")
 
 
@@ -221,7 +223,8 @@ def differences(judge: Judge, place: Place, data: bytes, fields: tuple[Field, ..
     if [(f.offset, f.type) for f in own] != [(f.offset, f.type) for f in fields]:
         yield Difference(0, len(mine), "it refers to other things, or at other places")
         return
-    now, was = blanked(mine, own), blanked(data, fields)
+    masked = judge.new.known.masked
+    now, was = masked(mine, own, relaxed=False), masked(data, fields, relaxed=False)
     if now != was:
         changed = [i for i in range(len(now)) if now[i] != was[i]]
         first, last = changed[0], changed[-1] + 1
@@ -234,7 +237,7 @@ def differences(judge: Judge, place: Place, data: bytes, fields: tuple[Field, ..
 def disagreement(old: Image, new: Image, after: Field, before: Field) -> Difference:
     """The difference that two fields that disagree make."""
     text = f"it leads to {_worded(new, after)}, and to {_worded(old, before)} there"
-    return Difference(after.offset, FIELD_SIZES[after.type], text, after, before)
+    return Difference(after.offset, new.known.FIELD_SIZES[after.type], text, after, before)
 
 
 def _worded(image: Image, field: Field) -> str:

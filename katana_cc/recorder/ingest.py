@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from katana_cc.cpu.choice import SUPPORTED, unsupported
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError
@@ -134,8 +135,9 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     if newest is not None and newest.build_id == build_id_on_disk(image):
         return store.snapshot(newest.id)
     output = ElfFile(image.read_bytes(), info["output"])
-    if output.machine != c.EM_X86_64:
-        raise FormatError(f"machine {output.machine} is not supported (x86-64 only)", where=info["output"])
+    if output.machine not in SUPPORTED:
+        remedy = "Build it for a machine that is, or without recording: KATANA_DISABLE=1."
+        raise FormatError(unsupported(output.machine), where=info["output"], remedy=remedy)
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
 

@@ -13,8 +13,8 @@ Sections that linkers merge or edit (strings, .eh_frame) have no address of thei
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from katana_cc.cpu.choice import of
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import same_outside
 from katana_cc.elf.reader import ElfFile
 from katana_cc.recorder.linkmap import Contribution
 from katana_cc.recorder.record import ObjectRecord, SectionRecord, SectionRow
@@ -138,4 +138,4 @@ def _is_there(elf: ElfFile, number: int, address: int, image: Image) -> bool:
     """Whether all bytes of a section that no relocation touches lie there."""
     data = elf.bytes_of(number)
     final = image.read(address, len(data))
-    return final == data or same_outside(data, final, elf.relocation_rows(number))
+    return final == data or of(elf.machine).relocations.same_outside(data, final, elf.relocation_rows(number))

@@ -13,18 +13,17 @@ A record depends on the object's bytes only and is kept in the store by the obje
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from struct import Struct
 from typing import Final, NamedTuple, Self
 
+from katana_cc.cpu.choice import SUPPORTED, of, unsupported
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS
 from katana_cc.elf.reader import ElfFile, Row, Section, Symbol
 from katana_cc.errors import FormatError
 
 WITNESS_SIZE: Final = 16
-_KNOWN_TYPES: Final = frozenset(EXTENTS)
 
 
 class SectionRecord(NamedTuple):
@@ -119,12 +118,14 @@ def make_record(elf: ElfFile) -> ObjectRecord:
     """Read one relocatable object.
 
     Raises:
-        FormatError: it is not ET_REL for x86-64, or damaged.
+        FormatError: it is not ET_REL for a supported machine, or damaged.
     """
     if elf.type != c.ET_REL:
         raise FormatError("not a relocatable object", where=elf.where)
-    if elf.machine != c.EM_X86_64:
-        raise FormatError(f"machine {elf.machine} is not supported (x86-64 only)", where=elf.where)
+    if elf.machine not in SUPPORTED:
+        raise FormatError(unsupported(elf.machine), where=elf.where)
+    extents = of(elf.machine).relocations.EXTENTS
+    known = frozenset(extents)
     problem = ""
     names: list[str] = []
     rows: list[bytes] = []
@@ -136,12 +137,12 @@ def make_record(elf: ElfFile) -> ObjectRecord:
             continue
         name = elf.section_name(at)
         relocations = elf.relocation_rows(number)
-        if relocations and (unknown := {info & 0xFFFFFFFF for _, info, _ in relocations} - _KNOWN_TYPES):
+        if relocations and (unknown := {info & 0xFFFFFFFF for _, info, _ in relocations} - known):
             problem = f"relocation type {min(unknown)} in {name} is not known"
             continue
         # .eh_frame and merged sections are edited by the linker: they have no place of their own to be confirmed.
         edited = name == ".eh_frame" or flags & c.SHF_MERGE
-        offset, witness = (0, b"") if edited else _witness(elf.bytes_of(number), relocations)
+        offset, witness = (0, b"") if edited else _witness(elf.bytes_of(number), relocations, extents)
         names.append(name)
         rows.append(_SECTION.pack(number, kind, flags, size, offset, witness))
         kept.add(number)
@@ -168,13 +169,13 @@ def make_record(elf: ElfFile) -> ObjectRecord:
     )
 
 
-def _witness(data: bytes, rows: Sequence[Row]) -> tuple[int, bytes]:
+def _witness(data: bytes, rows: Sequence[Row], extents: Mapping[int, tuple[int, int]]) -> tuple[int, bytes]:
     if not rows:
         return 0, data[:WITNESS_SIZE]
     best_at, best = 0, 0
     position = 0
     for offset, info, _ in sorted(rows):
-        before, after = EXTENTS[info & 0xFFFFFFFF]
+        before, after = extents[info & 0xFFFFFFFF]
         run = offset - before - position
         if run > best:
             best_at, best = position, run

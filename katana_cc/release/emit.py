@@ -10,7 +10,6 @@ from pathlib import Path
 
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.reasons import Code
-from katana_cc.elf import constants as c
 from katana_cc.errors import StoreError
 from katana_cc.patch import codec
 from katana_cc.patch.build import build_patch
@@ -47,7 +46,7 @@ def make_patch(
     """The patch object from one snapshot to another of the same output, and the diff it came from."""
     diff = Diff(store, old, new)
     changes = diff.run()
-    identity = Identity(new.output, c.EM_X86_64, old.build_id, new.build_id, from_label, to_label)
+    identity = Identity(new.output, diff.new.image.machine, old.build_id, new.build_id, from_label, to_label)
     patch = build_patch(diff, changes, identity)
     # From here on nothing is added to the patch object: what it lacks is a reason to refuse it.
     return prove(diff, changes, patch), changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from katana_cc.cpu.choice import CPUS, of
 from katana_cc.elf import constants as c
 
 
@@ -14,7 +15,6 @@ def _table(prefix: str) -> dict[int, str]:
 _SECTION_TYPES: Final = _table("SHT_")
 _SYMBOL_TYPES: Final = _table("STT_")
 _BINDINGS: Final = _table("STB_")
-_RELOCATIONS: Final = {v: f"R_X86_64_{k}" for v, k in _table("R_X86_64_").items()}
 _FLAGS: Final = (
     (c.SHF_WRITE, "W"),
     (c.SHF_ALLOC, "A"),
@@ -24,7 +24,6 @@ _FLAGS: Final = (
     (c.SHF_TLS, "T"),
     (c.SHF_COMPRESSED, "C"),
 )  # the letters of readelf
-_MACHINES: Final = {c.EM_X86_64: "x86-64", c.EM_AARCH64: "aarch64"}
 
 
 def section_type(number: int) -> str:
@@ -42,9 +41,9 @@ def binding(number: int) -> str:
     return _BINDINGS.get(number, str(number))
 
 
-def relocation(number: int) -> str:
+def relocation(machine_number: int, number: int) -> str:
     """R_X86_64_PC32, …"""
-    return _RELOCATIONS.get(number, f"type {number}")
+    return of(machine_number).relocations.NAMES.get(number, f"type {number}")
 
 
 def flags(number: int) -> str:
@@ -56,4 +55,4 @@ def flags(number: int) -> str:
 
 def machine(number: int) -> str:
     """x86-64, …"""
-    return _MACHINES.get(number, f"machine {number}")
+    return CPUS[number].name if number in CPUS else f"machine {number}"

@@ -98,9 +98,14 @@ def _existing(r: Reference) -> dict[str, Any]:
 
 
 def _section(po: PatchObject, number: int) -> dict[str, Any]:
-    s = po.sections[number]
+    s, machine = po.sections[number], po.identity.machine
     relocations = [
-        {"offset": r.offset, "type": names.relocation(r.type), "symbol": r.symbol, "addend": r.addend}
+        {
+            "offset": r.offset,
+            "type": names.relocation(machine, r.type),
+            "symbol": r.symbol,
+            "addend": r.addend,
+        }
         for r in s.relocations
     ]
     return {

@@ -170,7 +170,7 @@ def _relocations(po: PatchObject) -> list[str]:
             y = po.symbols[r.symbol]
             name = y.name or (po.sections[y.section].name if y.section is not None else "-")
             addend = f"{name} {'-' if r.addend < 0 else '+'} {abs(r.addend):#x}"
-            rows.append((f"{r.offset:#x}", names.relocation(r.type), addend))
+            rows.append((f"{r.offset:#x}", names.relocation(po.identity.machine, r.type), addend))
         lines += _block(f"Relocations of [{i}] {s.name}", rows)
     return lines
 

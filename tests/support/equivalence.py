@@ -13,9 +13,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from katana_cc.cpu.x86_64.relocations import EXTENTS, GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf import constants as c
 from katana_cc.elf.dynamic import DynamicTables
-from katana_cc.elf.fields import EXTENTS, GOT_RELATIVE, PC_RELATIVE
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol

@@ -11,8 +11,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from katana_cc.cpu.x86_64 import system as cpu
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process import x86_64 as cpu
 
 _SYS_PTRACE: Final = 101
 _O_EXITKILL: Final = 1 << 20

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from katana_cc.cli.main import main
+from katana_cc.cpu.x86_64.relocations import EXTENTS
 from katana_cc.elf import constants as c
-from katana_cc.elf.fields import EXTENTS
 from katana_cc.patch import codec
 from katana_cc.patch.model import PatchObject, PatchRelocation
 from tests.support.project import Variant, project_of

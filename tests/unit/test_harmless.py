@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
-from katana_cc.diff.harmless import only_lines_differ, same_but_built_later
+from katana_cc.cpu.x86_64 import code
+from katana_cc.diff import harmless
+from katana_cc.diff.harmless import same_but_built_later
 
+only_lines_differ = partial(harmless.only_lines_differ, code=code)
 CODE = bytes.fromhex("55 ba {} e8 00000000 c3".replace("{}", "64000000"))  # push; mov $100,%edx; call; ret
 LINES = [(0, 90), (1, 100), (6, 100), (11, 101)]
 

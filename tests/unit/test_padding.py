@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.diff.small import is_padding
+from katana_cc.cpu.x86_64.code import is_padding
 from katana_cc.elf.reader import ElfFile
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Backtrace, Frame, Unwinder
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Activity, Finder, Guard, prefixes_of
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
@@ -64,9 +64,9 @@ def registers(*threads: tuple[int, int, int]) -> memoryview:
     words = bytearray(8 * REGISTER_WORDS * len(threads))
     view = memoryview(words).cast("Q")
     for i, (pc, pointer, base) in enumerate(threads):
-        view[i * REGISTER_WORDS + cpu.RIP] = pc
-        view[i * REGISTER_WORDS + cpu.RSP] = pointer
-        view[i * REGISTER_WORDS + cpu.FS_BASE] = base
+        view[i * REGISTER_WORDS + cpu.PC] = pc
+        view[i * REGISTER_WORDS + cpu.SP] = pointer
+        view[i * REGISTER_WORDS + cpu.THREAD_POINTER] = base
     return view
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
+from katana_cc.cpu.x86_64 import code as x86
+from katana_cc.cpu.x86_64 import relocations
 from katana_cc.diff.program import Place
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
-from katana_cc.proof.irrelevant import only_own_lines
-from katana_cc.proof.model import Absolute, Carried, Content, Field, Named, Target, blanked
+from katana_cc.proof import irrelevant
+from katana_cc.proof.model import Absolute, Carried, Content, Field, Named, Target
 
+only_own_lines = partial(irrelevant.only_own_lines, code=x86)
 ROWS_OLD = [(0, 10), (5, 12)]
 ROWS_NEW = [(0, 13), (5, 15)]
 
@@ -73,14 +77,14 @@ def test_targets_of_different_kinds_are_never_equal() -> None:
 
 
 def test_entry_counts_from_the_end_of_the_field() -> None:
-    assert Field(1, c.R_X86_64_PLT32, Carried(0), -4, 0).entry
-    assert Field(0, c.R_X86_64_64, Carried(0), 0, 0).entry
-    assert not Field(0, c.R_X86_64_PC32, Carried(0), 0, 0).entry
+    assert Field(1, c.R_X86_64_PLT32, Carried(0), -4, 0).is_entry(relocations)
+    assert Field(0, c.R_X86_64_64, Carried(0), 0, 0).is_entry(relocations)
+    assert not Field(0, c.R_X86_64_PC32, Carried(0), 0, 0).is_entry(relocations)
 
 
-def test_blanked_leaves_all_but_the_fields() -> None:
+def test_masked_leaves_all_but_the_fields() -> None:
     fields = [Field(1, c.R_X86_64_PC32, Carried(0), -4, 0)]
-    assert blanked(b"\xe8\x01\x02\x03\x04\xc3", fields) == b"\xe8\0\0\0\0\xc3"
+    assert relocations.masked(b"\xe8\x01\x02\x03\x04\xc3", fields, relaxed=False) == b"\xe8\0\0\0\0\xc3"
 
 
 def test_memory_beyond_the_end_of_the_file_is_zero() -> None:

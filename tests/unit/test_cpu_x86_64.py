@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.cpu.field import Form
+from katana_cc.cpu.x86_64 import code as cpu
+from katana_cc.cpu.x86_64 import relocations, system
+from katana_cc.cpu.x86_64.kinds import KINDS
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import RefusedError
-from katana_cc.patch.model import Identity, PatchObject, PatchRelocation, PatchSection, PatchSymbol, Verdict
-from katana_cc.process import x86_64 as cpu
+from katana_cc.patch.model import PatchRelocation
 from katana_cc.process.link import lay_out, link
+from tests.support.objects import as_patch
 
 
 def tool(*words: str | Path) -> str:
@@ -72,9 +76,7 @@ def test_fields_are_those_of_the_linker(tmp_path: Path) -> None:
     size = po.sections[section].size
     at = layout.sections[section]
     ours, theirs = linked[at : at + size], oracle.read(where["f"][0], size)
-    got = {
-        r.offset: r for r in po.sections[section].relocations if cpu.RELOCATIONS[r.type].form is cpu.Form.GOT_RELATIVE
-    }
+    got = {r.offset: r for r in po.sections[section].relocations if KINDS[r.type].form is Form.GOT_RELATIVE}
     assert len(got) == 2
     for offset, relocation in got.items():
         place = where["f"][0] + offset
@@ -89,25 +91,6 @@ def blank(code: bytes, fields: dict[int, PatchRelocation]) -> bytes:
     for offset in fields:
         result[offset : offset + 4] = bytes(4)
     return bytes(result)
-
-
-def as_patch(path: Path, existing: dict[str, tuple[int, int]]) -> PatchObject:
-    """An object's allocated sections as a patch; undefined symbols are the existing ones."""
-    elf = ElfFile(path.read_bytes())
-    kept = [s for s in elf.sections if s.flags & c.SHF_ALLOC and s.size]
-    index = {s.number: i for i, s in enumerate(kept)}
-    symbols = []
-    for s in elf.symbols:
-        value, size = existing.get(s.name, (s.value, s.size))
-        binding = c.STB_LOCAL if s.section else c.STB_GLOBAL
-        symbols.append(PatchSymbol(s.name, binding, s.type, index.get(s.section), value, size))
-    sections = []
-    for section in kept:
-        moved = tuple(PatchRelocation(*r) for r in elf.relocations(section.number))
-        name, kind, flags = section.name, section.type, section.flags
-        data = elf.contents(section)
-        sections.append(PatchSection(name, kind, flags, section.alignment, data, section.size, 0, moved))
-    return PatchObject(Identity("x", 62, "", "", "", ""), Verdict.SAFE, (), tuple(sections), tuple(symbols))
 
 
 @pytest.mark.parametrize("distance", [0x100, -0x100, 0x7FFFFFFF, -0x80000000])
@@ -146,7 +129,7 @@ def test_value_that_does_not_fit_names_symbol_and_section(tmp_path: Path) -> Non
 def test_unsupported_relocation_is_refused_by_name(number: int) -> None:
     """A bug: an unknown field is left as it is."""
     with pytest.raises(RefusedError, match=r"R_X86_64_|relocation type 200"):
-        cpu.relocation_kind(number, "here")
+        relocations.relocation_kind(number, "here")
 
 
 @pytest.mark.parametrize(
@@ -168,33 +151,38 @@ def test_branches_back_into_the_first_bytes_are_seen(tmp_path: Path, code: str, 
     assert cpu.branches_into(elf.contents(text), 1, cpu.JUMP_SIZE) is is_in
 
 
+def waits_outside(words: list[int]) -> bool:
+    """Asked without memory: the registers tell."""
+    return system.waits_outside(words, lambda _address, _size: b"")
+
+
 def _in_call(number: int, second: int = 0) -> list[int]:
     words = [0] * 27
-    words[cpu.ORIG_RAX], words[cpu.RSI] = number & (1 << 64) - 1, second
+    words[system.ORIG_RAX], words[system.RSI] = number & (1 << 64) - 1, second
     return words
 
 
 def test_thread_that_waits_for_a_lock_does_not_wait_outside() -> None:
     """A bug: a function is called in a thread that holds what the function needs."""
     private, wait, wait_bitset = 0x80, 0, 9
-    assert cpu.waits_outside(_in_call(7))  # poll
-    assert cpu.waits_outside(_in_call(cpu.SYS_FUTEX, wait_bitset | private))
-    assert not cpu.waits_outside(_in_call(cpu.SYS_FUTEX, wait | private))
-    assert not cpu.waits_outside(_in_call(cpu.SYS_MMAP))
-    assert not cpu.waits_outside(_in_call(cpu.SYS_MUNMAP))
-    assert not cpu.waits_outside(_in_call(-1))  # in no system call
+    assert waits_outside(_in_call(7))  # poll
+    assert waits_outside(_in_call(system.SYS_FUTEX, wait_bitset | private))
+    assert not waits_outside(_in_call(system.SYS_FUTEX, wait | private))
+    assert not waits_outside(_in_call(system.SYS_MMAP))
+    assert not waits_outside(_in_call(system.SYS_MUNMAP))
+    assert not waits_outside(_in_call(-1))  # in no system call
 
 
 def test_wait_of_which_the_kernel_lost_how_to_go_on_is_entered_again() -> None:
     """A bug: restart_syscall goes on with another wait, or the program sees a system call that it did not make."""
     words = [0] * 27
-    words[cpu.RIP], words[cpu.RAX], words[cpu.ORIG_RAX] = 0x1007, (1 << 64) - 516, 230
-    again = {cpu.RIP: 0x1005, cpu.RAX: 230, cpu.ORIG_RAX: (1 << 64) - 1}
-    assert cpu.entered_again(words, b"") == again
-    words[cpu.ORIG_RAX] = 219
-    assert cpu.entered_again(words, bytes.fromhex("b8e6000000 0f05")) == again
-    assert cpu.entered_again(words, bytes.fromhex("4889c0 9090 0f05")) == {
-        cpu.RAX: (1 << 64) - 4, cpu.ORIG_RAX: (1 << 64) - 1
+    words[system.RIP], words[system.RAX], words[system.ORIG_RAX] = 0x1007, (1 << 64) - 516, 230
+    again = {system.RIP: 0x1005, system.RAX: 230, system.ORIG_RAX: (1 << 64) - 1}
+    assert system.entered_again(words, b"") == again
+    words[system.ORIG_RAX] = 219
+    assert system.entered_again(words, bytes.fromhex("b8e6000000 0f05")) == again
+    assert system.entered_again(words, bytes.fromhex("4889c0 9090 0f05")) == {
+        system.RAX: (1 << 64) - 4, system.ORIG_RAX: (1 << 64) - 1
     }  # fmt: skip
-    words[cpu.RAX] = (1 << 64) - 4
-    assert cpu.entered_again(words, b"") is None
+    words[system.RAX] = (1 << 64) - 4
+    assert system.entered_again(words, b"") is None

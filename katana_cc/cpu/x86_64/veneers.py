@@ -18,8 +18,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from katana_cc.elf.instructions import Form, Use
-from katana_cc.process.x86_64 import JUMP_SIZE, RED_ZONE, jump
+from katana_cc.cpu.x86_64.branches import JUMP_SIZE, jump
+from katana_cc.cpu.x86_64.instructions import Form, Use
+from katana_cc.cpu.x86_64.system import RED_ZONE
 
 VENEER_SIZE: Final = 48
 _NOP: Final = b"\x90"

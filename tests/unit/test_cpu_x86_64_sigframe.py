@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.cpu.x86_64 import system as cpu
+from katana_cc.cpu.x86_64.sigframe import frame, keeper, size_of
 from katana_cc.errors import RefusedError, TargetError
-from katana_cc.process import x86_64 as cpu
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.maps import MemoryMap
-from katana_cc.process.sigframe import frame, keeper, size_of
 
 OFFSETS = r"""
 #define _GNU_SOURCE

@@ -1,22 +1,25 @@
-"""Which bytes of a section a linker may write: the field of each relocation, and the instructions it may relax.
+"""Relocations of x86-64: what each writes, and which bytes of a section a linker may write, the instructions that
+it may relax included.
 
-Source: System V ABI, AMD64 supplement, 4.4 "Relocation" (field sizes) and B.2 "Optimize GOTPCRELX Relocations";
-ELF Handling For Thread-Local Storage, 4.4 (sequences that are rewritten).  Numbers are relative to r_offset.
+Source: System V ABI, AMD64 supplement, 4.4 "Relocation" (table 4.9: values and field sizes) and B.2 "Optimize
+GOTPCRELX Relocations"; ELF Handling For Thread-Local Storage, 4.4 (sequences that are rewritten).  A 32-bit field that
+does not hold its value is refused: truncated, it would send the target somewhere else.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from katana_cc.cpu.extent import Extent
 from katana_cc.elf import constants as c
-from katana_cc.elf.reader import Relocation, Row
+from katana_cc.elf.reader import Row
 
+if TYPE_CHECKING:
+    from katana_cc.cpu.field import RelocationKind
+    from katana_cc.cpu.interface import Located
 
-class Extent(NamedTuple):
-    """Bytes [r_offset - before, r_offset + after) may differ from the object's."""
-
-    before: int
-    after: int
-
+NAMES: Final = {value: name for name, value in vars(c).items() if name.startswith("R_X86_64_")}
 
 EXTENTS: Final[dict[int, Extent]] = {
     c.R_X86_64_NONE: Extent(0, 0),
@@ -65,8 +68,52 @@ PC_RELATIVE: Final = frozenset(
 
 GOT_RELATIVE: Final = frozenset({c.R_X86_64_GOTPCREL, c.R_X86_64_GOTPCRELX, c.R_X86_64_REX_GOTPCRELX})
 
+BIAS: Final = 4  # the distance counts from the end of the field
 
-def masked(data: bytes, relocations: Iterable[Relocation], *, relaxed: bool) -> bytes:
+ABSOLUTE: Final = {4: c.R_X86_64_32, 8: c.R_X86_64_64}
+RELATIVE: Final = {4: c.R_X86_64_PC32, 8: c.R_X86_64_PC64}
+TABLE_WIDTHS: Final = {
+    c.R_X86_64_64: 8,
+    c.R_X86_64_32: 4,
+    c.R_X86_64_32S: 4,
+    c.R_X86_64_DTPOFF64: 8,
+    c.R_X86_64_DTPOFF32: 4,
+}
+CALLS: Final = frozenset({c.R_X86_64_PLT32})
+DIRECT: Final = frozenset({c.R_X86_64_PC32, c.R_X86_64_32, c.R_X86_64_32S})
+PLAIN: Final = CALLS | DIRECT
+RELAXED_LOADS: Final = frozenset({c.R_X86_64_GOTPCRELX, c.R_X86_64_REX_GOTPCRELX})
+LOADER: Final = "ld-linux-x86-64.so.2"
+AS_RELAXED: Final = c.R_X86_64_PC32
+THREAD_OFFSET: Final = frozenset({c.R_X86_64_TPOFF32})
+THREAD: Final = frozenset({c.R_X86_64_TPOFF32, c.R_X86_64_GOTTPOFF})
+NONE: Final = c.R_X86_64_NONE
+COPY: Final = c.R_X86_64_COPY
+GLOB_DAT: Final = c.R_X86_64_GLOB_DAT
+JUMP_SLOT: Final = c.R_X86_64_JUMP_SLOT
+LOADED: Final = c.R_X86_64_RELATIVE
+IRELATIVE: Final = c.R_X86_64_IRELATIVE
+DYNAMIC_THREAD_OFFSET: Final = c.R_X86_64_TPOFF64
+
+
+def thread_offset(vaddr: int, memory_size: int, alignment: int) -> int:
+    """Where the program's thread-locals begin, from the thread pointer: they end there."""
+    alignment = max(alignment, 1)
+    return vaddr - (vaddr + memory_size + alignment - 1 & -alignment)
+
+
+def relocation_kind(number: int, where: str) -> RelocationKind:
+    """The table's row for a relocation type.
+
+    Raises:
+        RefusedError: the type is not supported, and named.
+    """
+    from katana_cc.cpu.x86_64.kinds import relocation_kind as found  # a recorder applies none
+
+    return found(number, where)
+
+
+def masked(data: bytes, relocations: Iterable[Located], *, relaxed: bool) -> bytes:
     """`data` with every relocated field zeroed; with `relaxed`, all bytes a linker may rewrite around it too.
 
     Raises:
@@ -100,17 +147,3 @@ def same_outside(data: bytes, final: bytes, rows: Iterable[Row]) -> bool:
         start = offset - before if offset > before else 0
         expected[start : offset + after] = final[start : offset + after]
     return expected == final
-
-
-def is_branch(code: bytes, offset: int) -> bool:
-    """Whether the 32-bit field at `offset` is the target of a direct call, jmp or jcc.
-
-    The byte before tells: call is e8, jmp e9, jcc 0f 80..8f.  A rip-relative memory operand has a ModRM byte of
-    mod 00, rm 101 there (05, 0d, … 3d), which is none of those (Intel SDM vol. 2, tables 2-2 and A-2).
-    """
-    if offset < 1:
-        return False
-    last = code[offset - 1]
-    if last in (0xE8, 0xE9):
-        return True
-    return offset >= 2 and code[offset - 2] == 0x0F and 0x80 <= last <= 0x8F

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from katana_cc.process import x86_64 as cpu
+from katana_cc.cpu.x86_64 import system as cpu
 
 RESTORERS: Final = (
     b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",  # mov $15, %rax; syscall: glibc
@@ -101,3 +101,49 @@ def size_of(state: bytes) -> int:
 
 def _extended_at(at: int) -> int:
     return (at + _HEAD.size + _SIGINFO_SIZE + 63 & -64) - at
+
+
+_RESTARTED: Final = frozenset((1 << 64) - n for n in (512, 513, 514))  # ERESTARTSYS, -NOINTR, -NOHAND
+_NO_SYSCALL: Final = (1 << 64) - 1  # as orig_rax
+
+
+def begun_again(registers: Sequence[int], code: bytes) -> list[int]:
+    """The registers of a thread whose interrupted system call is to be entered again by nobody but itself: from the
+    start, since the kernel forgets how to go on.  `code` as of `system.entered_again`."""
+    words = list(registers)
+    if not cpu.in_system_call(words):
+        return words
+    changes = cpu.entered_again(words, code) or cpu.repaired(words)
+    if words[cpu.RAX] in _RESTARTED:
+        changes = {cpu.RAX: words[cpu.ORIG_RAX], cpu.RIP: words[cpu.RIP] - len(cpu.SYSCALL_INSTRUCTION)}
+    for index, value in (changes or {}).items():
+        words[index] = value
+    return words
+
+
+def park(words: list[int], restorer: int, at: int) -> None:
+    """Put a thread in front of the code that goes back by the frame at `at`."""
+    words[cpu.RIP], words[cpu.RSP] = restorer, at + 8
+    words[cpu.ORIG_RAX] = _NO_SYSCALL
+
+
+def set_system_call(words: list[int], instruction: int, at: int, number: int, arguments: Sequence[int]) -> None:
+    """Prepare registers to make a system call at `instruction`, which returns to the frame at `at`."""
+    cpu.set_system_call(words, instruction, number, arguments)
+    words[cpu.RSP] = at
+
+
+def set_call(words: list[int], function: int, stack: int, result: int, arguments: Sequence[int]) -> None:
+    """Prepare registers to call a function, whose return address, a keeper, lies at `stack` already; it puts the result
+    at `result`."""
+    cpu.set_call(words, function, stack + 8, 0, arguments)
+    words[cpu.RBX] = result
+
+
+def has_returned(words: list[int], restored: int, at: int) -> bool:
+    """Whether a thread at the entry of a system call is about to go back by the frame at `at`; its registers then skip
+    that.  `restored`: where the restorer ends."""
+    is_there = words[cpu.RIP] == restored and words[cpu.RSP] == at + 8
+    if is_there:
+        words[cpu.ORIG_RAX] = _NO_SYSCALL
+    return is_there

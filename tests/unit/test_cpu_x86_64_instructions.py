@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.cpu.x86_64.instructions import Form, direct_use, instructions
+from katana_cc.cpu.x86_64.veneers import veneer
 from katana_cc.elf import constants as c
-from katana_cc.elf.instructions import Form, direct_use, instructions
 from katana_cc.elf.reader import ElfFile
-from katana_cc.process.veneers import veneer
 
 _LINE = re.compile(r"^\s+([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *\t?(.*)$", re.MULTILINE)
 LIBRARIES = ("libm.so.6", "libc.so.6")  # vector code of every generation; everything else
