@@ -25,6 +25,7 @@ from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Guard
+from katana_cc.process.image import with_head
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
@@ -33,7 +34,7 @@ from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
 from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
-from katana_cc.process.place import choose_base
+from katana_cc.process.place import base_for
 from katana_cc.process.target import PatchMapping, Target
 from katana_cc.process.unwinders import FrameRegistry, registries_for
 from katana_cc.process.veneers import VENEER_SIZE
@@ -129,8 +130,8 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
             raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
     size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
     size += _edits_room(po)
-    layout = lay_out(po, size, len(registries))
-    base = existing.base if existing else choose_base(target.regions, module, layout.size)
+    layout = with_head(po, lay_out(po, size, len(registries)))
+    base = existing.base if existing else base_for(target.regions, module, layout)
     plan = Plan(
         po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
         _ledger(po, patch_id, module, layout, base, (), (), registries, (), kinds), (), (), existing, found, followed,
