@@ -18,9 +18,8 @@ What comes of it, without a file, a store or a patch object at hand:
 - gdb takes it with `add-symbol-file-from-memory START`: names, lines, arguments, locals, frames.
 - a copy of the mapping's bytes is a file that perf, objdump and lldb take.
 
-Everything in the head is relative to its start, so that it is known before the place of the mapping is.  What debug
-information says of the old program's own variables would not be: that is left out, and debuggers find them in the
-program.
+Everything in the head is relative to its start, as in any shared object.  Variables of the old program are as far from
+it as they happen to be: the head is written anew when the place of the mapping is known.
 
 A vendor's program header (`PT_KATANA`) says where the ledger is.  A mapping of an earlier katana has no head: it begins
 with the ledger.
@@ -35,9 +34,9 @@ from typing import Final
 
 from katana_cc.elf import constants as c
 from katana_cc.elf.image import ImageSection, ImageSegment, ImageSymbol, write_head
-from katana_cc.patch.model import PatchObject, PatchRelocation
+from katana_cc.patch.model import PatchObject, PatchSection
 from katana_cc.process import x86_64 as cpu
-from katana_cc.process.link import CODE, DATA, READ_ONLY, Layout, group_of
+from katana_cc.process.link import CODE, DATA, READ_ONLY, Layout, group_of, is_import
 from katana_cc.process.memory import Reader
 from katana_cc.process.veneers import VENEER_SIZE
 
@@ -48,8 +47,13 @@ _PAGE: Final = 4096
 _WIDTHS: Final = {c.R_X86_64_64: 8, c.R_X86_64_32: 4}
 
 
-def with_head(po: PatchObject, layout: Layout) -> Layout:
-    """The layout with the head that the mapping begins with."""
+def with_head(po: PatchObject, layout: Layout, base: int = 0, bias: int = 0) -> Layout:
+    """The layout with the head that the mapping begins with.
+
+    Args:
+        base: where the mapping will be; the head's size does not depend on it.
+        bias: load bias of the patched module.
+    """
     kinds = _sections(po, layout)
     numbers = {name: n for n, (name, *_) in enumerate(kinds)}
     flags = {"r": c.PF_R, "x": c.PF_R | c.PF_X, "w": c.PF_R | c.PF_W}
@@ -62,7 +66,8 @@ def with_head(po: PatchObject, layout: Layout) -> Layout:
     sections = [ImageSection(name, c.SHT_PROGBITS, f, start, end - start) for name, f, start, end in kinds]
     symbols = list(_symbols(po, layout, numbers))
     machine = po.identity.machine
-    return replace(layout, head=write_head(machine, segments, sections, symbols, lambda size: _debug(po, layout, size)))
+    head = write_head(machine, segments, sections, symbols, lambda size: _debug(po, layout, size, bias - (base - size)))
+    return replace(layout, head=head)
 
 
 def ledger_address(memory: Reader, start: int) -> int:
@@ -120,25 +125,25 @@ def _symbols(po: PatchObject, layout: Layout, numbers: dict[str, int]) -> Iterat
         yield ImageSymbol(f"{po.symbols[number].name}@plt", c.STT_FUNC, numbers[".plt"], at, cpu.STUB_SIZE)
 
 
-def _debug(po: PatchObject, layout: Layout, head: int) -> Sequence[tuple[str, bytes]]:
-    """Debug sections with their addresses, counted from the start of the mapping."""
+def _debug(po: PatchObject, layout: Layout, head: int, shift: int) -> Sequence[tuple[str, bytes]]:
+    """Debug sections with their addresses, counted from the start of the mapping: what exists in the module is `shift`
+    bytes from its link-time address."""
     return [
-        (s.name, _relocated(po, layout, s.data, s.relocations, head))
+        (s.name, _relocated(po, layout, s, head, shift))
         for s in po.sections
         if s.name.startswith(".debug_") and not s.flags & c.SHF_ALLOC
     ]
 
 
-def _relocated(
-    po: PatchObject, layout: Layout, data: bytes, relocations: Sequence[PatchRelocation], head: int
-) -> bytes:
-    result = bytearray(data)
-    for r in relocations:
+def _relocated(po: PatchObject, layout: Layout, section: PatchSection, head: int, shift: int) -> bytes:
+    result = bytearray(section.data)
+    for r in section.relocations:
         width = _WIDTHS.get(r.type)
         symbol = po.symbols[r.symbol]
-        if width is None or symbol.section is None or r.offset + width > len(result):
-            continue  # no address that is known before the mapping's is
-        place = layout.sections.get(symbol.section)
-        value = symbol.value + r.addend + (0 if place is None else head + place)
+        if width is None or r.offset + width > len(result) or is_import(symbol):
+            continue  # not what debug information of ours holds
+        place = None if symbol.section is None else layout.sections.get(symbol.section)
+        start = shift if symbol.section is None else 0 if place is None else head + place
+        value = symbol.value + r.addend + start
         result[r.offset : r.offset + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
     return bytes(result)

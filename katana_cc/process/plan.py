@@ -174,7 +174,8 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
         plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
         plan.ledger.kinds,
     )  # fmt: skip
-    return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
+    layout = with_head(plan.po, plan.layout, base, plan.module.bias)
+    return dataclasses.replace(plan, layout=layout, base=base, linked=linked, ledger=ledger)
 
 
 def find_module(target: Target, po: PatchObject) -> Module:
