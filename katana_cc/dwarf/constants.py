@@ -54,9 +54,11 @@ DW_TAG_type_unit: Final = 0x41
 DW_TAG_rvalue_reference_type: Final = 0x42
 DW_TAG_atomic_type: Final = 0x47
 DW_TAG_call_site: Final = 0x48
+DW_TAG_call_site_parameter: Final = 0x49
 DW_TAG_skeleton_unit: Final = 0x4A
 DW_TAG_immutable_type: Final = 0x4B
 DW_TAG_GNU_call_site: Final = 0x4109
+DW_TAG_GNU_call_site_parameter: Final = 0x410A
 
 # Attributes (7.5.4).
 DW_AT_sibling: Final = 0x01
@@ -109,12 +111,19 @@ DW_AT_rnglists_base: Final = 0x74
 DW_AT_dwo_name: Final = 0x76
 DW_AT_reference: Final = 0x77
 DW_AT_rvalue_reference: Final = 0x78
+DW_AT_call_return_pc: Final = 0x7D
+DW_AT_call_value: Final = 0x7E
+DW_AT_call_origin: Final = 0x7F
+DW_AT_call_pc: Final = 0x81
+DW_AT_call_tail_call: Final = 0x82
 DW_AT_noreturn: Final = 0x87
 DW_AT_alignment: Final = 0x88
 DW_AT_export_symbols: Final = 0x89
 DW_AT_loclists_base: Final = 0x8C
 DW_AT_MIPS_linkage_name: Final = 0x2007
 DW_AT_GNU_vector: Final = 0x2107
+DW_AT_GNU_call_site_value: Final = 0x2111
+DW_AT_GNU_tail_call: Final = 0x2115
 DW_AT_GNU_dwo_name: Final = 0x2130
 
 # Forms (7.5.5, 7.5.6).

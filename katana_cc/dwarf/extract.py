@@ -10,8 +10,9 @@ variables, and what these refer to: types, declarations, abstract instances, tra
 
 Of a class come its members, bases and template parameters; methods and nested types only if something refers to them.
 What refers to the inside of a function brings all of it.  Addresses that the caller does not know are left out, and
-with them the variable that lies there: a debugger then finds the program's own.  Also left out: call sites (they speak
-of values in callers), and where types are declared.
+with them the variable that lies there: a debugger then finds the program's own.  Of call sites, which tell what a
+caller passed, those come of which the callee comes too: a debugger looks for the others by name, and would find the old
+code.  Also left out: where types are declared.
 
 Out of scope: macros, imported namespaces.
 
@@ -58,6 +59,8 @@ _TOLD: Final = frozenset(
         d.DW_AT_GNU_vector, d.DW_AT_frame_base, d.DW_AT_accessibility, d.DW_AT_enum_class, d.DW_AT_bit_stride,
         d.DW_AT_byte_stride, d.DW_AT_noreturn, d.DW_AT_call_line, d.DW_AT_call_file,
         d.DW_AT_reference, d.DW_AT_rvalue_reference, d.DW_AT_default_value, d.DW_AT_export_symbols,
+        d.DW_AT_call_return_pc, d.DW_AT_call_value, d.DW_AT_call_origin, d.DW_AT_call_pc, d.DW_AT_call_tail_call,
+        d.DW_AT_GNU_call_site_value, d.DW_AT_GNU_tail_call,
     }
 )  # fmt: skip
 _DECLARED: Final = frozenset({d.DW_AT_decl_file, d.DW_AT_decl_line})
@@ -70,9 +73,11 @@ _REFERENCES: Final = frozenset(
     }
 )  # fmt: skip
 _FIXED: Final = frozenset({d.DW_FORM_data1, d.DW_FORM_data2, d.DW_FORM_data4, d.DW_FORM_data8, d.DW_FORM_data16})
-_LEFT_OUT: Final = frozenset(
-    {d.DW_TAG_call_site, d.DW_TAG_GNU_call_site, d.DW_TAG_imported_declaration, d.DW_TAG_imported_module}
-)
+_LEFT_OUT: Final = frozenset({d.DW_TAG_imported_declaration, d.DW_TAG_imported_module})
+_CALL_SITES: Final = {
+    d.DW_TAG_call_site: d.DW_AT_call_origin,
+    d.DW_TAG_GNU_call_site: d.DW_AT_abstract_origin,
+}
 _CLASSES: Final = frozenset({d.DW_TAG_structure_type, d.DW_TAG_class_type, d.DW_TAG_union_type})
 _OF_CLASSES: Final = frozenset(
     {
@@ -99,9 +104,10 @@ def entries_of(
     Raises:
         FormatError: damaged debug information.
     """
-    extraction = _Extraction(info, is_known)
-    for f in functions:
-        extraction.place(f.die)
+    wanted = [f.die for f in functions]
+    extraction = _Extraction(info, is_known, wanted)
+    for offset in wanted:
+        extraction.place(offset)
     for entry in info.outline:
         if entry.tag == d.DW_TAG_variable and not extraction.is_in_function(entry.parent):
             block = info.die(entry.offset, entry.unit).attributes.get(d.DW_AT_location)
@@ -112,7 +118,8 @@ def entries_of(
 
 
 class _Extraction:
-    def __init__(self, info: DebugInfo, is_known: Callable[[Place], bool]) -> None:
+    def __init__(self, info: DebugInfo, is_known: Callable[[Place], bool], asked: Iterable[int]) -> None:
+        self._asked = frozenset(asked)
         self._info = info
         self._is_known = is_known
         self._offsets = [entry.offset for entry in info.outline]
@@ -158,11 +165,16 @@ class _Extraction:
         pending = [(top, parent)]
         while pending:
             die, above = pending.pop()
-            if die.tag in _LEFT_OUT:
+            if die.tag in _LEFT_OUT or self._is_foreign_call(die):
                 continue
             self._seen.add(die.offset)
             if self._keep(die, above):
                 pending += [(child, die.offset) for child in self._info.children(die)]
+
+    def _is_foreign_call(self, die: Die) -> bool:
+        """Whether it is a call site, and not of a function that was asked for."""
+        origin = _CALL_SITES.get(die.tag)
+        return origin is not None and die.attributes.get(origin) not in self._asked
 
     def _scope(self, number: int) -> int:
         """The key of a scope, itself kept; -1 for the unit."""

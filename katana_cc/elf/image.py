@@ -5,7 +5,7 @@ come the pages written here, so that the file offset of every byte is its distan
 its link-time address too:
 
     0     ELF header, program headers, build-id note      must be in the first page: readers look there only
-          .symtab .strtab .shstrtab, debug sections
+          .eh_frame_hdr, .symtab .strtab .shstrtab, debug sections
           section headers
     head  the segments, as they are
 
@@ -15,7 +15,7 @@ kernel, a core file) has the whole file.
 The size of the head follows from what is in it, and addresses in it follow from its size.  No field's width depends on
 its value, so it is written twice: once to learn the size, once with it.
 
-Source: System V gABI, chapters 4 and 5; elf(5).
+Sources: System V gABI, chapters 4 and 5; elf(5); LSB core 4.1, 10.6.2 (.eh_frame_hdr).
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _SHDR: Final = struct.Struct("<IIQQQQIIQQ")
 _SYM: Final = struct.Struct("<IBBHQQ")
 _IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
+_FRAMES: Final = struct.Struct(
+    "<4BiI"
+)  # version, encodings: 4 bytes relative to the field, count, relative to the section
 _NOTE: Final = struct.Struct("<III4s16s")  # its name is "GNU", its contents 16 bytes of digest
 
 
@@ -73,6 +76,15 @@ class ImageSymbol:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """Of call frame information `eh_frame` bytes behind the end of the head: (first address of code, FDE) of each FDE,
+    counted likewise."""
+
+    eh_frame: int
+    entries: tuple[tuple[int, int], ...]
+
+
 HeadSections = Callable[[int], Sequence[tuple[str, bytes]]]
 """From the size of the head to (name, contents) of the sections in it that are not loaded: always the same lengths."""
 
@@ -83,6 +95,7 @@ def write_head(
     sections: Sequence[ImageSection],
     symbols: Sequence[ImageSymbol],
     unloaded: HeadSections,
+    frames: FrameIndex | None = None,
 ) -> bytes:
     """The head, whole pages.  Its build-id is a digest of its contents.
 
@@ -90,12 +103,14 @@ def write_head(
         machine: an EM_* number.
         segments, sections, symbols: what lies behind the head.
         unloaded: debug sections.
+        frames: what .eh_frame_hdr lists.
     """
-    size = len(_assemble(machine, segments, sections, symbols, unloaded(0), 0, bytes(16)))
-    contents = unloaded(size)
-    unnamed = _assemble(machine, segments, sections, symbols, contents, size, bytes(16))
-    digest = hashlib.sha256(unnamed).digest()[:16]
-    return _assemble(machine, segments, sections, symbols, contents, size, digest)
+
+    def assemble(size: int, digest: bytes) -> bytes:
+        return _assemble(machine, segments, sections, symbols, unloaded(size), frames, size, digest)
+
+    size = len(assemble(0, bytes(16)))
+    return assemble(size, hashlib.sha256(assemble(size, bytes(16))).digest()[:16])
 
 
 def _assemble(
@@ -104,13 +119,15 @@ def _assemble(
     sections: Sequence[ImageSection],
     symbols: Sequence[ImageSymbol],
     unloaded: Sequence[tuple[str, bytes]],
+    frames: FrameIndex | None,
     head: int,
     digest: bytes,
 ) -> bytes:
     strings, names = StringTable(), StringTable()
-    note_at = _EHDR.size + _PHDR.size * (len(segments) + 1)
+    note_at = _EHDR.size + _PHDR.size * (len(segments) + 1 + (frames is not None))
     image = bytearray(note_at) + _NOTE.pack(4, 16, c.NT_GNU_BUILD_ID, b"GNU\0", digest)
     headers = [bytes(_SHDR.size)]
+    programs = [_PHDR.pack(c.PT_NOTE, c.PF_R, note_at, note_at, note_at, _NOTE.size, _NOTE.size, 4)]
 
     def header(
         name: str, kind: int, flags: int, address: int, offset: int, size: int, *, alignment: int = 1,
@@ -124,8 +141,14 @@ def _assemble(
         header(name, kind, 0, 0, len(image), len(data), **rest)
         image.extend(data)
 
-    first = 2  # the null section, the note
     header(".note.gnu.build-id", c.SHT_NOTE, c.SHF_ALLOC, note_at, note_at, _NOTE.size, alignment=4)
+    if frames is not None:
+        at = len(image)
+        index = _frame_index(frames, head, at)
+        header(".eh_frame_hdr", c.SHT_PROGBITS, c.SHF_ALLOC, at, at, len(index), alignment=4)
+        programs.append(_PHDR.pack(c.PT_GNU_EH_FRAME, c.PF_R, at, at, at, len(index), len(index), 4))
+        image.extend(index)
+    first = len(headers)
     for s in sections:
         at = head + s.offset
         header(s.name, s.type, s.flags, at, at, s.size, alignment=s.alignment)
@@ -145,7 +168,6 @@ def _assemble(
     headers_at = len(image)
     image += b"".join(headers)
     image.extend(bytes(-len(image) % PAGE))
-    programs = [_PHDR.pack(c.PT_NOTE, c.PF_R, note_at, note_at, note_at, _NOTE.size, _NOTE.size, 4)]
     has_head = False
     for p in segments:
         start, size = head + p.offset, p.size
@@ -158,3 +180,11 @@ def _assemble(
     )  # fmt: skip
     image[_EHDR.size : note_at] = b"".join(programs)
     return bytes(image)
+
+
+def _frame_index(frames: FrameIndex, head: int, address: int) -> bytes:
+    """The contents of .eh_frame_hdr at `address`: sorted, for a search by halves."""
+    table = sorted((head + pc - address, head + fde - address) for pc, fde in frames.entries)
+    # Encodings: four bytes relative to the field; an unsigned number; four bytes relative to the section.
+    start = _FRAMES.pack(1, 0x1B, 0x03, 0x3B, head + frames.eh_frame - (address + 4), len(table))
+    return start + b"".join(struct.pack("<ii", *entry) for entry in table)

@@ -32,11 +32,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from katana_cc.dwarf.frames import Fde, records
 from katana_cc.elf import constants as c
-from katana_cc.elf.image import ImageSection, ImageSegment, ImageSymbol, write_head
+from katana_cc.elf.image import FrameIndex, ImageSection, ImageSegment, ImageSymbol, write_head
 from katana_cc.patch.model import PatchObject, PatchSection
 from katana_cc.process import x86_64 as cpu
-from katana_cc.process.link import CODE, DATA, READ_ONLY, Layout, group_of, is_import
+from katana_cc.process.link import CODE, DATA, READ_ONLY, RECORD_SIZE, Layout, group_of, is_import
 from katana_cc.process.memory import Reader
 from katana_cc.process.veneers import VENEER_SIZE
 
@@ -66,7 +67,10 @@ def with_head(po: PatchObject, layout: Layout, base: int = 0, bias: int = 0) -> 
     sections = [ImageSection(name, c.SHT_PROGBITS, f, start, end - start) for name, f, start, end in kinds]
     symbols = list(_symbols(po, layout, numbers))
     machine = po.identity.machine
-    head = write_head(machine, segments, sections, symbols, lambda size: _debug(po, layout, size, bias - (base - size)))
+    head = write_head(
+        machine, segments, sections, symbols, lambda size: _debug(po, layout, size, bias - (base - size)),
+        _frames(po, layout),
+    )  # fmt: skip
     return replace(layout, head=head)
 
 
@@ -86,6 +90,22 @@ def ledger_address(memory: Reader, start: int) -> int:
     return start + next((p[3] for p in programs if p[0] == PT_KATANA), 0)
 
 
+def image_file(memory: Reader, start: int, end: int) -> bytes:
+    """The mapping [start, end), which has a head, as the bytes of an ELF file.  Variables are zeros: they are the
+    program's, and no debugger takes them from the file of a process that runs.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    _, _, _, _, _, at, _, _, _, _, count, _, _, _ = _EHDR.unpack(memory.read(start, _EHDR.size))
+    programs = _PHDR.iter_unpack(memory.read(start + at, count * _PHDR.size))
+    result = bytearray(end - start)
+    for kind, flags, offset, _, _, size, _, _ in programs:
+        if kind == c.PT_LOAD and not flags & c.PF_W and offset + size <= len(result):
+            result[offset : offset + size] = memory.read(start + offset, size)
+    return bytes(result)
+
+
 def _sections(po: PatchObject, layout: Layout) -> list[tuple[str, int, int, int]]:
     """(name, SHF_*, start, end) of what lies behind the head; few, whatever the patch carries."""
     spans: dict[int, list[tuple[int, int]]] = {READ_ONLY: [], CODE: [], DATA: []}
@@ -93,6 +113,7 @@ def _sections(po: PatchObject, layout: Layout) -> list[tuple[str, int, int, int]
         section = po.sections[n]
         if section.name != ".eh_frame":
             spans[group_of(section)].append((at, at + section.size))
+    spans[DATA] += [(at, at + RECORD_SIZE) for at in layout.records]
     frames = layout.eh_frame[0], sum(layout.eh_frame)
     stubs = [(at, at + cpu.STUB_SIZE) for at in layout.stubs.values()]
     stubs += [(at, at + VENEER_SIZE) for at in layout.veneers.values()]
@@ -123,6 +144,23 @@ def _symbols(po: PatchObject, layout: Layout, numbers: dict[str, int]) -> Iterat
                 yield ImageSymbol(y.name, y.type, where, at, y.size)
     for number, at in layout.stubs.items():
         yield ImageSymbol(f"{po.symbols[number].name}@plt", c.STT_FUNC, numbers[".plt"], at, cpu.STUB_SIZE)
+
+
+def _frames(po: PatchObject, layout: Layout) -> FrameIndex | None:
+    """Which FDE is of which code: as relocations say, since nothing is relocated yet."""
+    entries = []
+    for number, at in layout.sections.items():
+        section = po.sections[number]
+        if section.name != ".eh_frame":
+            continue
+        fields = {r.offset: r for r in section.relocations}
+        for record in records(section.data):
+            relocation = fields.get(record.pc_offset) if isinstance(record, Fde) else None
+            target = po.symbols[relocation.symbol] if relocation is not None else None
+            place = layout.sections.get(target.section) if target is not None and target.section is not None else None
+            if relocation is not None and target is not None and place is not None:
+                entries.append((place + target.value + relocation.addend, at + record.offset))
+    return FrameIndex(layout.eh_frame[0], tuple(entries)) if entries else None
 
 
 def _debug(po: PatchObject, layout: Layout, head: int, shift: int) -> Sequence[tuple[str, bytes]]:
