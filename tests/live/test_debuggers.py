@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -404,6 +405,34 @@ def _record(perf: str, server: Server, data: Path, question: str) -> None:
     process.communicate()
     for fd in (*ours, *theirs):
         os.close(fd)
+
+
+def test_a_core_file_tells_of_new_code(one: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: what a debugger needs is in pages that no core file holds."""
+    if Path("/proc/sys/kernel/core_pattern").read_text().strip() != "core":
+        pytest.skip("core files do not come here")
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+    try:
+        with serving(one.old.path) as live:
+            applied(live, one.patch)
+            assert live.ask("i") == "inside"
+            os.kill(live.pid, signal.SIGABRT)
+            assert live.finish() == [f"status {-signal.SIGABRT}"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    core = next(tmp_path.glob("core*"), None)
+    if core is None:
+        pytest.skip("core files are limited")
+    words = ["gdb", "-nx", "-batch", "-iex", "set debuginfod enabled off", str(one.old.path), str(core), "-ex"]
+    listed = subprocess.run([*words, "info proc mappings"], capture_output=True, text=True, check=False).stdout
+    start = re.search(r"^ *(0x[0-9a-f]+) .*/memfd:katana:old\.\.new \(deleted\)$", listed, re.M)
+    assert start is not None, listed
+    more = [f"add-symbol-file-from-memory {start[1]}", "-ex", "thread apply all backtrace"]
+    told = subprocess.run([*words, *more], capture_output=True, text=True, check=False).stdout
+    assert re.search(r"step \(item=.*, left=99\) at work\.c:\d+\n#\d+ .* in work \(", told), told
+    assert "start_thread" in told
 
 
 def test_options_of_debuggers_are_of_one_process(tmp_path: Path) -> None:

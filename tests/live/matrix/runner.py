@@ -23,7 +23,7 @@ from katana_cc.process.apply import apply_patch
 from katana_cc.process.revert import revert_one
 from katana_cc.process.target import Target
 from katana_cc.snapshot.answers import write_answers
-from tests.live.debugger import below, differing, gdb_at, plain, script_of
+from tests.live.debugger import below, differing, gdb_at, of_files, plain, script_of
 from tests.live.matrix.model import AT_APPLY, AT_REVERT, PROGRAMS, REFUSED, WORKS, Case, Outcome
 from tests.live.server import Server, code_of, serving
 from tests.support.project import Build, Project, Result, Variant
@@ -249,8 +249,9 @@ class Workshop:
         for server in (live, after):
             script = script_of(server.pid, self.project.folder)
             text, answer = gdb_at(server, question, script, case.watched, "backtrace full")
-            told.append((below(plain(text), stop, "main"), answer))
-        assert differing(told[0][0], told[1][0]) == [], f"{about}: gdb"
+            told.append((of_files(below(plain(text), stop, "main"), {*case.files(0), "main.c"}), answer))
+        wrong = differing(told[0][0], told[1][0])
+        assert not wrong, f"{about}: gdb of {case.name}: (found, expected) differ: {wrong}"
         assert told[0][1] == told[1][1], about
 
     def _compare_refused(self, stack: contextlib.ExitStack, new: Build, result: Result, case: Case, about: str) -> None:
