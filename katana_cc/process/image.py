@@ -14,9 +14,9 @@ and in its memfd: a head of its own pages (`elf/image.py`) stands before the led
 
 What comes of it, without a file, a store or a patch object at hand:
 
-- elfutils (`eu-stack`, systemd-coredump) reads the image from memory by itself: names, and frames through new code.
+- elfutils (`eu-stack`) reads the image from memory by itself: names, and frames through new code.
 - gdb takes it with `add-symbol-file-from-memory START`: names, lines, arguments, locals, frames.
-- a copy of the mapping's bytes is a file that perf, objdump and lldb take.
+- a copy of the mapping's bytes is a file that perf and objdump take.
 
 Everything in the head is relative to its start, as in any shared object.  Variables of the old program are as far from
 it as they happen to be: the head is written anew when the place of the mapping is known.
