@@ -114,6 +114,7 @@ def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
             "frames_registered": ledger.is_registered,
             "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],
             "moves": moves_json(ledger.moves),
+            "image": patch.image,
             "variables": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.data],
         }
     return result

@@ -92,11 +92,11 @@ class _Builder:
     def _origins(self) -> Iterator[Origin]:
         """Where each carried section comes from, with debug information of the objects that have code among them."""
         numbers = self.carrier.carried
-        units = {p.unit for p, n in numbers.items() if self._is_code(n)}
+        units = {p.unit: partial(self._existing, p.unit) for p, n in numbers.items() if self._is_code(n)}
         for place, n in numbers.items():
             if place.unit in units:
                 info = self.diff.debug.info(self.new, place.unit)
-                yield Origin(n, info, place.section, partial(self._existing, place.unit))
+                yield Origin(n, info, place.section, units[place.unit])
 
     def _is_code(self, number: int) -> bool:
         section = self.carrier.sections[number]

@@ -26,7 +26,8 @@ Existing = Callable[[Place], PatchSymbol | None]
 
 
 class Origin(NamedTuple):
-    """Where a carried section comes from: the debug information of an object, and its section there."""
+    """Where a carried section comes from: the debug information of an object, and its section there.  Sections of one
+    unit share one `existing`."""
 
     number: int
     info: DebugInfo | DwarfProblem
@@ -36,10 +37,11 @@ class Origin(NamedTuple):
 
 def with_sources(po: PatchObject, origins: Iterable[Origin]) -> PatchObject:
     """`po` with debug information for the sections that come from `origins`."""
-    objects: dict[int, list[Origin]] = {}
+    # An object that is linked twice is one object, and two units.
+    objects: dict[tuple[int, int], list[Origin]] = {}
     for origin in origins:
         if isinstance(origin.info, DebugInfo):
-            objects.setdefault(id(origin.info), []).append(origin)
+            objects.setdefault((id(origin.info), id(origin.existing)), []).append(origin)
     existing: list[PatchSymbol] = []
     units = []
     for found in objects.values():

@@ -9,6 +9,7 @@ Sources: memfd_create(2), mmap(2) (MAP_FIXED_NOREPLACE, Linux 4.17).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import Final
@@ -61,6 +62,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
         _write_all(handle, head + image)
         if target.memory.read(base - len(head), len(head) + len(image)) != head + image:
             raise TargetError("the patch did not arrive in the target's memory", where=target.where)
+        _keep_in_core_files(target, plan)
     except BaseException:
         unmap(target, base, plan.layout.size)
         raise
@@ -173,6 +175,18 @@ def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) ->
                 remedy="a limit (ulimit -v, cgroup) or a policy (SELinux, memory-deny-write-execute) forbids it",
             )
     raise RefusedError("the address range near the module is taken again and again", where=target.where)
+
+
+def _keep_in_core_files(target: Target, plan: Plan) -> None:
+    """Write the first byte of each part over itself.
+
+    Of a private mapping of a file, a core file holds what was written to only (core(5)), and counts by mapping: one
+    page of its own brings all of it.  A kernel that forbids such writes makes core files that tell less.
+    """
+    for part in plan.layout.parts:
+        if part.size:
+            with contextlib.suppress(TargetError):
+                target.memory.write(plan.base + part.offset, plan.image[part.offset : part.offset + 1])
 
 
 def _write_all(handle: int, data: bytes) -> None:

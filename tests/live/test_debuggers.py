@@ -433,6 +433,12 @@ def test_a_core_file_tells_of_new_code(one: Builds, tmp_path: Path, monkeypatch:
     told = subprocess.run([*words, *more], capture_output=True, text=True, check=False).stdout
     assert re.search(r"step \(item=.*, left=99\) at work\.c:\d+\n#\d+ .* in work \(", told), told
     assert "start_thread" in told
+    code = subprocess.run([*words, f"x/i {start[1]} + 0x2000"], capture_output=True, text=True, check=False)
+    assert "Cannot access memory" not in code.stderr
+    stack = subprocess.run(
+        ["eu-stack", "--core", core, "-e", one.old.path], capture_output=True, text=True, check=False
+    ).stdout
+    assert re.search(r" step\n#\d+ +0x[0-9a-f]+ work\n", stack), stack
 
 
 def test_options_of_debuggers_are_of_one_process(tmp_path: Path) -> None:
