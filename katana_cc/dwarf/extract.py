@@ -47,6 +47,7 @@ from katana_cc.dwarf.tree import (
     Value,
 )
 from katana_cc.dwarf.units import AddressField, Block, Die
+from katana_cc.errors import FormatError
 
 _TOLD: Final = frozenset(
     {
@@ -106,14 +107,16 @@ def entries_of(
     """
     wanted = [f.die for f in functions]
     extraction = _Extraction(info, is_known, wanted)
-    for offset in wanted:
-        extraction.place(offset)
-    for entry in info.outline:
-        if entry.tag == d.DW_TAG_variable and not extraction.is_in_function(entry.parent):
-            block = info.die(entry.offset, entry.unit).attributes.get(d.DW_AT_location)
-            address = extraction.stored_at(info.die(entry.offset, entry.unit)) if isinstance(block, Block) else None
-            if address is not None and is_carried(address.section):
-                extraction.place(entry.offset)
+    try:
+        for offset in wanted:
+            extraction.place(offset)
+        for entry in info.outline:
+            if entry.tag == d.DW_TAG_variable and not extraction.is_in_function(entry.parent):
+                address = extraction.stored_at(info.die(entry.offset, entry.unit))
+                if address is not None and is_carried(address.section):
+                    extraction.place(entry.offset)
+    except IndexError:
+        raise FormatError("damaged debug information: an expression is cut off", where=info.where) from None
     return extraction.finish()
 
 
