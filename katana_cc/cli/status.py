@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 from katana_cc.cli.selection import passed_over_json, process_id, tell_passed_over
-from katana_cc.errors import ExitStatus, KatanaError
+from katana_cc.errors import ExitStatus, KatanaError, UsageError
 from katana_cc.process import survey
+from katana_cc.report.debugger import gdb_lines
 from katana_cc.report.moves import moved_line, moves_json
 
 HELP = "what runs, and what is applied to it"
@@ -18,11 +20,25 @@ HELP = "what runs, and what is applied to it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("--pid", type=process_id, metavar="PID", help="one process, with the builds it runs")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument("--gdb", action="store_true", help="as commands for gdb, which then sees into new code")
+    form.add_argument(
+        "--symfs",
+        type=Path,
+        metavar="DIR",
+        help="make a folder for `perf report --symfs DIR`, which then names new code",
+    )
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Prints the processes that carry a patch, or all of one process."""
+    if arguments.pid is None and (arguments.gdb or arguments.symfs is not None):
+        raise UsageError("--gdb and --symfs are of one process", remedy="add --pid PID")
+    if arguments.symfs is not None:
+        for path in survey.write_images(arguments.pid, arguments.symfs):
+            print(path)
+        return ExitStatus.DONE
     if arguments.pid is not None:
         found = [survey.process_status(arguments.pid)]
         passed_over: tuple[int, ...] = ()
@@ -37,6 +53,9 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     if arguments.json:
         processes = [_as_json(p) for p in found]
         print(json.dumps({"processes": processes, "passed_over": passed_over_json(passed_over)}, indent=2))
+        return ExitStatus.DONE
+    if arguments.gdb:
+        print(*gdb_lines(found) or ["# no patch is applied"], sep="\n")
         return ExitStatus.DONE
     if not found:
         print(f"no process{' that could be read' if passed_over else ''} carries a patch")
@@ -95,6 +114,7 @@ def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
             "frames_registered": ledger.is_registered,
             "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],
             "moves": moves_json(ledger.moves),
+            "image": patch.image,
             "variables": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.data],
         }
     return result

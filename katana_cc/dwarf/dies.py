@@ -75,7 +75,7 @@ class DebugInfo:
     def _read_root(self, unit: Unit) -> None:
         # The bases stand in the very DIE whose strings need them: take them from a first reading.
         abbreviation, position = self._abbreviation(unit, unit.first)
-        names = (d.DW_AT_str_offsets_base, d.DW_AT_addr_base, d.DW_AT_rnglists_base)
+        names = (d.DW_AT_str_offsets_base, d.DW_AT_addr_base, d.DW_AT_rnglists_base, d.DW_AT_loclists_base)
         bases = dict.fromkeys(names, 0)
         for attribute, form, _constant in abbreviation.attributes:
             if attribute in bases:
@@ -86,6 +86,7 @@ class DebugInfo:
         unit.str_offsets_base = bases[d.DW_AT_str_offsets_base] or unit.str_offsets_base
         unit.addr_base = bases[d.DW_AT_addr_base]
         unit.rnglists_base = bases[d.DW_AT_rnglists_base]
+        unit.loclists_base = bases[d.DW_AT_loclists_base]
         unit.root = self.die(unit.first, unit)
 
     def unit_of(self, offset: int) -> Unit:
@@ -166,6 +167,15 @@ class DebugInfo:
                 position = child.sibling
             else:
                 position = self._after(child)
+
+    def forms(self, die: Die) -> dict[int, int]:
+        """The form of each attribute of a DIE: what kind of value it is."""
+        found = self._abbreviation(die.unit, die.offset)[0]
+        return {attribute: form for attribute, form, _constant in found.attributes}
+
+    def end_of_tree(self, die: Die) -> int:
+        """Where the DIE after `die` and all below it starts."""
+        return self._after(die) if die.children else die.end
 
     def _after(self, die: Die) -> int:
         """Where the DIE after `die` and all below it starts."""

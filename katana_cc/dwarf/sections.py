@@ -274,6 +274,16 @@ class DebugSections:
         """`.debug_rnglists` (DWARF 5)."""
         return self._named(".debug_rnglists")
 
+    @cached_property
+    def loc(self) -> tuple[bytes, AddressFields]:
+        """`.debug_loc` (DWARF 4)."""
+        return self._named(".debug_loc")
+
+    @cached_property
+    def loclists(self) -> tuple[bytes, AddressFields]:
+        """`.debug_loclists` (DWARF 5)."""
+        return self._named(".debug_loclists")
+
     def _named(self, name: str) -> tuple[bytes, AddressFields]:
         section = self.elf.section(name)
         if section is None:

@@ -87,6 +87,7 @@ class Unit:
         self.str_offsets_base = 2 * offset_size  # what producers of split DWARF mean when they do not say
         self.addr_base = 0
         self.rnglists_base = 0
+        self.loclists_base = 0
         self.root: Die
 
 

@@ -8,11 +8,15 @@ Theory of operation.  The changed functions are carried, and whatever new they r
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from katana_cc.diff.engine import Changes, Diff
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import by_weight, verdict_of
+from katana_cc.diff.view import Kind
+from katana_cc.dwarf import sections as dwarf
 from katana_cc.elf import constants as c
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.edits import Edits
@@ -27,7 +31,7 @@ from katana_cc.patch.model import (
 )
 from katana_cc.patch.moves import moved, staying, types
 from katana_cc.patch.references import References
-from katana_cc.patch.sources import with_sources
+from katana_cc.patch.sources import Origin, with_sources
 from katana_cc.patch.unwinding import Unwinding
 
 
@@ -86,8 +90,33 @@ class _Builder:
             (*transforms, *staying(self.diff), *types(self.diff)),
             tuple(Hook(h.kind, h.name, self._function(place)) for place, h in self.changes.hooks.items()),
         )  # fmt: skip
-        code = [(n, place) for place, n in self.carrier.carried.items() if sections[n].flags & c.SHF_EXECINSTR]
-        return with_sources(patch, [(n, self.diff.debug.info(self.new, p.unit), p.section) for n, p in code])
+        return with_sources(patch, self._origins())
+
+    def _origins(self) -> Iterator[Origin]:
+        """Where each carried section comes from, with debug information of the objects that have code among them."""
+        numbers = self.carrier.carried
+        units = {p.unit: partial(self._existing, p.unit) for p, n in numbers.items() if self._is_code(n)}
+        for place, n in numbers.items():
+            if place.unit in units:
+                info = self.diff.debug.info(self.new, place.unit)
+                yield Origin(n, info, place.section, units[place.unit])
+
+    def _is_code(self, number: int) -> bool:
+        section = self.carrier.sections[number]
+        return section is not None and bool(section.flags & c.SHF_EXECINSTR)
+
+    def _existing(self, unit: int, place: dwarf.Place) -> PatchSymbol | None:
+        """What lies in the target where a variable of an object lies: the old program's, if it stays as it is."""
+        new = Place(unit, place.section)
+        view = self.diff.view(self.new, unit)
+        if not 0 < place.section < c.SHN_LORESERVE or view.kinds.get(place.section) not in (Kind.DATA, Kind.CONST):
+            return None
+        old = self.diff.correlation.old_place(new)
+        if old is None or new in self.changes.moved or new in self.changes.recreated or old in self.old.unplaced:
+            return None
+        if new in self.diff.correlation.ambiguous or not self.old.address(old):
+            return None
+        return self.carrier.symbols[self.references.existing(old)]
 
     def _drain(self) -> None:
         while self.carrier.queue:

@@ -1,22 +1,18 @@
-"""DWARF for what a patch carries: enough that a debugger shows function, file and line in new code.
+"""DWARF for what a patch carries: what a debugger needs to show functions, lines, arguments and variables of new code.
 
 The compiler's own debug information cannot travel: a unit's .debug_info describes all of its object, refers to sections
-that are not carried, and is hundreds of times larger than the change.  So a small unit is written anew, in DWARF 5:
+that are not carried, and is hundreds of times larger than the change.  So units are written anew, in DWARF 5
+(`debugwriter.py`), of the few entries that the carried code needs (`katana_cc/dwarf/extract.py`).
 
-    .debug_info      one unit: a DW_TAG_subprogram for each function, with its addresses and its declaration
-    .debug_abbrev    its three abbreviations
-    .debug_line      one line program: a sequence for each function
-    .debug_rnglists  the unit's address ranges, since each function lies in a section of its own
+Addresses are relocations against section symbols, as a compiler makes them, so that the same bytes serve gdb's
+`add-symbol-file PO -s .text.f ADDRESS` and the image in a target's memory.  Those of what exists in the target are
+against undefined symbols with its link-time address.
 
-Addresses are relocations against the section symbols, as a compiler makes them, so that the same bytes serve gdb's
-`add-symbol-file PO -s .text.f ADDRESS` and an image that is placed in memory.  Out of scope: variables and types.
-
-Source: DWARF 5, sections 2.17 (ranges), 3.1 (units), 3.3 (subprograms), 7.5 (encodings).
+Source: DWARF 5, sections 2.17 (ranges), 3.1 (units), 3.3 (subprograms).
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -25,54 +21,16 @@ from katana_cc import __version__
 from katana_cc.cpu.choice import of
 from katana_cc.dwarf import constants as d
 from katana_cc.dwarf.lines import Row
+from katana_cc.dwarf.sections import Place
+from katana_cc.dwarf.tree import Address, File, Number, Stretch, Text, TreeEntry, TreeUnit, Value
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError
-from katana_cc.patch.lineprogram import ADDRESS_SIZE, VERSION, Buffer, LineSequence, line_section, string, uleb
+from katana_cc.patch.debugwriter import debug_sections
+from katana_cc.patch.lineprogram import Buffer
 from katana_cc.patch.model import PatchObject, PatchRelocation, PatchSection, PatchSymbol
 
 LANG_C11: Final = 0x1D  # DWARF 5, table 7.17
-LANG_C_PLUS_PLUS_14: Final = 0x21
-_OFFSET_SIZE: Final = 4
-_RANGES_HEADER: Final = struct.Struct("<HBBI")  # version, address size, segment selector size, offset entry count
-_UNIT, _DECLARED, _UNDECLARED = 1, 2, 3  # abbreviation codes
-_ABBREVIATIONS: Final[tuple[tuple[int, int, bool, tuple[tuple[int, int], ...]], ...]] = (
-    (
-        _UNIT,
-        d.DW_TAG_compile_unit,
-        True,
-        (
-            (d.DW_AT_producer, d.DW_FORM_string),
-            (d.DW_AT_language, d.DW_FORM_data2),
-            (d.DW_AT_name, d.DW_FORM_string),
-            (d.DW_AT_comp_dir, d.DW_FORM_string),
-            (d.DW_AT_stmt_list, d.DW_FORM_sec_offset),
-            (d.DW_AT_low_pc, d.DW_FORM_addr),
-            (d.DW_AT_ranges, d.DW_FORM_sec_offset),
-        ),
-    ),
-    (
-        _DECLARED,
-        d.DW_TAG_subprogram,
-        False,
-        (
-            (d.DW_AT_name, d.DW_FORM_string),
-            (d.DW_AT_low_pc, d.DW_FORM_addr),
-            (d.DW_AT_high_pc, d.DW_FORM_udata),
-            (d.DW_AT_decl_file, d.DW_FORM_udata),
-            (d.DW_AT_decl_line, d.DW_FORM_udata),
-        ),
-    ),
-    (
-        _UNDECLARED,
-        d.DW_TAG_subprogram,
-        False,
-        (
-            (d.DW_AT_name, d.DW_FORM_string),
-            (d.DW_AT_low_pc, d.DW_FORM_addr),
-            (d.DW_AT_high_pc, d.DW_FORM_udata),
-        ),
-    ),
-)
+PRODUCER: Final = f"katana {__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +54,7 @@ class CarriedFunction:
 def with_debug_information(
     po: PatchObject, functions: Sequence[CarriedFunction], *, directory: str = "", language: int = LANG_C11
 ) -> PatchObject:
-    """`po` with debug information for `functions`.  Sections and symbols are added at the end: no index changes.
+    """`po` with names and lines of `functions`, and nothing else of them.
 
     Args:
         directory: what relative file names are relative to (DW_AT_comp_dir).
@@ -105,101 +63,84 @@ def with_debug_information(
     Raises:
         InvalidPatchError: a function lies outside its section, or a name holds a NUL.
     """
-    if not functions:
+    return with_units(po, [unit_of(functions, directory, language)] if functions else [])
+
+
+def unit_of(functions: Sequence[CarriedFunction], directory: str, language: int) -> TreeUnit:
+    """A unit that tells names and lines of functions."""
+    names = [f.decl_file for f in functions if f.decl_file] + [row.file for f in functions for row in f.rows]
+    root = (
+        (d.DW_AT_producer, Text(PRODUCER)),
+        (d.DW_AT_language, Number(d.DW_FORM_data2, language)),
+        (d.DW_AT_name, Text(next(iter(names), ""))),
+    )
+    entries = tuple(_named(key, f) for key, f in enumerate(functions))
+    return TreeUnit(root, directory, entries, tuple(map(stretch_of, functions)))
+
+
+def _named(key: int, f: CarriedFunction) -> TreeEntry:
+    attributes: list[tuple[int, Value]] = [
+        (d.DW_AT_name, Text(f.name)),
+        (d.DW_AT_low_pc, Address(Place(f.section, f.offset, ""))),
+        (d.DW_AT_high_pc, Number(d.DW_FORM_udata, f.size)),
+    ]
+    if f.decl_file and f.decl_line:
+        attributes += [
+            (d.DW_AT_decl_file, File(f.decl_file)),
+            (d.DW_AT_decl_line, Number(d.DW_FORM_udata, f.decl_line)),
+        ]
+    return TreeEntry(key, d.DW_TAG_subprogram, tuple(attributes))
+
+
+def stretch_of(f: CarriedFunction) -> Stretch:
+    """The code of a function, with the rows inside it."""
+    return Stretch(Place(f.section, f.offset, ""), f.size, tuple(_rows_inside(f)))
+
+
+def with_units(po: PatchObject, units: Sequence[TreeUnit], existing: Sequence[PatchSymbol] = ()) -> PatchObject:
+    """`po` with debug information.  Sections and symbols are added at the end: no index changes.
+
+    Args:
+        units: with addresses whose `section` is an index into `PatchObject.sections`, or below 0: -1 for the first of
+            `existing`, -2 for the second.
+        existing: undefined symbols of what exists in the target.
+
+    Raises:
+        InvalidPatchError: code lies outside its section, or a name holds a NUL.
+    """
+    if not units:
         return po
-    for f in functions:
-        if not 0 <= f.section < len(po.sections) or not 0 <= f.offset <= po.sections[f.section].size - f.size:
-            raise InvalidPatchError(f"debug information for {f.name}, which lies outside its section")
-    info, abbrev, line, ranges = range(len(po.sections), len(po.sections) + 4)
-    numbers = _files(functions)
-    contents = {
-        info: (".debug_info", _info(functions, numbers, (directory, language), (abbrev, line, ranges))),
-        abbrev: (".debug_abbrev", _abbreviations()),
-        line: (".debug_line", line_section(map(_line_sequence, functions), numbers, directory)),
-        ranges: (".debug_rnglists", _ranges(functions)),
-    }
-    wanted = [section for _, buffer in contents.values() for _, _, section, _ in buffer.fields]
+    for s in (s for unit in units for s in unit.stretches):
+        if not 0 <= s.start.section < len(po.sections):
+            raise InvalidPatchError("debug information for a section that is not there")
+        section = po.sections[s.start.section]
+        if not 0 <= s.start.offset <= section.size - s.size:
+            raise InvalidPatchError(f"debug information for code outside its section {section.name}")
+    contents = debug_sections(units, len(po.sections))
     symbols = list(po.symbols)
+    numbers = {y: i for i, y in reversed(list(enumerate(symbols)))}
     of_section = {
         y.section: i for i, y in enumerate(symbols) if y.type == c.STT_SECTION and y.section is not None and not y.value
     }
-    for section in dict.fromkeys(wanted):
-        if section not in of_section:
-            of_section[section] = len(symbols)
-            symbols.append(PatchSymbol("", c.STB_LOCAL, c.STT_SECTION, section, 0, 0))
+    for n in dict.fromkeys(number for buffer in contents.values() for _, _, number, _ in buffer.fields):
+        if n not in of_section:
+            wanted = PatchSymbol("", c.STB_LOCAL, c.STT_SECTION, n, 0, 0) if n >= 0 else existing[~n]
+            of_section[n] = numbers.get(wanted, len(symbols))
+            if of_section[n] == len(symbols):
+                symbols.append(wanted)
     # From here on every address has its symbol.
     absolute = of(po.identity.machine).relocations.ABSOLUTE
-    added = tuple(_section(name, buffer, of_section, absolute) for name, buffer in contents.values())
+    added = tuple(_section(name, buffer, of_section, absolute) for name, buffer in contents.items())
     return replace(po, sections=(*po.sections, *added), symbols=tuple(symbols))
 
 
 def _section(name: str, buffer: Buffer, of_section: dict[int, int], absolute: Mapping[int, int]) -> PatchSection:
     relocations = tuple(
         PatchRelocation(at, absolute[width], of_section[section], addend)
-        for at, width, section, addend in buffer.fields
+        for at, width, section, addend in sorted(buffer.fields)
     )
     data = bytes(buffer.data)
     return PatchSection(name, c.SHT_PROGBITS, 0, 1, data, len(data), 0, relocations)
-
-
-def _files(functions: Sequence[CarriedFunction]) -> dict[str, int]:
-    """The files, numbered from 0.  Number 0 names the unit: where the first function stands."""
-    names = [f.decl_file for f in functions if f.decl_file]
-    names += [row.file for f in functions for row in f.rows]
-    return {name: i for i, name in enumerate(dict.fromkeys(names or [""]))}
-
-
-def _info(
-    functions: Sequence[CarriedFunction],
-    numbers: dict[str, int],
-    unit: tuple[str, int],
-    sections: tuple[int, int, int],
-) -> Buffer:
-    directory, language = unit
-    abbrev, line, ranges = sections
-    out = Buffer()
-    out.add(struct.pack("<HBB", VERSION, d.DW_UT_compile, ADDRESS_SIZE))
-    out.refer(_OFFSET_SIZE, abbrev, 0)
-    out.add(uleb(_UNIT), string(f"katana {__version__}"), struct.pack("<H", language))
-    out.add(string(next(iter(numbers))), string(directory))
-    out.refer(_OFFSET_SIZE, line, 0)
-    out.add(bytes(ADDRESS_SIZE))  # no base: every range states its own start
-    out.refer(_OFFSET_SIZE, ranges, 4 + _RANGES_HEADER.size)  # behind the length and the header
-    for f in functions:
-        declared = bool(f.decl_file and f.decl_line)
-        out.add(uleb(_DECLARED if declared else _UNDECLARED), string(f.name))
-        out.refer(ADDRESS_SIZE, f.section, f.offset)
-        out.add(uleb(f.size))
-        if declared:
-            out.add(uleb(numbers[f.decl_file]), uleb(f.decl_line))
-    out.add(b"\0")  # no more children
-    return out.with_length()
-
-
-def _abbreviations() -> Buffer:
-    out = Buffer()
-    for code, tag, children, attributes in _ABBREVIATIONS:
-        out.add(uleb(code), uleb(tag), bytes((children,)))
-        for attribute, form in attributes:
-            out.add(uleb(attribute), uleb(form))
-        out.add(b"\0\0")
-    out.add(b"\0")
-    return out
-
-
-def _ranges(functions: Sequence[CarriedFunction]) -> Buffer:
-    out = Buffer()
-    out.add(_RANGES_HEADER.pack(VERSION, ADDRESS_SIZE, 0, 0))
-    for f in functions:
-        out.add(bytes((d.DW_RLE_start_length,)))
-        out.refer(ADDRESS_SIZE, f.section, f.offset)
-        out.add(uleb(f.size))
-    out.add(bytes((d.DW_RLE_end_of_list,)))
-    return out.with_length()
-
-
-def _line_sequence(f: CarriedFunction) -> LineSequence:
-    return LineSequence(f.section, f.offset + f.size, tuple(_rows_inside(f)))
 
 
 def _rows_inside(f: CarriedFunction) -> Iterator[Row]:

@@ -9,6 +9,7 @@ Sources: memfd_create(2), mmap(2) (MAP_FIXED_NOREPLACE, Linux 4.17).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import Final
@@ -16,12 +17,12 @@ from typing import Final
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.gadgets import find_gadgets
-from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE, Part
-from katana_cc.process.place import choose_base
+from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.place import base_for
 from katana_cc.process.plan import Plan, relink
 from katana_cc.process.priority import first_in_line
 from katana_cc.process.remote import RemoteThread
-from katana_cc.process.target import Target
+from katana_cc.process.target import Target, extent
 
 _MAP_PRIVATE: Final = 0x02
 _MAP_ANONYMOUS: Final = 0x20
@@ -48,7 +49,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
         number = make_memfd(remote, target, plan.name)
         try:
             handle = open_memfd(target, number)
-            os.ftruncate(handle, plan.layout.size)
+            os.ftruncate(handle, len(plan.layout.head) + plan.layout.size)
             base = _map_parts(remote, target, plan, number)
         except BaseException:
             if handle >= 0:
@@ -58,9 +59,11 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
             remote.syscall(cpu.SYS_CLOSE, number)
     try:
         plan = relink(plan, base, resolved)
-        _write_all(handle, plan.image)
-        if target.memory.read(base, len(plan.image)) != plan.image:
+        head, image = plan.layout.head, plan.image
+        _write_all(handle, head + image)
+        if target.memory.read(base - len(head), len(head) + len(image)) != head + image:
             raise TargetError("the patch did not arrive in the target's memory", where=target.where)
+        _keep_in_core_files(target, plan)
     except BaseException:
         unmap(target, base, plan.layout.size)
         raise
@@ -70,14 +73,15 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
 
 
 def unmap(target: Target, base: int, size: int) -> None:
-    """Take a mapping out of the target.  Only for one that nothing ever led into.
+    """Take the mapping with that base out of the target, its head too.  Only for one that nothing ever led into.
 
     Raises:
         TargetError: the process is gone (then so is the mapping), or the kernel refuses.
     """
     gadgets = find_gadgets(target.memory, target.regions, target.where)
+    start, end = extent(target.read_map(), base, size)
     with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
-        result = remote.syscall(cpu.SYS_MUNMAP, base, size)
+        result = remote.syscall(cpu.SYS_MUNMAP, start, end - start)
     if result < 0:
         raise TargetError(f"munmap of {base:#x} failed: {os.strerror(-result)}", where=target.where)
 
@@ -103,7 +107,7 @@ def _unmap_leftovers(remote: RemoteThread, target: Target) -> None:
     """What a katana left that died before its ledger was whole: nothing can lead there."""
     for mapping in target.patches:
         if mapping.ledger is None:
-            remote.syscall(cpu.SYS_MUNMAP, mapping.base, mapping.size)
+            remote.syscall(cpu.SYS_MUNMAP, mapping.start, mapping.end - mapping.start)
 
 
 def make_memfd(remote: RemoteThread, target: Target, name: str) -> int:
@@ -139,30 +143,32 @@ def open_memfd(target: Target, number: int) -> int:
 
 
 def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) -> int:
-    base = plan.base
+    base, head = plan.base, len(plan.layout.head)
+    parts = [(head + p.offset, p.size, p.protection) for p in plan.layout.parts if p.size]
+    # The head is part of the first: (offset in the memfd, size, protection).
+    pieces = [(0, head + parts[0][1], parts[0][2]), *parts[1:]]
     for attempt in range(_ATTEMPTS):
         if attempt:
             # Something was mapped there since we looked.
-            base = choose_base(target.read_map(), plan.module, plan.layout.size)
-        done: list[Part] = []
+            base = base_for(target.read_map(), plan.module, plan.layout)
+        done: list[tuple[int, int]] = []
         result = 0
-        for part in plan.layout.parts:
-            if part.size:
-                flags = _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
-                wanted = base + part.offset
-                result = remote.syscall(cpu.SYS_MMAP, wanted, part.size, part.protection, flags, number, part.offset)
-                if -PAGE < result < 0:
-                    break
-                done.append(part)
-                if result != wanted:  # a kernel that takes the address for a hint
-                    remote.syscall(cpu.SYS_MUNMAP, result, part.size)
-                    done.pop()
-                    result = -errno.EEXIST
-                    break
+        for offset, size, protection in pieces:
+            flags = _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
+            wanted = base - head + offset
+            result = remote.syscall(cpu.SYS_MMAP, wanted, size, protection, flags, number, offset)
+            if -PAGE < result < 0:
+                break
+            done.append((wanted, size))
+            if result != wanted:  # a kernel that takes the address for a hint
+                remote.syscall(cpu.SYS_MUNMAP, result, size)
+                done.pop()
+                result = -errno.EEXIST
+                break
         else:
             return base
-        for part in done:
-            remote.syscall(cpu.SYS_MUNMAP, base + part.offset, part.size)
+        for address, size in done:
+            remote.syscall(cpu.SYS_MUNMAP, address, size)
         if result != -errno.EEXIST:
             raise RefusedError(
                 f"mmap in the target failed: {os.strerror(-result)}",
@@ -170,6 +176,18 @@ def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) ->
                 remedy="a limit (ulimit -v, cgroup) or a policy (SELinux, memory-deny-write-execute) forbids it",
             )
     raise RefusedError("the address range near the module is taken again and again", where=target.where)
+
+
+def _keep_in_core_files(target: Target, plan: Plan) -> None:
+    """Write the first byte of each part over itself.
+
+    Of a private mapping of a file, a core file holds what was written to only (core(5)), and counts by mapping: one
+    page of its own brings all of it.  A kernel that forbids such writes makes core files that tell less.
+    """
+    for part in plan.layout.parts:
+        if part.size:
+            with contextlib.suppress(TargetError):
+                target.memory.write(plan.base + part.offset, plan.image[part.offset : part.offset + 1])
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -49,7 +49,8 @@ class Part:
 class Layout:
     """Offsets from the base of the mapping.  Symbol indices are keys of `got`, `tls_got`, `stubs`; `veneers` is keyed
     by (section, offset of the field).  `eh_frame` is (offset, size) of all carried .eh_frame sections together;
-    `sections_start` is where the ledger's room ends; `records` are what unwinders write of the frames."""
+    `sections_start` is where the ledger's room ends; `records` are what unwinders write of the frames.  `head` are
+    whole pages that lie before the base (`image.py`)."""
 
     parts: tuple[Part, ...]
     sections: Mapping[int, int]
@@ -61,6 +62,7 @@ class Layout:
     size: int
     sections_start: int
     records: tuple[int, ...] = ()
+    head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from katana_cc.cpu.native import code, system
 from katana_cc.errors import RefusedError
-from katana_cc.process.link import PAGE
+from katana_cc.process.link import PAGE, Layout
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.modules import Module
 
@@ -54,6 +54,15 @@ def choose_base(regions: MemoryMap, module: Module, size: int, attempt: int = 0)
         f"no free address range of {size} bytes within {code.JUMP_REACH >> 20} MiB of {module.path}",
         remedy="restart the process with the new build",
     )
+
+
+def base_for(regions: MemoryMap, module: Module, layout: Layout) -> int:
+    """The best base for a layout, with room for its head before it.
+
+    Raises:
+        RefusedError: nothing near enough is free.
+    """
+    return choose_base(regions, module, len(layout.head) + layout.size) + len(layout.head)
 
 
 def _up(value: int) -> int:

@@ -26,6 +26,7 @@ from katana_cc.patch.model import PatchObject, Replacement
 from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Guard
+from katana_cc.process.image import with_head
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
@@ -34,7 +35,7 @@ from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
 from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
-from katana_cc.process.place import choose_base
+from katana_cc.process.place import base_for
 from katana_cc.process.target import PatchMapping, Target
 from katana_cc.process.unwinders import FrameRegistry, registries_for
 
@@ -129,8 +130,8 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
             raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
     size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
     size += _edits_room(po)
-    layout = lay_out(po, size, len(registries))
-    base = existing.base if existing else choose_base(target.regions, module, layout.size)
+    layout = with_head(po, lay_out(po, size, len(registries)))
+    base = existing.base if existing else base_for(target.regions, module, layout)
     plan = Plan(
         po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
         _ledger(po, patch_id, module, layout, base, (), (), registries, (), kinds), (), (), existing, found, followed,
@@ -173,7 +174,8 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
         plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
         plan.ledger.kinds,
     )  # fmt: skip
-    return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
+    layout = with_head(plan.po, plan.layout, base, plan.module.bias)
+    return dataclasses.replace(plan, layout=layout, base=base, linked=linked, ledger=ledger)
 
 
 def find_module(target: Target, po: PatchObject) -> Module:

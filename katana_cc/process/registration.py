@@ -20,7 +20,7 @@ from katana_cc.errors import RefusedError
 from katana_cc.process.calling import Caller, CallReport, Calls
 from katana_cc.process.ledger import REGISTERED_OFFSET, Ledger, Registration, encode_registered
 from katana_cc.process.link import RECORD_SIZE
-from katana_cc.process.target import Target
+from katana_cc.process.target import Target, extent
 
 
 def register(target: Target, ledger: Ledger, wait: float) -> CallReport:
@@ -64,7 +64,8 @@ def withdraw(target: Target, ledger: Ledger, wait: float) -> CallReport:
                 if calls.knows(r):
                     raise RefusedError("the frames of a patch could not be taken out again", where=target.where)
         _note(target, ledger, is_registered=False)
-        calls.calls.remote.syscall(cpu.SYS_MUNMAP, ledger.base, ledger.size)
+        start, end = extent(target.read_map(), ledger.base, ledger.size)
+        calls.calls.remote.syscall(cpu.SYS_MUNMAP, start, end - start)
 
     return _at_a_safe_point(target, ledger, wait, work)
 

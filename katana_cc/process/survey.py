@@ -11,7 +11,8 @@ from typing import Final
 from katana_cc.errors import KatanaError, TargetError
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
-from katana_cc.process.target import MEMFD_PREFIX, Target
+from katana_cc.process.symfs import write_symfs
+from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target
 from katana_cc.process.threads import status_fields
 
 _CAP_SYS_PTRACE: Final = 19  # linux/capability.h
@@ -23,6 +24,7 @@ class PatchStatus:
 
     `state`: "applied", "reverted" (its memory is kept), "prepared" (code in place, nothing leads to it), "half applied"
     (a katana died), "altered" (someone wrote over it), "abandoned" (no whole ledger), "unloaded" (its module is gone).
+    `image` is where the mapping begins as an ELF image; None: it was made by a katana that made none.
     """
 
     state: str
@@ -30,6 +32,12 @@ class PatchStatus:
     base: int
     size: int
     ledger: Ledger | None
+    image: int | None = None
+
+    @property
+    def may_run(self) -> bool:
+        """Whether something leads to its code."""
+        return self.state in ("applied", "half applied", "altered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +155,23 @@ def process_status(pid: int) -> ProcessStatus:
     """
     with Target(pid) as target:
         modules = tuple(ModuleStatus(m.path, m.build_id, m.start) for m in target.modules)
-        patches = tuple(PatchStatus(_state(target, m.ledger), m.name, m.base, m.size, m.ledger) for m in target.patches)
-        return ProcessStatus(pid, target.name, modules, patches)
+        return ProcessStatus(pid, target.name, modules, tuple(_status(target, m) for m in target.patches))
+
+
+def write_images(pid: int, folder: Path) -> tuple[Path, ...]:
+    """Make a folder for `perf report --symfs`, with the images of the patches of a process that may run; their paths.
+
+    Raises:
+        KatanaError: by its kind why it was not done.
+    """
+    with Target(pid) as target:
+        found = [m for m in target.patches if (s := _status(target, m)).may_run and s.image is not None]
+        return write_symfs(target, found, folder)
+
+
+def _status(target: Target, mapping: PatchMapping) -> PatchStatus:
+    image = mapping.start if mapping.start != mapping.base else None
+    return PatchStatus(_state(target, mapping.ledger), mapping.name, mapping.base, mapping.size, mapping.ledger, image)
 
 
 def _state(target: Target, ledger: Ledger | None) -> str:

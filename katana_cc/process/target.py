@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import RefusedError, TargetError
+from katana_cc.process.image import ledger_address
 from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import ProcessMemory
@@ -25,12 +26,19 @@ MEMFD_PREFIX = "/memfd:katana:"
 
 @dataclass(frozen=True, slots=True)
 class PatchMapping:
-    """A mapping a katana made.  `ledger` is None when it died before the ledger was whole: nothing leads in."""
+    """A mapping a katana made: [start, end), with its ledger at `base`, before which there may be the head of an ELF
+    image.  `ledger` is None when it died before the ledger was whole: nothing leads in."""
 
+    start: int
     base: int
-    size: int
+    end: int
     name: str
     ledger: Ledger | None
+
+    @property
+    def size(self) -> int:
+        """Bytes from the base on."""
+        return self.end - self.base
 
 
 class Target:
@@ -125,8 +133,9 @@ class Target:
                     break
                 end = following.end
             name = region.path.removeprefix("/memfd:").removesuffix(" (deleted)")
-            ledger = read_ledger(self.memory, region.start)
-            yield PatchMapping(region.start, end - region.start, name, ledger)
+            base = ledger_address(self.memory, region.start)
+            ledger = read_ledger(self.memory, base)
+            yield PatchMapping(region.start, base, end, name, ledger)
 
     def auxiliary(self, kind: int) -> int:
         """A value of the auxiliary vector (AT_*, elf.h); 0 when it is not there."""
@@ -141,6 +150,17 @@ class Target:
         """The program itself (not a library): the module that holds the entry point's program headers."""
         entry = self.auxiliary(AT_ENTRY)
         return next((m for m in self.modules if m.holds(entry)), None)
+
+
+def extent(regions: MemoryMap, base: int, size: int) -> tuple[int, int]:
+    """[start, end) of the mapping of ours of which `size` bytes lie at `base`: with what is mapped of the same memfd
+    straight before."""
+    start, at = base, regions.at(base)
+    while at is not None and at.path.startswith(MEMFD_PREFIX):
+        start = at.start
+        before = regions.at(start - 1)
+        at = before if before is not None and before.inode == at.inode and at.offset else None
+    return start, base + size
 
 
 def read_map(pid: int) -> MemoryMap:

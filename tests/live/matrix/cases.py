@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.live.matrix.cases_cxx import CXX
 from tests.live.matrix.cases_data import DATA, DATA_CXX
+from tests.live.matrix.cases_debugger import WATCHED
 from tests.live.matrix.cases_exceptions import THROWS
 from tests.live.matrix.cases_flow import FLOW, FRAMES, LINES, OUTSIDE, SMALL
 from tests.live.matrix.cases_functions import CLONES, FUNCTIONS
@@ -14,7 +15,7 @@ from tests.support.project import Variant
 
 CASES: tuple[Case, ...] = (
     *FUNCTIONS, *CLONES, *FLOW, *SMALL, *LINES, *IMPORTS, *SYMBOLS, *MACHINE, *FOLDED,
-    *FRAMES, *OUTSIDE, *STARTUP, *CXX, *THROWS, *DATA, *DATA_CXX,
+    *FRAMES, *OUTSIDE, *STARTUP, *CXX, *THROWS, *DATA, *DATA_CXX, *WATCHED,
 )  # fmt: skip
 
 

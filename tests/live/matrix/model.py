@@ -56,6 +56,7 @@ KINDS: Mapping[int, tuple[str, str]] = {
     29: ("thread-local variable: existing one referenced; new one; changed one", f"{MUST} / {JUDGE} / {JUDGE}"),
     30: ("variable removed; variable turns static, const or thread-local", f"{MUST} / {JUDGE}"),
     31: ("padding, alignment, packed attribute changed", MUST),
+    51: ("a debugger afterwards: gdb shows function, line, arguments and variables in new code, and all callers", MUST),
 }
 
 FIRST_OF_DATA = 20
@@ -110,6 +111,8 @@ class Case:
         answers: what is said of renames, as (type, old field) → new field ("": gone).
         moved: the variables that must be made anew elsewhere, with their values.
         refused: how it is refused, if it is.
+        watched: a place for gdb's `break`, in code that does not change and that new code calls when asked the last
+            question: what gdb says of the callers there is compared as well.
         program: which program it is part of (see `PROGRAMS`).
     """
 
@@ -129,6 +132,7 @@ class Case:
     answers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     moved: frozenset[str] = frozenset()
     refused: Refusal | None = None
+    watched: str = ""
     program: str = "c"
     suffix: str = ".c"
 
@@ -156,6 +160,8 @@ PROGRAMS: Mapping[str, Program] = {
     "version": Program(),
     "data": Program(),
     "data_cxx": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
+    "watched": Program(),
+    "watched_cxx": Program(link_flags=("-Wl,--no-as-needed", "-lstdc++")),
     "imports": Program(),  # apart: what any case imports, all would find imported before
 }
 

@@ -23,6 +23,7 @@ from katana_cc.process.apply import apply_patch
 from katana_cc.process.revert import revert_one
 from katana_cc.process.target import Target
 from katana_cc.snapshot.answers import write_answers
+from tests.live.debugger import below, differing, gdb_at, of_files, plain, script_of
 from tests.live.matrix.model import AT_APPLY, AT_REVERT, PROGRAMS, REFUSED, WORKS, Case, Outcome
 from tests.live.server import Server, code_of, serving
 from tests.support.project import Build, Project, Result, Variant
@@ -224,6 +225,9 @@ class Workshop:
         if len(changed) == 1 and not changed[0].nothing:
             assert expected != old_answers, f"{about}: the questions do not tell the versions apart"
 
+        for case in changed:
+            self._compare_watched(live, after, case, about)
+
         with Target(live.pid) as target:
             revert_one(target, identity, _WAIT)
         assert code_of(live.pid) == code, f"{about}: the code is not what it was"
@@ -234,6 +238,21 @@ class Workshop:
                 _asked(server, self.cases)
             _asked(after, self.cases)
             assert live.finish() == after.finish(), f"{about}: at exit"
+
+    def _compare_watched(self, live: Server, after: Server, case: Case, about: str) -> None:
+        """What gdb says of the new build, it says of the patched process."""
+        if not case.watched:
+            return
+        stop = case.watched.partition(" ")[0]
+        question = f"{case.name} {case.asked[-1]}"
+        told = []
+        for server in (live, after):
+            script = script_of(server.pid, self.project.folder)
+            text, answer = gdb_at(server, question, script, case.watched, "backtrace full")
+            told.append((of_files(below(plain(text), stop, "main"), {*case.files(0), "main.c"}), answer))
+        wrong = differing(told[0][0], told[1][0])
+        assert not wrong, f"{about}: gdb of {case.name}: (found, expected) differ: {wrong}"
+        assert told[0][1] == told[1][1], about
 
     def _compare_refused(self, stack: contextlib.ExitStack, new: Build, result: Result, case: Case, about: str) -> None:
         """A refusal tells what it has to, and the process goes on as the build that it runs by then."""
