@@ -10,7 +10,8 @@ from katana_cc.elf import constants as c
 from katana_cc.errors import RefusedError
 
 if TYPE_CHECKING:  # every link asks for relocations, and for nothing else
-    from katana_cc.cpu.interface import Instructions, Relocations, System, WayBack
+    from katana_cc.cpu.interface import Instructions, Relocations
+    from katana_cc.cpu.stopped import System, WayBack
 
 
 class Cpu:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from katana_cc.cpu.interface import DwarfNumbers
+from katana_cc.cpu.stopped import DwarfNumbers
 from katana_cc.dwarf.frames import CfiReader, Fde, Row, Rule, row_at
 from katana_cc.errors import FormatError, KatanaError
 

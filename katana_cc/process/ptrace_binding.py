@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from ptrace.binding.func import ptrace as _ptrace  # type: ignore[import-untyped]  # noqa: TID251
 from ptrace.error import PtraceError  # type: ignore[import-untyped]  # noqa: TID251
 
-from katana_cc.cpu.interface import RegisterSet
 from katana_cc.cpu.native import system
+from katana_cc.cpu.stopped import RegisterSet
 from katana_cc.errors import TargetError
 
 REGISTER_WORDS: Final = system.REGISTER_WORDS

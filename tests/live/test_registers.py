@@ -6,8 +6,8 @@ import ctypes
 import subprocess
 import time
 
-from katana_cc.cpu.interface import RegisterSet
 from katana_cc.cpu.native import system
+from katana_cc.cpu.stopped import RegisterSet
 from katana_cc.process import ptrace_binding as pt
 
 

@@ -15,10 +15,12 @@ from katana_cc.cpu.aarch64 import code as aarch64_code
 from katana_cc.cpu.aarch64 import relocations as aarch64_relocations
 from katana_cc.cpu.aarch64 import system as aarch64_system
 from katana_cc.cpu.field import RelocationKind, fits, read, write
-from katana_cc.cpu.interface import Instructions, Relocations, System
+from katana_cc.cpu.interface import Instructions, Relocations
+from katana_cc.cpu.stopped import System, WayBack
 from katana_cc.cpu.x86_64 import code as x86_64_code
 from katana_cc.cpu.x86_64 import kinds as x86_64_kinds
 from katana_cc.cpu.x86_64 import relocations as x86_64_relocations
+from katana_cc.cpu.x86_64 import sigframe as x86_64_sigframe
 from katana_cc.cpu.x86_64 import system as x86_64_system
 from katana_cc.elf import constants as c
 from katana_cc.errors import RefusedError
@@ -27,6 +29,7 @@ from katana_cc.errors import RefusedError
 RELOCATIONS: tuple[Relocations, ...] = (x86_64_relocations, aarch64_relocations)
 INSTRUCTIONS: tuple[Instructions, ...] = (x86_64_code, aarch64_code)
 SYSTEMS: tuple[System, ...] = (x86_64_system, aarch64_system)
+WAYS_BACK: tuple[WayBack, ...] = (x86_64_sigframe,)
 
 PACKAGE = Path(katana_cc.__file__).parent
 NAMES_A_CPU = re.compile(r"\b(EM_(X86_64|AARCH64)|R_(X86_64|AARCH64)_\w+|cpu\.(x86_64|aarch64)|x86_64|aarch64)\b")

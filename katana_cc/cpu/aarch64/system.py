@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from katana_cc.cpu.interface import DwarfNumbers, ReadMemory, RegisterSet, Words
+from katana_cc.cpu.stopped import DwarfNumbers, ReadMemory, RegisterSet, Words
 from katana_cc.elf import constants as c
 
 MACHINE: Final = c.EM_AARCH64

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from katana_cc.cpu.interface import DwarfNumbers, ReadMemory, RegisterSet, Words
+from katana_cc.cpu.stopped import DwarfNumbers, ReadMemory, RegisterSet, Words
 from katana_cc.elf import constants as c
 
 MACHINE: Final = c.EM_X86_64
