@@ -34,6 +34,7 @@ from katana_cc.process.memory import BulkReader
 from katana_cc.process.objects import Cargo as ObjectCargo
 from katana_cc.process.objects import Objects
 from katana_cc.process.registers import RegisterWord
+from katana_cc.process.watch import Watch
 from katana_cc.process.words import WORD, Pages, Seeker, to_search
 from katana_cc.transform.execute import apply
 from katana_cc.transform.losses import LossKind, losses
@@ -109,6 +110,7 @@ def look(
     registers: Callable[[Seeker], Iterable[RegisterWord]],
     kernel: Iterable[KernelWord],
     pages: Pages,
+    watch: Watch | None = None,
     *,
     is_stopped: bool,
 ) -> Cargo:
@@ -119,6 +121,7 @@ def look(
         registers: gives those that lead into what moves.
         kernel: what the kernel keeps for the process (`katana_cc.process.kernel.kept`).
         pages: of the process.
+        watch: what was searched before; None: everything is searched.
         is_stopped: every thread is, and its stack pointer known.
 
     Raises:
@@ -140,7 +143,8 @@ def look(
             findings += sight.findings(carry.edited)
             holes += sight.holes
         vectors = to_search(_beside(carry, regions), holes, stacks, pages.touched, pages.written)
-        findings += elsewhere(leads.seeker.in_memory(bulk, vectors), leads, carry.edited)
+        found = leads.seeker.in_memory(bulk, vectors) if watch is None else watch.words(vectors, leads.seeker)
+        findings += elsewhere(found, leads, carry.edited)
     except OSError as error:
         raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
     strays: list[Stray] = []
@@ -192,6 +196,19 @@ def look(
         discardable,
         sight.cargo if sight is not None else None,
     )
+
+
+def search_ahead(carry: Carry, regions: MemoryMap, pages: Pages, watch: Watch) -> None:
+    """Search all memory for words that lead into the variables, so that a look in the stop searches what changed only.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    holes = [carry.own, *spared(carry.passages)]
+    try:
+        watch.words(to_search(_beside(carry, regions), holes, (), pages.touched, pages.written), carry.leads.seeker)
+    except OSError as error:
+        raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
 
 
 # An object that is as it was at the look before the stop costs nothing in it.

@@ -63,10 +63,20 @@ class Seeker:
         self._skipped = WORD - width
         self._patterns = [re.compile(re.escape(needle)) for needle in needles]
 
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The (start, end) of each range, ascending."""
+        return self._ranges
+
     def leads(self, value: int) -> bool:
         """Whether a value is an address within one of the ranges."""
         i = bisect_right(self._starts, value) - 1
         return i >= 0 and value < self._ranges[i][1]
+
+    def lies_in(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Whether all the ranges lie in these (start, end), which are sorted and do not overlap."""
+        starts = [start for start, _ in ranges]
+        return all((i := bisect_right(starts, start) - 1) >= 0 and end <= ranges[i][1] for start, end in self._ranges)
 
     def in_bytes(self, data: bytes | bytearray | memoryview, address: int, *, aligned: bool = True) -> Iterator[Word]:
         """The words in `data` that lead there, where `address` is that of its first byte."""
