@@ -180,7 +180,7 @@ def convert(
     lost: list[str] = []
     dropped: list[tuple[str, str]] = []
     losing_types: list[_Losses] = []
-    reader = _Reader(memory)
+    reader = PieceReader(memory)
     for kind, objects in zip(kinds, members, strict=True):
         if not objects:
             continue
@@ -204,7 +204,7 @@ def convert(
     return Converted(tuple(groups), merged, tuple(findings), tuple(lost), tuple(dropped), discardable)
 
 
-class _Reader:
+class PieceReader:
     """Small reads out of large pieces."""
 
     def __init__(self, memory: Pieces) -> None:
@@ -213,6 +213,7 @@ class _Reader:
         self._view = memoryview(b"")
 
     def join(self, ranges: Iterable[tuple[int, int]]) -> bytes:
+        """The (address, size) ranges, one behind the other, each of which lies in one piece."""
         parts = []
         start = end = 0
         view = self._view
@@ -224,6 +225,7 @@ class _Reader:
         return b"".join(parts)
 
     def read(self, address: int, size: int) -> memoryview:
+        """So many bytes, which lie in one piece."""
         if not self._start <= address or address + size > self._end:
             self._start, self._view = self._memory.piece(address)
             self._end = self._start + len(self._view)
@@ -302,7 +304,7 @@ def _writes(
         at = end
 
 
-def _merged(writes: Iterable[tuple[int, bytes]], reader: _Reader) -> Iterator[tuple[int, bytes, bytes]]:
+def _merged(writes: Iterable[tuple[int, bytes]], reader: PieceReader) -> Iterator[tuple[int, bytes, bytes]]:
     """Neighbouring writes as one, each with what is there."""
     start = end = 0
     parts: list[bytes] = []
@@ -319,7 +321,7 @@ def _merged(writes: Iterable[tuple[int, bytes]], reader: _Reader) -> Iterator[tu
         yield _with_before(start, parts, reader)
 
 
-def _with_before(start: int, parts: Sequence[bytes], reader: _Reader) -> tuple[int, bytes, bytes]:
+def _with_before(start: int, parts: Sequence[bytes], reader: PieceReader) -> tuple[int, bytes, bytes]:
     after = b"".join(parts)
     return start, bytes(reader.read(start, len(after))), after
 

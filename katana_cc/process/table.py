@@ -103,7 +103,7 @@ class TableRow:
     def overlapping(self, page: int) -> Iterator[tuple[int, int]]:
         """The same of those that have a byte in a page."""
         begin = self.start + page * PAGE
-        first = page if self.heads[page] == begin else self.before(page)
+        first = self.before(page)  # also where a chunk begins with the page: the block before reaches into its head
         if first < 0:
             first = page
         if self.heads[first] != _NOTHING:

@@ -20,7 +20,7 @@ class FakeRow:
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311  (a test's)
+        self.random = random.Random(seed)
         self.data = bytearray(size)
         self.chunks: dict[int, tuple[int, bool]] = {START: (CACHE_CHUNK, True)}
         self.top = START + CACHE_CHUNK

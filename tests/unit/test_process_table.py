@@ -10,7 +10,7 @@ from katana_cc.errors import TargetError
 from katana_cc.process.chunks import HEADER, DamagedError
 from katana_cc.process.heap import Heap, Outline, Row, make_heap, parse_row
 from katana_cc.process.maps import MemoryMap
-from katana_cc.process.table import Table
+from katana_cc.process.table import Table, TableRow
 from tests.support.rows import PAGE, START, FakeRow
 
 
@@ -103,8 +103,13 @@ def test_only_pages_beside_those_that_changed_are_followed(monkeypatch: pytest.M
     before = bytes(row.data)
     row.put(blocks[1500], 1, 2)
     read: list[int] = []
-    word = type(table.rows[0]).word
-    monkeypatch.setattr(type(table.rows[0]), "word", lambda self, at: (read.append(at), word(self, at))[1])
+    word = TableRow.word
+
+    def noted(self: TableRow, address: int) -> int:
+        read.append(address)
+        return word(self, address)
+
+    monkeypatch.setattr(TableRow, "word", noted)
     assert table.update({START: (row.top, row.limit)}, pages(before, row), ()) == ({}, {})
     near = [at for at in read if at > START + 2 * PAGE]
     assert near
