@@ -1,0 +1,553 @@
+"""A walk kept up to date: what it found, repaired where memory changed.  Pure, like the walk itself.
+
+Theory of operation.  A walk (`katana_cc.process.walk`) leaves a tree: each object was found by one pointer, its *way*,
+and objects nearer to the variables were found earlier.  Its result stays right as long as
+
+    each object's way is still there            so it is reached
+    each pointer in an object leads to one, or leads nowhere in a way that the walk accepts
+                                                so nothing else is reached
+
+so only pointers that changed, and those that lead to blocks that changed, have to be looked at.  Where an object lost
+its way it needs another: one of the pointers that are new, from an object that does not itself depend on it.  To know
+that without following ways to their ends, objects have *ranks*, which rise along every way; a pointer from a lower rank
+to a higher one can be a way.  An object that is found anew, or that is found by another way, gets a rank just above
+that of the object which leads to it, so that what was behind it may stay there:
+
+    head -> A(1) -> B(2) -> C(3)      B is unlinked: C lost its way, and A, 1 < 3, leads there
+    head -> A(1) -> N(1+) -> B(2)     N is linked in: B lost its way, and N, 1+ < 2, leads there
+
+All pointers are counted by where they lead.  An object to which none leads any more is no longer found, nor is what
+only it led to.  Objects that lead to each other and that nothing else leads to keep their numbers and find no way: that
+is one of the cases in which the repair is given up, as wherever the walk would have to judge by more than one pointer
+(two types for a block).  Giving up costs time, and nothing else: then the walk itself decides.
+
+Memory that was read while the process ran is of no one moment: a pointer may lead to a block that is not there yet, an
+object may be unlinked here and not yet linked there.  What is open in that way stays open until the next round; only of
+a moment at which every thread was stopped (`is_exact`) all has to come out even.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+from itertools import accumulate, chain
+from typing import Final, NamedTuple, Protocol
+
+from katana_cc.process.convert import PieceReader
+from katana_cc.process.reachable import Blocks, Found, Pieces, Reached, Trouble, WalkedType
+from katana_cc.process.walk import could_be, prepared, slack
+from katana_cc.transform.places import pointers
+
+_SPACING: Final = 640  # bits between the ranks of a walk
+_FINER: Final = 20  # bits by which each round's steps are smaller than those of the one before
+_ROUNDS: Final = _SPACING // _FINER - 1
+_FEW: Final = 1000  # objects behind one that may be found by a way from a higher rank
+_OPEN: Final = frozenset((Trouble.FREE, Trouble.NO_BLOCK, Trouble.INSIDE))  # may be of a moment only
+
+Read = Callable[[int, int], bytes]  # address, size -> bytes
+Slot = tuple[int, int]  # a pointer: its holder, and where it is in it; as in `Found`
+
+
+class ToldBlocks(Blocks, Protocol):
+    """Blocks that are kept up to date."""
+
+    def is_told(self, address: int) -> bool:
+        """Whether it is told when a block there is given out or taken back; else it has to be asked for."""
+
+
+class UnrepairableError(Exception):
+    """Only the walk itself can tell.  What was known of it is of no use any more."""
+
+
+class Repaired(NamedTuple):
+    """What changed: numbers of objects that were found anew, and that are found no more; what is still open, in words,
+    "" where nothing is."""
+
+    added: list[int]
+    dropped: list[int]
+    open: str
+
+
+class Repair:
+    """What a walk found, and is kept up to date.
+
+    Attributes:
+        objects: all that were ever found; those that are now are in `numbers`.
+        numbers: start of a block → the object there.
+
+    Args:
+        reached: of a walk of these types.
+        blocks, memory: as the walk was given them.
+
+    Raises:
+        UnrepairableError: the walk met what it had to judge by more than one pointer.
+    """
+
+    def __init__(self, types: Sequence[WalkedType], reached: Reached, blocks: ToldBlocks, memory: Pieces) -> None:
+        self._kinds = prepared(tuple(types))
+        self._targets = [{at: to for to, at in kind.places} for kind in self._kinds]
+        by_name = {kind.name: n for n, kind in enumerate(self._kinds)}
+        self._blocks = blocks
+        self.roots = tuple(reached.roots)
+        self._places = [
+            {p.old: by_name[p.pointee] for p in pointers(root.transformation) if p.pointee in by_name}
+            for root in self.roots
+        ]
+        self.objects = list(reached.objects)
+        self.numbers = {f.address: n for n, f in enumerate(self.objects)}
+        self._variables = sorted((r.address, r.end) for r in self.roots)
+        self._begins = [start for start, _ in self._variables]
+        self._walked = len(self.objects)
+        self._ranks: dict[int, int] = {}
+        self._round = 0
+        self._count: Counter[int] = Counter()  # where a pointer leads → how many do
+        self._special: set[int] = set()  # blocks of which pointers say different things
+        self._odd: dict[int, dict[Slot, int]] = {}  # other places that pointers lead to → those that do, and their type
+        self._odd_order: list[int] = []
+        self._pending: set[Slot] = set()  # pointers that cannot be followed
+        self._unplaced: set[int] = set()  # objects without a way
+        self._ways: dict[int, set[Slot]] = {}  # of these, pointers that may be one
+        self._lost: set[int] = set()  # objects to which some pointer no longer leads
+        self._freed: set[int] = set()  # objects whose blocks are gone, though pointers lead there
+        self._added: list[int] = []
+        self._queue: list[tuple[int, int, int, int]] = []
+        for u in reached.unfollowed:
+            if u.trouble not in _OPEN:
+                raise UnrepairableError(u.trouble.value)
+            self._pending.add((u.holder, u.at))
+        self._survey(memory)
+        self._odd_order = sorted(self._odd)
+
+    def follow(
+        self,
+        touched: Iterable[int],
+        gone: Mapping[int, int],
+        came: Mapping[int, int],
+        before: Read,
+        now: Read,
+        roots: Sequence[bytes],
+        *,
+        is_exact: bool,
+    ) -> Repaired:
+        """Take over what changed.
+
+        Args:
+            touched: the numbers of the objects in which a byte may have changed.
+            gone, came: blocks in use, as of `katana_cc.process.table.Difference`.
+            before, now: memory as it was at the last round, and as it is.
+            roots: what the variables hold now.
+            is_exact: `now` is of one moment.
+
+        Raises:
+            UnrepairableError: make the walk anew.
+        """
+        if self._round == _ROUNDS:
+            raise UnrepairableError("too many rounds")
+        self._round += 1
+        self._added = []
+        self._queue = []
+        self._blocks_changed(gone, came, before, now)
+        revived = set(self._added)
+        for number in touched:
+            f = self.objects[number]
+            is_there = number not in self._freed and self.numbers.get(f.address) == number
+            if is_there and number not in revived:
+                size = f.elements * self._kinds[f.type].size
+                self._compare(number, before(f.address, size), now(f.address, size))
+        self._compare_roots(roots)
+        self._look_again(v for v in self._odd_order if not self._blocks.is_told(v))
+        for _ in range(2):  # the second time for pointers into the middle of what was found the first time
+            self._discover(now)
+            if self._pending:
+                self._look_again(v for v in self._odd_order if not self._pending.isdisjoint(self._odd[v]))
+        self._discover(now)
+        dropped = self._drop(now) if is_exact else []
+        self._discover(now)
+        self._place(now)
+        added = [n for n in self._added if self.numbers.get(self.objects[n].address) == n]
+        return Repaired(added, dropped, self._what_is_open() if is_exact else "")
+
+    # -- what the walk found -------------------------------------------------------------------------------------------
+
+    def _survey(self, memory: Pieces) -> None:
+        """Count all pointers, and see which are not plain."""
+        members: list[list[int]] = [[] for _ in self._kinds]
+        for n, f in enumerate(self.objects):
+            members[f.type].append(n)
+            if self._target_of(f.holder, f.at) != f.type:
+                self._special.add(f.address)
+        reader = PieceReader(memory)
+        for kind, numbers in zip(self._kinds, members, strict=True):
+            if not kind.places or not numbers:
+                continue
+            found = [self.objects[n] for n in numbers]
+            data = reader.join((f.address, f.elements * kind.size) for f in found)
+            ends = list(accumulate(f.elements for f in found))
+            for target, at in kind.places:
+                form = struct.Struct(f"<{at}xQ{kind.size - at - 8}x")
+                values = [v for (v,) in form.iter_unpack(data)]
+                self._count.update(values)
+                odd = self._odd_among(set(values), target)
+                for element, value in enumerate(values) if odd else ():
+                    if value in odd:
+                        i = bisect_right(ends, element)
+                        inside = element - (ends[i] - found[i].elements)
+                        self._odd.setdefault(value, {})[numbers[i], inside * kind.size + at] = target
+        for n, root in enumerate(self.roots):
+            for value, target, at in self._root_slots(n, root.content):
+                self._count[value] += 1
+                if value in self._odd_among({value}, target):
+                    self._odd.setdefault(value, {})[-1 - n, at] = target
+        del self._count[0]
+
+    def _odd_among(self, values: Iterable[int], target: int) -> set[int]:
+        """Those that lead to no object and no variable; notes the blocks of which they say what others do not."""
+        odd = set()
+        for value in values:
+            number = self.numbers.get(value)
+            if number is None:
+                if value and not self._in_variable(value):
+                    odd.add(value)
+            elif (there := self.objects[number].type) != target and target not in self._kinds[there].starts:
+                self._special.add(value)
+        return odd
+
+    def _target_of(self, holder: int, at: int) -> int | None:
+        """The type that a pointer leads to."""
+        if holder < 0:
+            return self._places[-1 - holder].get(at)
+        kind = self.objects[holder].type
+        return self._targets[kind].get(at % self._kinds[kind].size)
+
+    def _root_slots(self, number: int, content: bytes) -> Iterator[tuple[int, int, int]]:
+        """(value, type, place) of each pointer of a variable that is followed, and is not null."""
+        for at, target in self._places[number].items():
+            value = int.from_bytes(content[at : at + 8], "little")
+            if value:
+                yield value, target, at
+
+    def _slots(self, number: int, data: bytes) -> Iterator[tuple[int, int, int]]:
+        """The same of an object that holds `data`."""
+        f = self.objects[number]
+        kind = self._kinds[f.type]
+        for shift in range(0, f.elements * kind.size, kind.size) if kind.places else ():
+            for value, (target, at) in zip(kind.form.unpack_from(data, shift), kind.places, strict=True):
+                if value:
+                    yield value, target, shift + at
+
+    def _in_variable(self, value: int) -> bool:
+        i = bisect_right(self._begins, value) - 1
+        return i >= 0 and value < self._variables[i][1]
+
+    # -- pointers that changed -----------------------------------------------------------------------------------------
+
+    def _blocks_changed(self, gone: Mapping[int, int], came: Mapping[int, int], before: Read, now: Read) -> None:
+        for start in gone:
+            number = self.numbers.get(start)
+            if number is not None and number not in self._freed:
+                size = self.objects[number].elements * self._kinds[self.objects[number].type].size
+                for value, _, at in list(self._slots(number, before(start, size))):
+                    self._lose(value, number, at)
+                self._freed.add(number)
+                self._lost.add(number)
+        for start, size in came.items():
+            number = self.numbers.get(start)
+            if number is not None and number in self._freed:
+                self._revive(number, size, now)
+        if self._odd:
+            for start, size in chain(gone.items(), came.items()):
+                self._look_again_within(start, size)
+
+    def _compare(self, number: int, before: bytes, now: bytes) -> None:
+        if before == now:
+            return
+        was = {at: (value, target) for value, target, at in self._slots(number, before)}
+        for value, target, at in self._slots(number, now):
+            there = was.pop(at, None)
+            if there is None or there[0] != value:
+                if there is not None:
+                    self._lose(there[0], number, at)
+                self._gain(value, target, number, at)
+        for at, (value, _) in was.items():
+            self._lose(value, number, at)
+
+    def _compare_roots(self, contents: Sequence[bytes]) -> None:
+        roots = []
+        for n, (root, content) in enumerate(zip(self.roots, contents, strict=True)):
+            if content != root.content:
+                was = {at: value for value, _, at in self._root_slots(n, root.content)}
+                for value, target, at in self._root_slots(n, content):
+                    there = was.pop(at, 0)
+                    if there != value:
+                        self._lose(there, -1 - n, at)
+                        self._gain(value, target, -1 - n, at)
+                for at, value in was.items():
+                    self._lose(value, -1 - n, at)
+            roots.append(root._replace(content=content))
+        self.roots = tuple(roots)
+
+    def _enter(self, number: int, now: Read) -> None:
+        """All pointers of an object are new."""
+        for value, target, at in self._slots_now(number, now):
+            self._gain(value, target, number, at)
+
+    def _gain(self, value: int, target: int, holder: int, at: int) -> None:
+        self._count[value] += 1
+        self._queue.append((value, target, holder, at))
+
+    def _lose(self, value: int, holder: int, at: int) -> None:
+        if not value:
+            return
+        if value in self._special:
+            raise UnrepairableError("a pointer to what others take for something else")
+        self._count[value] -= 1
+        slot = holder, at
+        self._pending.discard(slot)
+        self._forget_odd(value, slot)
+        number = self.numbers.get(value)
+        if number is not None:
+            self._lost.add(number)
+            self._ways.get(number, set()).discard(slot)
+            f = self.objects[number]
+            if (f.holder, f.at) == slot:
+                self._unplaced.add(number)
+
+    def _forget_odd(self, value: int, slot: Slot) -> None:
+        held = self._odd.get(value)
+        if held is not None and held.pop(slot, None) is not None and not held:
+            del self._odd[value]
+            del self._odd_order[bisect_left(self._odd_order, value)]
+
+    def _look_again(self, values: Iterable[int]) -> None:
+        """Judge pointers anew that lead to no object."""
+        for value in list(values):
+            for slot, target in list(self._odd[value].items()):
+                self._pending.discard(slot)
+                self._forget_odd(value, slot)
+                self._queue.append((value, target, *slot))
+
+    def _look_again_within(self, start: int, size: int) -> None:
+        low, high = (bisect_left(self._odd_order, a) for a in (start, start + size))
+        self._look_again(self._odd_order[low:high])
+
+    # -- where they lead -----------------------------------------------------------------------------------------------
+
+    def _discover(self, now: Read) -> None:
+        """Judge all new pointers, and those of the objects that they lead to.  As `walk` does it."""
+        while self._queue:
+            value, target, holder, at = self._queue.pop()
+            if value in self._special:
+                raise UnrepairableError("a pointer to what others take for something else")
+            number = self.numbers.get(value)
+            if number is not None:
+                self._meet(number, target, value, holder, at)
+            elif not self._in_variable(value):
+                self._find(value, target, holder, at, now)
+
+    def _revive(self, number: int, size: int, now: Read) -> None:
+        """The block of an object was free, or is of another size by now."""
+        f = self.objects[number]
+        elements = self._elements(size, f.type)
+        if elements:
+            self.objects[number] = f._replace(elements=elements, size=size)
+            self._freed.discard(number)
+            self._added.append(number)
+            self._enter(number, now)
+
+    def _meet(self, number: int, target: int, value: int, holder: int, at: int) -> None:
+        """A pointer to an object that is known."""
+        there = self.objects[number].type
+        if there == target:
+            self._ways.setdefault(number, set()).add((holder, at))
+            return
+        was, meant = self._kinds[there], self._kinds[target]
+        if target in was.starts:
+            return
+        if was.leads or meant.leads:
+            raise UnrepairableError("two types for one block")
+        self._special.add(value)
+
+    def _find(self, value: int, target: int, holder: int, at: int, now: Read) -> None:
+        """A pointer to what is no object yet."""
+        block = self._blocks.at(value)
+        kind = self._kinds[target]
+        is_loose = self._is_loose(holder, at)
+        if block is None or not block.is_used:
+            self._leads_nowhere(value, target, holder, at, is_loose)
+            return
+        if block.start != value:
+            number = self.numbers.get(block.start)
+            is_known = number is not None and number not in self._freed
+            there = self._kinds[self.objects[number].type] if number is not None and is_known else None
+            is_fine = there is not None and not (kind.is_changed and not there.is_changed)
+            self._leads_nowhere(value, target, holder, at, is_loose or is_fine)
+            return
+        elements = self._elements(block.size, target)
+        if not elements:
+            self._leads_nowhere(value, target, holder, at, is_loose)
+            return
+        whole = any(could_be(block.size, kind.size, self._kinds[w].size) for w in kind.wholes)
+        if whole and not kind.name.endswith("*"):
+            raise UnrepairableError("a block has room for either of two types")
+        number = len(self.objects)
+        self.objects.append(Found(value, target, elements, block.size, holder, at, True))
+        self.numbers[value] = number
+        self._added.append(number)
+        self._unplaced.add(number)
+        self._ways[number] = {(holder, at)}
+        self._look_again_within(value, block.size)
+        self._enter(number, now)
+
+    def _elements(self, size: int, target: int) -> int:
+        """How many objects a block holds; 0 where that is not plain."""
+        kind = self._kinds[target]
+        is_plain = kind.size <= size <= kind.most if kind.is_changed else kind.size <= size
+        return size // kind.size if is_plain else 0
+
+    def _is_loose(self, holder: int, at: int) -> bool:
+        """Whether a pointer may be left over from something else: beyond the first element of a block that need not be
+        an array."""
+        if holder < 0:
+            return False
+        f = self.objects[holder]
+        kind = self._kinds[f.type]
+        is_array = kind.is_changed and f.size - kind.size > slack(f.address, f.size)
+        return at >= kind.size and not is_array
+
+    def _leads_nowhere(self, value: int, target: int, holder: int, at: int, is_fine: bool) -> None:
+        if value not in self._odd:
+            self._odd[value] = {}
+            insort(self._odd_order, value)
+        self._odd[value][holder, at] = target
+        if not is_fine and self._kinds[target].leads:
+            self._pending.add((holder, at))
+
+    # -- what is found no more, and by which way the rest --------------------------------------------------------------
+
+    def _drop(self, now: Read) -> list[int]:
+        """Take out the objects to which nothing leads."""
+        dropped = []
+        waiting = list(self._lost)
+        self._lost.clear()
+        while waiting:
+            number = waiting.pop()
+            f = self.objects[number]
+            if self.numbers.get(f.address) != number or self._count[f.address] > 0:
+                continue
+            del self.numbers[f.address]
+            dropped.append(number)
+            for value, _, at in self._slots_now(number, now):
+                self._lose(value, number, at)
+            self._freed.discard(number)
+            self._unplaced.discard(number)
+            self._ways.pop(number, None)
+            self._look_again_within(f.address, f.size)
+            waiting += self._lost
+            self._lost.clear()
+        return dropped
+
+    def _place(self, now: Read) -> None:
+        """Give objects without a way one, from the lowest ranks on."""
+        step = 1 << _SPACING - _FINER * self._round
+        onward: dict[int, list[tuple[int, int]]] = {}
+        for number in self._unplaced:
+            for holder, at in self._ways.get(number, ()):
+                onward.setdefault(holder, []).append((number, at))
+        self._place_along(onward, onward, step)
+        for number in sorted(n for n in self._unplaced if self._rank(n) is not None):
+            if number in self._unplaced and self._detour(number, step, now):
+                self._place_along([number], onward, step)
+
+    def _place_along(self, holders: Iterable[int], onward: Mapping[int, Sequence[tuple[int, int]]], step: int) -> None:
+        """Give ways that begin at some holders, or at what is placed by them.  `onward`: (object, place) of the
+        pointers of a holder."""
+        ready: list[tuple[int, int, int, int]] = []
+
+        def lead_on(holder: int) -> None:
+            rank = self._rank(holder)
+            for number, at in onward.get(holder, ()) if rank is not None else ():
+                heappush(ready, (rank or 0, holder, at, number))
+
+        for holder in holders:
+            lead_on(holder)
+        while ready:
+            rank, holder, at, number = heappop(ready)
+            own = self._rank(number)
+            if number not in self._unplaced or rank != self._rank(holder) or (own is not None and rank >= own):
+                continue
+            if self._is_found(holder):
+                self.objects[number] = self.objects[number]._replace(holder=holder, at=at)
+                self._ranks[number] = rank + step
+                self._unplaced.discard(number)
+                lead_on(number)
+
+    def _detour(self, number: int, step: int, now: Read) -> bool:
+        """Give an object a way from a higher rank, where few others are behind it: their ranks are raised as well."""
+        behind = self._behind(number, now)
+        if behind is None:
+            return False
+        for holder, at in (*self._ways.get(number, ()), *self._leading_back(number, now)):
+            rank = self._rank(holder)
+            if rank is None or holder in behind or not self._is_found(holder):
+                continue
+            self.objects[number] = self.objects[number]._replace(holder=holder, at=at)
+            self._unplaced.discard(number)
+            for n in behind:  # holders come before what they hold
+                above = self._rank(self.objects[n].holder)
+                if above is not None:
+                    self._ranks[n] = above + step
+            return True
+        return False
+
+    def _behind(self, number: int, now: Read) -> dict[int, None] | None:
+        """An object and those that are found by ways from it, each after its holder; None where they are many."""
+        behind = {number: None}
+        waiting = [number]
+        while waiting:
+            holder = waiting.pop()
+            for value, _, at in self._slots_now(holder, now):
+                there = self.numbers.get(value)
+                if there is not None and there not in self._unplaced and there not in behind:
+                    f = self.objects[there]
+                    if (f.holder, f.at) == (holder, at):
+                        behind[there] = None
+                        waiting.append(there)
+            if len(behind) > _FEW:
+                return None
+        return behind
+
+    def _leading_back(self, number: int, now: Read) -> Iterator[Slot]:
+        """Pointers to an object from those that it leads to."""
+        address, kind = self.objects[number].address, self.objects[number].type
+        for value, _, _ in self._slots_now(number, now):
+            there = self.numbers.get(value)
+            if there is not None and there not in self._freed:
+                yield from ((there, at) for v, to, at in self._slots_now(there, now) if v == address and to == kind)
+
+    def _slots_now(self, number: int, now: Read) -> list[tuple[int, int, int]]:
+        if number in self._freed:
+            return []
+        f = self.objects[number]
+        return list(self._slots(number, now(f.address, f.elements * self._kinds[f.type].size)))
+
+    def _is_found(self, holder: int) -> bool:
+        """Whether an object is there."""
+        return holder < 0 or (self.numbers.get(self.objects[holder].address) == holder and holder not in self._freed)
+
+    def _rank(self, holder: int) -> int | None:
+        if holder < 0:
+            return 0
+        return self._ranks.get(holder, (holder + 1) << _SPACING if holder < self._walked else None)
+
+    def _what_is_open(self) -> str:
+        if self._freed:
+            return f"a pointer leads to {self.objects[min(self._freed)].address:#x}, which is free"
+        if self._pending:
+            value = next(v for v in self._odd_order if not self._pending.isdisjoint(self._odd[v]))
+            return f"a pointer leads to {value:#x}, which is no object"
+        if self._unplaced:
+            return f"nothing tells by which way {self.objects[min(self._unplaced)].address:#x} is reached"
+        return ""
