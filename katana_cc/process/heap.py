@@ -120,6 +120,7 @@ class Heap:
 
     Attributes:
         rows: by address.
+        mappings: blocks with mappings of their own, and other memory.
         marked: the blocks that are free as their own marks say; others are free since a list holds them.
     """
 
@@ -133,7 +134,7 @@ class Heap:
         marked: frozenset[int],
     ) -> None:
         self._memory = memory
-        self._mappings = Mappings(memory, regions)
+        self.mappings = Mappings(memory, regions)
         self.rows = sorted(rows, key=lambda r: r.start)
         self.marked = marked
         self._starts = [r.start for r in self.rows]
@@ -172,13 +173,13 @@ class Heap:
             LookupError: nothing there can be read.
         """
         row = self._row(address)
-        return self._mappings.piece(address) if row is None else (row.start, memoryview(row.data))
+        return self.mappings.piece(address) if row is None else (row.start, memoryview(row.data))
 
     def at(self, address: int) -> Block | None:
         """The block that an address lies in; None when it is in none: in a chunk's header, or not on the heap."""
         row = self._row(address)
         if row is None:
-            return self._mappings.at(address)
+            return self.mappings.at(address)
         i = bisect_right(row.blocks, address) - 1
         if i >= 0 and address < (start := row.blocks[i]) + (size := row.usable[i]):
             return Block(start, size, start not in self._free)

@@ -478,7 +478,7 @@ class Repair:
             own = self._rank(number)
             if number not in self._unplaced or rank != self._rank(holder) or (own is not None and rank >= own):
                 continue
-            if self._is_found(holder):
+            if self.is_found(holder):
                 self.objects[number] = self.objects[number]._replace(holder=holder, at=at)
                 self._ranks[number] = rank + step
                 self._unplaced.discard(number)
@@ -491,7 +491,7 @@ class Repair:
             return False
         for holder, at in (*self._ways.get(number, ()), *self._leading_back(number, now)):
             rank = self._rank(holder)
-            if rank is None or holder in behind or not self._is_found(holder):
+            if rank is None or holder in behind or not self.is_found(holder):
                 continue
             self.objects[number] = self.objects[number]._replace(holder=holder, at=at)
             self._unplaced.discard(number)
@@ -533,9 +533,18 @@ class Repair:
         f = self.objects[number]
         return list(self._slots(number, now(f.address, f.elements * self._kinds[f.type].size)))
 
-    def _is_found(self, holder: int) -> bool:
-        """Whether an object is there."""
+    def is_found(self, holder: int) -> bool:
+        """Whether an object is there; a variable always is."""
         return holder < 0 or (self.numbers.get(self.objects[holder].address) == holder and holder not in self._freed)
+
+    def in_order(self) -> list[Found]:
+        """The objects that are found now, holders before what they hold."""
+        walked = ((n + 1, 0, n) for n in self.numbers.values() if n not in self._ranks)
+        others = ((rank >> _SPACING, rank % (1 << _SPACING), n) for n, rank in self._ranks.items() if self.is_found(n))
+        order = [n for _, _, n in sorted((*walked, *others))]
+        places = {n: i for i, n in enumerate(order)}
+        found = (self.objects[n] for n in order)
+        return [f if f.holder < 0 else f._replace(holder=places[f.holder]) for f in found]
 
     def _rank(self, holder: int) -> int | None:
         if holder < 0:

@@ -133,6 +133,12 @@ class Table:
         row = self.rows[i] if i >= 0 else None
         return row if row is not None and address < row.limit else None
 
+    def holding(self, address: int) -> TableRow | None:
+        """The same, also of memory that it ended with before."""
+        i = bisect_right(self._starts, address) - 1
+        row = self.rows[i] if i >= 0 else None
+        return row if row is not None and address < row.start + len(row.data) else None
+
     def at(self, address: int) -> Block | None:
         """As `Heap.at`, for an address in a row."""
         row = self.row(address)

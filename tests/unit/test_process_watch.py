@@ -90,6 +90,18 @@ def test_a_page_that_is_back_as_it_was_is_none_that_changed() -> None:
     assert changed(copy, (START, SIZE)) == []
 
 
+class Near(Seeker):
+    """Knows better than its range which words lead somewhere."""
+
+    def __init__(self, exact: Seeker) -> None:
+        super().__init__([(0x7F00_0000_0000, 0x20_0000)])
+        self._exact = exact
+
+    def leads(self, value: int) -> bool:
+        return self._exact.leads(value)
+
+
+RANGES_LED = [(start, start + size) for start, size in RANGES]
 VALUES = st.sampled_from([0, 0x7F00_0000_1230, 0x7F00_0000_132F, 0x7F00_0000_1330, 0x7F00_0010_0000, 0x7F00_0010_0008])
 WRITES = st.lists(st.tuples(st.integers(0, SIZE // 8 - 1), VALUES), max_size=20)
 VECTORS = st.lists(
@@ -126,9 +138,11 @@ def test_it_finds_what_a_search_of_everything_finds(
             memory.put(8 * at, value)
         vectors = apart(asked)
         seeker = Seeker([r for n, r in enumerate(RANGES, 1) if which & n])
-        within = [(0x7F00_0000_0000, 0x7F00_0020_0000)] if is_wide else []
         expected = seeker.in_memory(memory, vectors)  # type: ignore[arg-type]
-        assert watch.words(vectors, seeker, within) == expected
+        near = Near(seeker) if is_wide else seeker
+        assert watch.words(vectors, near, RANGES_LED) == expected
+        if which == 2:
+            watch.settle(near)
 
 
 def test_pages_that_are_the_same_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +152,6 @@ def test_pages_that_are_the_same_are_not_searched(monkeypatch: pytest.MonkeyPatc
     memory.put(8, RANGES[0][0])
     assert watch.words([(START, SIZE)], seeker) == [Word(START + 8, RANGES[0][0])]
     assert watch.searched == SIZE
-    monkeypatch.setattr(Seeker, "in_bytes", lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr(Seeker, "near", lambda *_, **__: pytest.fail("searched"))
     assert watch.words([(START, SIZE)], seeker) == [Word(START + 8, RANGES[0][0])]
     assert watch.searched == 0
