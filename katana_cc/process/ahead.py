@@ -430,7 +430,6 @@ class Ahead:
         for address, data in made.writes:
             if address not in self._given:
                 self._put(address, data)
-        self._stale.clear()
         return made
 
     def _is_lost(self, value: int, lost: set[int]) -> bool:
@@ -476,6 +475,7 @@ class Ahead:
         """What was found out counts, and the next round begins from there."""
         self._others.sort(key=_VALUE)
         self._words.settle(self._leads.seeker.leads)
+        self._stale.clear()
         self._fresh.clear()
         self._lost.clear()
         self._changed.clear()

@@ -112,7 +112,9 @@ class Repair:
         self._ways: dict[int, set[Slot]] = {}  # of these, pointers that may be one
         self._lost: set[int] = set()  # objects to which some pointer no longer leads
         self._freed: set[int] = set()  # objects whose blocks are gone, though pointers lead there
+        self._clashes: dict[int, dict[Slot, int]] = {}  # of objects, pointers that take them for something else
         self._added: list[int] = []
+        self._replaced: list[int] = []
         self._queue: list[tuple[int, int, int, int]] = []
         for u in reached.unfollowed:
             if u.trouble not in _OPEN:
@@ -148,6 +150,7 @@ class Repair:
             raise UnrepairableError("too many rounds")
         self._round += 1
         self._added = []
+        self._replaced = []
         self._queue = []
         self._blocks_changed(gone, came, before, now)
         revived = set(self._added)
@@ -164,11 +167,13 @@ class Repair:
             if self._pending:
                 self._look_again(v for v in self._odd_order if not self._pending.isdisjoint(self._odd[v]))
         self._discover(now)
-        dropped = self._drop(now) if is_exact else []
-        self._discover(now)
+        dropped = []
+        while is_exact and self._lost:
+            dropped += self._drop(now)
+            self._discover(now)
         self._place(now)
         added = [n for n in self._added if self.numbers.get(self.objects[n].address) == n]
-        return Repaired(added, dropped, self._what_is_open() if is_exact else "")
+        return Repaired(added, [*self._replaced, *dropped], self._what_is_open() if is_exact else "")
 
     # -- what the walk found -------------------------------------------------------------------------------------------
 
@@ -311,6 +316,7 @@ class Repair:
         if number is not None:
             self._lost.add(number)
             self._ways.get(number, set()).discard(slot)
+            self._clashes.get(number, {}).pop(slot, None)
             f = self.objects[number]
             if (f.holder, f.at) == slot:
                 self._unplaced.add(number)
@@ -337,6 +343,35 @@ class Repair:
 
     def _discover(self, now: Read) -> None:
         """Judge all new pointers, and those of the objects that they lead to.  As `walk` does it."""
+        self._judge(now)
+        while self._replace(now):
+            self._judge(now)
+
+    def _replace(self, now: Read) -> bool:
+        """Take out objects whose blocks were given out again for something else: nothing leads there that means them.
+        Whether there was one."""
+        found = False
+        for number, slots in list(self._clashes.items()):
+            f = self.objects[number]
+            if not slots or self.numbers.get(f.address) != number:
+                del self._clashes[number]
+            elif self._count[f.address] == len(slots):
+                for value, _, at in self._slots_now(number, now):
+                    self._lose(value, number, at)
+                self._forget(number)
+                self._replaced.append(number)
+                self._queue += [(f.address, target, *slot) for slot, target in slots.items()]
+                found = True
+        return found
+
+    def _forget(self, number: int) -> None:
+        del self.numbers[self.objects[number].address]
+        self._freed.discard(number)
+        self._unplaced.discard(number)
+        self._ways.pop(number, None)
+        self._clashes.pop(number, None)
+
+    def _judge(self, now: Read) -> None:
         while self._queue:
             value, target, holder, at = self._queue.pop()
             if value in self._special:
@@ -367,8 +402,9 @@ class Repair:
         if target in was.starts:
             return
         if was.leads or meant.leads:
-            raise UnrepairableError("two types for one block")
-        self._special.add(value)
+            self._clashes.setdefault(number, {})[holder, at] = target
+        else:
+            self._special.add(value)
 
     def _find(self, value: int, target: int, holder: int, at: int, now: Read) -> None:
         """A pointer to what is no object yet."""
@@ -437,13 +473,11 @@ class Repair:
             f = self.objects[number]
             if self.numbers.get(f.address) != number or self._count[f.address] > 0:
                 continue
-            del self.numbers[f.address]
+            slots = self._slots_now(number, now)
+            self._forget(number)
             dropped.append(number)
-            for value, _, at in self._slots_now(number, now):
+            for value, _, at in slots:
                 self._lose(value, number, at)
-            self._freed.discard(number)
-            self._unplaced.discard(number)
-            self._ways.pop(number, None)
             self._look_again_within(f.address, f.size)
             waiting += self._lost
             self._lost.clear()
@@ -557,6 +591,9 @@ class Repair:
         if self._pending:
             value = next(v for v in self._odd_order if not self._pending.isdisjoint(self._odd[v]))
             return f"a pointer leads to {value:#x}, which is no object"
+        if any(self._clashes.values()):
+            number = next(n for n, slots in self._clashes.items() if slots)
+            return f"pointers say different things of what is at {self.objects[number].address:#x}"
         if self._unplaced:
             return f"nothing tells by which way {self.objects[min(self._unplaced)].address:#x} is reached"
         return ""
