@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, TypeVar, overload
 
-from katana_cc.process.chunks import ARENA_SIZE, chunk_size
+from katana_cc.process.chunks import ARENA_SIZE, DamagedError, chunk_size
 from katana_cc.process.convert import Converted, Group, Made, Placement, lead_into, make, place, with_before
 from katana_cc.process.copies import PAGE
 from katana_cc.process.follow import Edited, Finding, Lead, Leads, Passage, elsewhere
@@ -226,7 +226,10 @@ class Ahead:
 
     def _follow(self, regions: MemoryMap, contents: Sequence[bytes], *, is_stopped: bool) -> int:
         live, repair, table = self._live, self._repair, self._live.table
-        plan = outline(self._objects.target, self._objects.allocator, regions, is_stopped=is_stopped)
+        try:
+            plan = outline(self._objects.target, self._objects.allocator, regions, is_stopped=is_stopped)
+        except DamagedError as error:
+            raise UnrepairableError(str(error)) from None
         rows = sorted(plan.rows)
         if [r.start for r in rows] != [r.start for r in table.rows]:
             raise UnrepairableError("malloc has other heaps than before")
@@ -238,7 +241,10 @@ class Ahead:
             ends[row.start] = (limit if row.end is None else row.end), limit
             for address, data in self._differing(known, limit):
                 changed[address], old[address] = data, known.read(address, PAGE)
-        difference = table.update(ends, changed, [a.fast for a in plan.arenas])
+        try:
+            difference = table.update(ends, changed, [a.fast for a in plan.arenas], is_exact=is_stopped)
+        except DamagedError as error:
+            raise UnrepairableError(str(error)) from None
         self._holes = [(plan.main, plan.main + ARENA_SIZE)] if plan.main else []
         self._holes += [(r.start, r.limit) for r in table.rows]
         self._regions = regions
@@ -311,6 +317,8 @@ class Ahead:
             if block is None or (block.start, block.size) != (start, len(data)):
                 old[start] = live.held.pop(start)
                 difference.gone[start] = len(data)
+                if block is not None and block.start == start:
+                    difference.came[start] = block.size
                 continue
             new = self._bulk.read([(start, len(data))])
             if bytearray(data) != new:

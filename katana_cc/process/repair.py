@@ -115,7 +115,7 @@ class Repair:
         self._clashes: dict[int, dict[Slot, int]] = {}  # of objects, pointers that take them for something else
         self._added: list[int] = []
         self._replaced: list[int] = []
-        self._queue: list[tuple[int, int, int, int]] = []
+        self._queue: dict[Slot, tuple[int, int]] = {}  # pointers to be judged: where they lead, and their type
         for u in reached.unfollowed:
             if u.trouble not in _OPEN:
                 raise UnrepairableError(u.trouble.value)
@@ -151,7 +151,7 @@ class Repair:
         self._round += 1
         self._added = []
         self._replaced = []
-        self._queue = []
+        self._queue = {}
         self._blocks_changed(gone, came, before, now)
         revived = set(self._added)
         for number in touched:
@@ -301,7 +301,7 @@ class Repair:
 
     def _gain(self, value: int, target: int, holder: int, at: int) -> None:
         self._count[value] += 1
-        self._queue.append((value, target, holder, at))
+        self._queue[holder, at] = value, target
 
     def _lose(self, value: int, holder: int, at: int) -> None:
         if not value:
@@ -310,6 +310,7 @@ class Repair:
             raise UnrepairableError("a pointer to what others take for something else")
         self._count[value] -= 1
         slot = holder, at
+        self._queue.pop(slot, None)
         self._pending.discard(slot)
         self._forget_odd(value, slot)
         number = self.numbers.get(value)
@@ -333,7 +334,7 @@ class Repair:
             for slot, target in list(self._odd[value].items()):
                 self._pending.discard(slot)
                 self._forget_odd(value, slot)
-                self._queue.append((value, target, *slot))
+                self._queue[slot] = value, target
 
     def _look_again_within(self, start: int, size: int) -> None:
         low, high = (bisect_left(self._odd_order, a) for a in (start, start + size))
@@ -360,7 +361,7 @@ class Repair:
                     self._lose(value, number, at)
                 self._forget(number)
                 self._replaced.append(number)
-                self._queue += [(f.address, target, *slot) for slot, target in slots.items()]
+                self._queue.update({slot: (f.address, target) for slot, target in slots.items()})
                 found = True
         return found
 
@@ -373,10 +374,14 @@ class Repair:
 
     def _judge(self, now: Read) -> None:
         while self._queue:
-            value, target, holder, at = self._queue.pop()
+            (holder, at), (value, target) = self._queue.popitem()
             if value in self._special:
                 raise UnrepairableError("a pointer to what others take for something else")
             number = self.numbers.get(value)
+            if number in self._freed and not self._blocks.is_told(value):
+                block = self._blocks.at(value)
+                if block is not None and block.is_used and block.start == value:
+                    self._revive(number, block.size, now)
             if number is not None:
                 self._meet(number, target, value, holder, at)
             elif not self._in_variable(value):

@@ -156,7 +156,12 @@ class Table:
         return None
 
     def update(
-        self, ends: Mapping[int, tuple[int, int]], changed: Mapping[int, bytes], fast: Iterable[Sequence[int]]
+        self,
+        ends: Mapping[int, tuple[int, int]],
+        changed: Mapping[int, bytes],
+        fast: Iterable[Sequence[int]],
+        *,
+        is_exact: bool,
     ) -> Difference:
         """Take over pages that changed.
 
@@ -164,6 +169,7 @@ class Table:
             ends: of each row, by its start, (top, limit) as they are now.
             changed: address → bytes of each page of a row that changed, or is new.
             fast: for each arena, the heads of its fast bins.
+            is_exact: all is of one moment; else lists that lead nowhere are taken to be as they were.
 
         Raises:
             DamagedError: what is there contradicts itself.  The table is of no use any more.
@@ -184,7 +190,12 @@ class Table:
         self._sizes.update(after)
         self._marked |= free
         self._caches.update(b for b, size in after.items() if size == CACHE_CHUNK - WORD)
-        was_cached, self._cached = self._cached, self._lists(fast)
+        was_cached = self._cached
+        try:
+            self._cached = self._lists(fast)
+        except DamagedError:
+            if is_exact:
+                raise
         difference = Difference({}, {})
         for b in {*before, *after, *(was_cached ^ self._cached)}:
             was = self.used.get(b)

@@ -3,6 +3,7 @@ new block an object gets."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
 from katana_cc.process.follow import Finding
@@ -28,7 +29,8 @@ def contents(cargo: Cargo, kinds: Iterable[Kind], read: Callable[[int, int], byt
 
     def after(address: int, size: int) -> bytes:
         data = bytearray(read(address, size))
-        for start in starts:
+        first = max(bisect_right(starts, address) - 1, 0)
+        for start in starts[first : bisect_right(starts, address + size)]:
             low, high = max(start, address), min(start + len(written[start]), address + size)
             if low < high:
                 data[low - address : high - address] = written[start][low - start : high - start]

@@ -249,6 +249,24 @@ def test_pointer_to_memory_that_is_free_stays_open_until_it_is_gone() -> None:
     assert of_repair(follower.repair) == of_walk(follower.walk())
 
 
+def test_pointer_that_is_gone_when_its_block_comes_finds_nothing() -> None:
+    """A bug: a pointer to memory that was free is judged anew since a block is there now, though it was overwritten."""
+    heap = ToldHeap()
+    program = Program(1, heap)
+    nodes = linked(program, heap, 10)
+    fresh = heap.malloc(24)
+    heap.free(fresh)
+    nodes.append(fresh)
+    program.relink(0)
+    follower = Follower(program, heap)
+    heap._blocks[fresh] = heap._blocks[fresh][0], True
+    nodes.remove(fresh)
+    program.relink(0)
+    assert follower.follow(is_exact=False).added == []
+    assert follower.follow(is_exact=True).open == ""
+    assert of_repair(follower.repair) == of_walk(follower.walk())
+
+
 def test_what_is_not_linked_in_everywhere_stays_open() -> None:
     heap = ToldHeap()
     program = Program(1, heap)

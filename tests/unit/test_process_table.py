@@ -80,7 +80,7 @@ def test_it_is_what_a_look_at_the_whole_finds(seed: int, is_large: bool, rounds:
         before, used = bytes(row.data), dict(table.used)
         for _ in range(steps):
             step(row, is_large)
-        difference = table.update({START: (row.top, row.limit)}, pages(before, row), ())
+        difference = table.update({START: (row.top, row.limit)}, pages(before, row), (), is_exact=True)
         check(table, row)
         assert {**{b: n for b, n in used.items() if b not in difference.gone}, **difference.came} == table.used
         assert difference.gone.items() <= used.items()
@@ -93,7 +93,7 @@ def test_damage_is_told() -> None:
     before = bytes(row.data)
     row.put(blocks[20] - 8, 0x10)
     with pytest.raises(DamagedError):
-        table.update({START: (row.top, row.limit)}, pages(before, row), ())
+        table.update({START: (row.top, row.limit)}, pages(before, row), (), is_exact=True)
 
 
 def test_only_pages_beside_those_that_changed_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_only_pages_beside_those_that_changed_are_followed(monkeypatch: pytest.M
         return word(self, address)
 
     monkeypatch.setattr(TableRow, "word", noted)
-    assert table.update({START: (row.top, row.limit)}, pages(before, row), ()) == ({}, {})
+    assert table.update({START: (row.top, row.limit)}, pages(before, row), (), is_exact=True) == ({}, {})
     near = [at for at in read if at > START + 2 * PAGE]
     assert near
     assert max(near) - min(near) < 3 * PAGE
