@@ -42,6 +42,7 @@ from katana_cc.process.words import Seeker
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _BUFFER = 1 << 20
+_SHARE = 10  # of the time between two stops in which a target runs, as a multiple of the stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def _try(
         except HeapError as error:
             failure = error
         # Where a look takes long, the target shall run most of the time.
-        pause = max(pause, 10 * (ended - begun) / 1e9) if commit.carry else pause
+        pause = max(pause, _SHARE * (ended - begun) / 1e9) if commit.carry else pause
         if time.monotonic() + pause > deadline:
             if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
                 raise failure

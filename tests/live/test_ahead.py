@@ -30,7 +30,7 @@ SOURCE = (
 struct entry { long key; struct entry *chain, *newer, *older; /*LAST*/};
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 struct entry **table, *newest, *oldest;
-static long size = 1024, count;
+static long size = 256, count;
 static volatile int stop;
 static volatile long turns;
 static long wrong;
@@ -75,8 +75,8 @@ static void *churn(void *mine) {
   unsigned seed = (long)mine;
   while (!stop) {
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < 20; i++) { seed = seed * 1103515245 + 12345; use(seed >> 8 & 0x7fff); }
-    while (count > 9000) evict();
+    for (int i = 0; i < 20; i++) { seed = seed * 1103515245 + 12345; use(seed >> 8 & 0x1fff); }
+    while (count > 3000) evict();
     turns++;
     pthread_mutex_unlock(&lock);
     volatile char wash[4096]; for (unsigned i = 0; i < sizeof wash; i++) wash[i] = 0;
@@ -98,7 +98,7 @@ NOINLINE void check(void) {
 int main(void) {
   pthread_t threads[2];
   table = calloc(size, sizeof *table);
-  for (int i = 0; i < 6000; i++) use(i * 7919L % 32768);
+  for (int i = 0; i < 2000; i++) use(i * 7919L % 8192);
   for (long i = 0; i < 2; i++) pthread_create(&threads[i], 0, churn, (void *)(i + 1));
   say("ready");
   char line[200];
@@ -180,12 +180,13 @@ def test_each_stop_finds_what_a_look_at_the_whole_finds(
     data, po = read_patch(str(cache[1]))
     both = Both(server.pid)
     monkeypatch.setattr(rehearsal, "look", both.look)
+    monkeypatch.setattr("katana_cc.process.commit._SHARE", 0)
     judge = objections.judge
     refused = 0
 
     def strict(carry: Any, cargo: Any) -> None:
         nonlocal refused
-        if refused < 3:  # so that there are many stops
+        if refused < 2:  # so that there are many stops
             refused += 1
             raise BusyError("not yet", where="here")
         judge(carry, cargo)
@@ -203,5 +204,5 @@ def test_each_stop_finds_what_a_look_at_the_whole_finds(
         revert_patch([server.pid], wait=120.0, wishes=Wishes(followed=["struct entry"], discards_all=True))
         assert server.ask("c") == "0 wrong, size 32"
     print("stops:", both.compared, both.uneven, both.alone)
-    assert both.compared >= 8, (both.compared, both.uneven, both.alone)
+    assert both.compared >= 6, (both.compared, both.uneven, both.alone)
     assert server.finish() == ["status 0"]
