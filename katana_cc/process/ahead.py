@@ -20,25 +20,27 @@ and words that nothing explains, which come and go as a program runs.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Final, TypeVar, overload
+from typing import Final
 
 from katana_cc.process.chunks import ARENA_SIZE, DamagedError, chunk_size
 from katana_cc.process.convert import Converted, Group, Made, Placement, lead_into, make, place, with_before
 from katana_cc.process.copies import PAGE
 from katana_cc.process.follow import Edited, Finding, Lead, Leads, Passage, elsewhere
 from katana_cc.process.heap import outline
+from katana_cc.process.live import Later, Live
 from katana_cc.process.mappings import Mappings
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Kind
 from katana_cc.process.objects import Cargo, Objects, ShortageError, Unreached, unreached_among
-from katana_cc.process.reachable import Block, Found, Reached, Root
+from katana_cc.process.places import Places
+from katana_cc.process.reachable import Found, Reached, Root
 from katana_cc.process.repair import Repair, UnrepairableError
+from katana_cc.process.runs import Runs
 from katana_cc.process.table import Difference, Table, TableRow
 from katana_cc.process.walk import walk
 from katana_cc.process.watch import Candidates, merged
@@ -48,49 +50,10 @@ from katana_cc.transform.destinations import Destinations
 _AT_ONCE: Final = 1 << 19  # bytes read before they are compared
 _GROWTH: Final = 32 << 20  # bytes by which a row may grow until everything is searched anew
 _VALUE: Final = attrgetter("value")
-_T = TypeVar("_T")
 
 
 class OpenError(UnrepairableError):
     """Pointers do not come out even, as of this moment; the next may be better."""
-
-
-class Live:
-    """The blocks and the memory of a heap as of the last round."""
-
-    def __init__(self, table: Table, mappings: Mappings) -> None:
-        self.table, self.mappings = table, mappings
-        self.held: dict[int, bytes] = {}  # blocks with mappings of their own that were looked at
-
-    @property
-    def used(self) -> dict[int, int]:
-        """As of `Blocks`."""
-        return self.table.used
-
-    def at(self, address: int) -> Block | None:
-        """The same."""
-        return self.mappings.at(address) if self.table.row(address) is None else self.table.at(address)
-
-    def is_told(self, address: int) -> bool:
-        """As of `ToldBlocks`."""
-        return self.table.row(address) is not None
-
-    def piece(self, address: int) -> tuple[int, memoryview]:
-        """As of `Pieces`."""
-        row = self.table.row(address)
-        if row is not None:
-            return row.start, memoryview(row.data)[: row.limit - row.start]
-        block = self.mappings.at(address)
-        if block is None:
-            return self.mappings.piece(address)
-        if block.start not in self.held:
-            self.held[block.start] = bytes(self.mappings.piece(address)[1])
-        return block.start, memoryview(self.held[block.start])
-
-    def read(self, address: int, size: int) -> bytes:
-        """Bytes of a block, or as many as can be read."""
-        start, view = self.piece(address)
-        return bytes(view[address - start : address - start + size])
 
 
 class _Seeker(Seeker):
@@ -168,25 +131,24 @@ class Ahead:
         near = [(r.start, r.limit + _GROWTH) for r in heap.rows]
         near += [(start, start + len(data)) for start, data in self._live.held.items()]
         self._leads = _Leads(self, passages, near)
-        self._place_all(reached)
+        placement = place(reached, objects.spare)
+        if not placement.is_complete:
+            raise ShortageError(placement.wanted, objects.target.where)
+        self._places = Places(self.kinds, placement, objects.spare)
         self._words = Candidates()
         for address, data in heap.searchable(self._skipped()):
             self._words.search(self._leads.seeker, address, data)
         self._others: list[Word] = []
         self._findings: dict[int, list[Finding]] = {}
         self._dropped: list[tuple[str, str]] = []
-        self._runs: list[tuple[int, bytearray]] = []
-        self._run_starts: list[int] = []
-        self._extra: dict[int, bytes] = {}
         self._stale: set[int] = set()
         self._fresh: set[int] = set()
         self._lost: list[Found] = []
         self._changed: set[int] = set()
         self._find_left()
         made = self._make(self._repair.numbers.values(), is_ahead=True)
-        for start, _, after in with_before([w for w in made.writes if w[0] not in self._given], self._live):
-            self._runs.append((start, bytearray(after)))
-            self._run_starts.append(start)
+        staying = with_before([w for w in made.writes if not self._places.is_given(w[0])], self._live)
+        self._runs = Runs(((start, after) for start, _, after in staying), self._read)
         self._write_ahead(made)
         self._settle()
 
@@ -215,9 +177,8 @@ class Ahead:
         """
         self._follow(regions, contents, is_stopped=True)
         made = self._catch_up(is_ahead=False)
-        writes = [(address, b"", data) for address, data in made.writes if address in self._given]
-        for address, data in (*self._runs, *self._extra.items()):
-            writes.append((address, self._live.read(address, len(data)), bytes(data)))
+        writes = [(address, b"", data) for address, data in made.writes if self._places.is_given(address)]
+        writes += self._runs.writes()
         dropped = (*self._dropped, *made.dropped)
         converted = Converted(Later(self._groups), tuple(writes), (), (), dropped, ())
         cargo = Cargo(self._reached(), self._placement(), converted, tuple(self._unreached()))
@@ -273,11 +234,11 @@ class Ahead:
         repaired = repair.follow(
             touched, difference.gone, difference.came, before, self._read, contents, is_exact=is_stopped
         )
-        for number in repaired.dropped:
-            self._unplace(number)
+        for number in (*repaired.dropped, *repaired.added):
+            self._places.remove(repair.objects[number])
+            self._lost.append(repair.objects[number])
         for number in repaired.added:
-            self._unplace(number)
-            self._place(number)
+            self._places.add(repair.objects[number])
         self._stale |= touched | set(repaired.added)
         self._fresh |= set(repaired.added)
         self._changed |= changed.keys()
@@ -326,49 +287,10 @@ class Ahead:
                 live.held[start] = bytes(new)
         return old
 
-    # -- where they go -------------------------------------------------------------------------------------------------
-
-    def _place_all(self, reached: Reached) -> None:
-        placement = place(reached, self._objects.spare)
-        self.starts: dict[str, dict[int, int]] = {k.name: {} for k in self.kinds}
-        for f, new in zip(placement.objects, placement.news, strict=True):
-            self.starts[self.kinds[f.type].name][f.address] = new
-        self._needed = Counter(placement.wanted)
-        used = set(placement.used)
-        self._given = {a: size for size, blocks in self._objects.spare.items() for a in blocks}
-        self._short: set[int] = set()  # objects for which there is no new block
-        self._pools = {size: [a for a in blocks if a not in used] for size, blocks in self._objects.spare.items()}
-        if not placement.is_complete:
-            raise ShortageError(placement.wanted, self._objects.target.where)
-
-    def _size(self, f: Found) -> int:
-        return f.elements * self.kinds[f.type].transformation.new_size
-
-    def _place(self, number: int) -> None:
-        f = self._repair.objects[number]
-        kind = self.kinds[f.type]
-        if kind.stays:
-            return
-        size = self._size(f)
-        if f.size // kind.transformation.new_size == f.elements:
-            self.starts[kind.name][f.address] = f.address
-            return
-        self._needed[size] += 1
-        pool = self._pools.get(size)
-        if not pool:
-            self._short.add(f.address)
-        self.starts[kind.name][f.address] = pool.pop() if pool else 0
-
-    def _unplace(self, number: int) -> None:
-        f = self._repair.objects[number]
-        new = self.starts[self.kinds[f.type].name].pop(f.address, None)
-        if new is not None and new != f.address:
-            self._short.discard(f.address)
-            size = self._given.get(new, self._size(f))
-            self._needed[size] -= 1
-            if new:
-                self._pools[size].append(new)
-        self._lost.append(f)
+    @property
+    def starts(self) -> Mapping[str, Mapping[int, int]]:
+        """Type → start of a block → where its objects go."""
+        return self._places.starts
 
     def object_at(self, value: int) -> Found | None:
         """The block of objects that are made anew in which an address leads to one of them."""
@@ -391,7 +313,7 @@ class Ahead:
     def _make(self, numbers: Iterable[int], *, is_ahead: bool) -> Made:
         others: list[Word] | None = [] if is_ahead else None
         objects = [self._repair.objects[n] for n in numbers]
-        made = make(objects, self.kinds, self.starts, self._leads, self._live, self._edited, others)
+        made = make(objects, self.kinds, self._places.starts, self._leads, self._live, self._edited, others)
         if made.lost:
             raise UnrepairableError("a value would be lost")
         if others:
@@ -410,8 +332,8 @@ class Ahead:
     def _catch_up(self, *, is_ahead: bool) -> Made:
         """Make anew what changed since the last time."""
         repair = self._repair
-        if self._short:
-            raise ShortageError({size: n for size, n in self._needed.items() if n}, self._objects.target.where)
+        if not self._places.is_complete:
+            raise ShortageError(self._places.wanted, self._objects.target.where)
         ranges = self.fresh_ranges()
         for start, end in ranges:
             low, high = (bisect_left(self._others, value, key=_VALUE) for value in (start, end))
@@ -423,21 +345,21 @@ class Ahead:
         stale = {n for n in self._stale if repair.is_found(n)}
         for number in self._stale:
             self._findings.pop(number, None)
-            self._extra.pop(repair.objects[number].address, None)
+            self._runs.drop(repair.objects[number].address)
         for number in [n for n in self._findings if not repair.is_found(n)]:
             del self._findings[number]
         for page in self._changed:
-            self._restore(page, PAGE)
+            self._runs.restore(page, PAGE)
         for f in self._lost:
-            self._extra.pop(f.address, None)
-            self._restore(f.address, f.size)
+            self._runs.drop(f.address)
+            self._runs.restore(f.address, f.size)
         for number in stale:
             f = repair.objects[number]
-            self._restore(f.address, f.elements * self.kinds[f.type].transformation.old_size)
+            self._runs.restore(f.address, f.elements * self.kinds[f.type].transformation.old_size)
         made = self._make(stale, is_ahead=is_ahead)
         for address, data in made.writes:
-            if address not in self._given:
-                self._put(address, data)
+            if not self._places.is_given(address):
+                self._runs.put(address, data)
         return made
 
     def _is_lost(self, value: int, lost: set[int]) -> bool:
@@ -450,33 +372,13 @@ class Ahead:
         return [
             (f.address, f.address + f.elements * self.kinds[f.type].transformation.old_size)
             for f in found
-            if f.address in self.starts[self.kinds[f.type].name]
+            if f.address in self._places.starts[self.kinds[f.type].name]
         ]
-
-    def _restore(self, address: int, size: int) -> None:
-        """What is written over these bytes in place is what is there."""
-        i = max(bisect_right(self._run_starts, address) - 1, 0)
-        while i < len(self._runs) and self._runs[i][0] < address + size:
-            start, data = self._runs[i]
-            low, high = max(start, address), min(start + len(data), address + size)
-            if low < high:
-                data[low - start : high - start] = self._read(low, high - low)
-            i += 1
-
-    def _put(self, address: int, data: bytes) -> None:
-        """Write these bytes in place."""
-        i = bisect_right(self._run_starts, address) - 1
-        if i >= 0:
-            start, run = self._runs[i]
-            if address + len(data) <= start + len(run):
-                run[address - start : address - start + len(data)] = data
-                return
-        self._extra[address] = data
 
     def _write_ahead(self, made: Made) -> None:
         """Write what goes to new blocks: nothing leads there yet."""
         memory = self._objects.target.memory
-        for address, _, data in with_before([w for w in made.writes if w[0] in self._given], self._live):
+        for address, _, data in with_before([w for w in made.writes if self._places.is_given(w[0])], self._live):
             memory.write(address, data)
 
     def _settle(self) -> None:
@@ -496,7 +398,7 @@ class Ahead:
             f = self._repair.objects[number]
             kind = self.kinds[f.type]
             yield f.address, f.elements * kind.transformation.old_size if kind.stays else f.size
-        for address in self._given:
+        for address in self._places.given:
             yield address, self._live.table.used.get(address, 0)
 
     def _search(self, changed: dict[int, bytes], difference: Difference) -> None:
@@ -519,7 +421,7 @@ class Ahead:
         block = self._live.table.at(address)
         if block is None:
             return True  # the head of a chunk
-        if not block.is_used or block.start in self._given:
+        if not block.is_used or self._places.is_given(block.start):
             return False
         number = self._repair.numbers.get(block.start)
         if number is None:
@@ -557,7 +459,7 @@ class Ahead:
 
     def _is_left(self, address: int) -> bool:
         is_aside = address in (self._objects.aside.blocks or ())
-        return not (is_aside or address in self._repair.numbers or address in self._given)
+        return not (is_aside or address in self._repair.numbers or self._places.is_given(address))
 
     def _find_left_changed(self, difference: Difference) -> None:
         for address, size in difference.gone.items():
@@ -589,7 +491,7 @@ class Ahead:
         numbers = self._repair.numbers
         found = (
             (self._repair.objects[numbers[address]], new)
-            for starts in self.starts.values()
+            for starts in self._places.starts.values()
             for address, new in starts.items()
         )
         return sorted(found)
@@ -598,7 +500,7 @@ class Ahead:
         return Placement(
             Later(lambda: [f for f, _ in self._moved()]),
             Later(lambda: [new for _, new in self._moved()]),
-            {size: n for size, n in self._needed.items() if n},
+            self._places.wanted,
             Later(lambda: [new for f, new in self._moved() if new != f.address]),
             True,
         )
@@ -631,31 +533,3 @@ class AheadSight:
         """The words on the heap that lead into what moves and are not exchanged with the objects."""
         yield from self.found
         yield from elsewhere(self.ahead.words(), self.leads, edited)
-
-
-class Later(Sequence[_T]):
-    """A sequence that is made when somebody asks for it."""
-
-    def __init__(self, make_it: Callable[[], Sequence[_T]]) -> None:
-        self._make = make_it
-        self._made: Sequence[_T] | None = None
-
-    def _all(self) -> Sequence[_T]:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    @overload
-    def __getitem__(self, index: int) -> _T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[_T]: ...
-
-    def __getitem__(self, index: int | slice) -> _T | Sequence[_T]:
-        return self._all()[index]
-
-    def __iter__(self) -> Iterator[_T]:
-        return iter(self._all())
