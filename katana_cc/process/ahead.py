@@ -49,7 +49,13 @@ from katana_cc.transform.destinations import Destinations
 
 _AT_ONCE: Final = 1 << 19  # bytes read before they are compared
 _GROWTH: Final = 32 << 20  # bytes by which a row may grow until everything is searched anew
+_FEW: Final = 200  # objects that are repaired quickly, however many there are
+_DEAR: Final = 8  # times that an object to be repaired takes as long as one to be found; measured: 2 to 15
 _VALUE: Final = attrgetter("value")
+
+
+class OverwhelmedError(UnrepairableError):
+    """So much changed that a look at the whole takes less time."""
 
 
 class OpenError(UnrepairableError):
@@ -171,6 +177,7 @@ class Ahead:
 
         Raises:
             OpenError: try again.
+            OverwhelmedError: look at the whole at once.
             UnrepairableError: make it anew, or look at the whole.
             ShortageError: there are too few new blocks.
             BusyError: a thread is inside malloc.
@@ -218,6 +225,9 @@ class Ahead:
                 number = repair.numbers.get(block)
                 if number is not None:
                     touched.add(number)
+
+        if is_stopped and len(touched) > max(_FEW, len(repair.numbers) // _DEAR):
+            raise OverwhelmedError("too much changed")
 
         def before(address: int, size: int) -> bytes:
             if address in old_held:
@@ -411,7 +421,21 @@ class Ahead:
         for page in pages:
             row = table.row(page)
             if row is not None:
-                self._words.search(self._leads.seeker, page, row.read(page, PAGE))
+                self._words.search(self._leads.seeker, page, self._masked(row, page))
+
+    def _masked(self, row: TableRow, page: int) -> bytearray:
+        """A page without what objects hold: most of the words that lead somewhere are these."""
+        data = bytearray(row.read(page, PAGE))
+        for block, _ in row.overlapping(row.page(page)):
+            number = self._repair.numbers.get(block)
+            if number is not None:
+                f = self._repair.objects[number]
+                kind = self.kinds[f.type]
+                size = f.elements * kind.transformation.old_size if kind.stays else f.size
+                low, high = max(block - page, 0), min(block + size - page, PAGE)
+                if low < high:
+                    data[low:high] = bytes(high - low)
+        return data
 
     def is_searched(self, address: int) -> bool:
         """Whether a word in a row is one that may hold a pointer that no type tells of."""

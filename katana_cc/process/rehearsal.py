@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from katana_cc.errors import BusyError, RefusedError
-from katana_cc.process.ahead import Ahead, OpenError
+from katana_cc.process.ahead import Ahead, OpenError, OverwhelmedError
 from katana_cc.process.carry import Cargo, Carry, look, read_contents, search_ahead
 from katana_cc.process.copies import room
 from katana_cc.process.kernel import kept
@@ -120,12 +120,13 @@ class Rehearsal:
             TargetError, BusyError, RefusedError: as of `katana_cc.process.carry.look`.
         """
         pid = self._target.pid
+        always = self._carry, self._bulk, read_map(pid), stacks, registers, list(kept(pid)), self._pages
         watch = self._watch if self._carry.objects is None or self._ahead is not None else None
         try:
-            return look(
-                self._carry, self._bulk, read_map(pid), stacks, registers, kept(pid), self._pages,
-                watch, self._ahead, is_stopped=True,
-            )  # fmt: skip
+            return look(*always, watch, self._ahead, is_stopped=True)
+        except OverwhelmedError:
+            self._ahead = None
+            return look(*always, is_stopped=True)
         except UnrepairableError as error:
             self._failures += 1
             if not isinstance(error, OpenError) or self.is_whole:

@@ -150,7 +150,7 @@ class Both:
         self.compared = self.uneven = self.alone = 0
 
     def look(self, carry: Any, bulk: Any, regions: Any, stacks: Any, registers: Any, kept: Any, pages: Any,
-             watch: Any, ahead: Any, *, is_stopped: bool) -> Cargo:  # fmt: skip
+             watch: Any = None, ahead: Any = None, *, is_stopped: bool) -> Cargo:  # fmt: skip
         kept = list(kept)
         if ahead is None:
             self.alone += 1
@@ -181,6 +181,7 @@ def test_each_stop_finds_what_a_look_at_the_whole_finds(
     both = Both(server.pid)
     monkeypatch.setattr(rehearsal, "look", both.look)
     monkeypatch.setattr("katana_cc.process.commit._SHARE", 0)
+    monkeypatch.setattr("katana_cc.process.ahead._DEAR", 1)  # where everything changed, too
     judge = objections.judge
     refused = 0
 
