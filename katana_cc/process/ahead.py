@@ -49,6 +49,7 @@ from katana_cc.transform.destinations import Destinations
 
 _AT_ONCE: Final = 1 << 19  # bytes read before they are compared
 _GROWTH: Final = 32 << 20  # bytes by which a row may grow until everything is searched anew
+_PART: Final = 128  # bytes of a page that are compared at a time
 _FEW: Final = 200  # objects that are repaired quickly, however many there are
 _DEAR: Final = 8  # times that an object to be repaired takes as long as one to be found; measured: 2 to 15
 _VALUE: Final = attrgetter("value")
@@ -150,7 +151,7 @@ class Ahead:
         self._stale: set[int] = set()
         self._fresh: set[int] = set()
         self._lost: list[Found] = []
-        self._changed: set[int] = set()
+        self._changed: set[tuple[int, int]] = set()
         self._find_left()
         made = self._make(self._repair.numbers.values(), is_ahead=True)
         staying = with_before([w for w in made.writes if not self._places.is_given(w[0])], self._live)
@@ -219,12 +220,19 @@ class Ahead:
         live.mappings = Mappings(self._objects.target.memory, regions)
         old_held = self._compare_held(difference)
         touched = {repair.numbers[start] for start in old_held if start in repair.numbers}
-        for address in changed:
+        parts: list[tuple[int, int]] = []
+        for address, data in changed.items():
             row_of = table.row(address)
-            for block, _ in row_of.overlapping(row_of.page(address)) if row_of is not None else ():
+            if row_of is None:
+                continue
+            differing = list(_differing_parts(old[address], data))
+            parts += [(address + at, _PART) for at in differing]
+            for block, size in row_of.overlapping(row_of.page(address)):
                 number = repair.numbers.get(block)
                 if number is not None:
-                    touched.add(number)
+                    low, high = block - address, block + size - address
+                    if any(at < high and low < at + _PART for at in differing):
+                        touched.add(number)
 
         if is_stopped and len(touched) > max(_FEW, len(repair.numbers) // _DEAR):
             raise OverwhelmedError("too much changed")
@@ -251,7 +259,7 @@ class Ahead:
             self._places.add(repair.objects[number])
         self._stale |= touched | set(repaired.added)
         self._fresh |= set(repaired.added)
-        self._changed |= changed.keys()
+        self._changed.update(parts)
         self._search(changed, difference)
         self._find_left_changed(difference)
         if repaired.open:
@@ -358,8 +366,8 @@ class Ahead:
             self._runs.drop(repair.objects[number].address)
         for number in [n for n in self._findings if not repair.is_found(n)]:
             del self._findings[number]
-        for page in self._changed:
-            self._runs.restore(page, PAGE)
+        for address, size in self._changed:
+            self._runs.restore(address, size)
         for f in self._lost:
             self._runs.drop(f.address)
             self._runs.restore(f.address, f.size)
@@ -557,3 +565,10 @@ class AheadSight:
         """The words on the heap that lead into what moves and are not exchanged with the objects."""
         yield from self.found
         yield from elsewhere(self.ahead.words(), self.leads, edited)
+
+
+def _differing_parts(old: bytes, new: bytes) -> Iterator[int]:
+    """The offsets of the parts in which two pages differ."""
+    for at in range(0, len(new), _PART):
+        if old[at : at + _PART] != new[at : at + _PART]:
+            yield at

@@ -25,7 +25,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Final, NamedTuple, Protocol
 
@@ -57,6 +57,27 @@ class Repaired(NamedTuple):
     open: str
 
 
+class _Column(NamedTuple):
+    """The pointers at one place of all objects of a type: what they lead to, where in an element they are, its size;
+    what each holds; the objects, how many elements each has, and at which its ends."""
+
+    target: int
+    at: int
+    size: int
+    values: list[int]
+    numbers: list[int]
+    elements: list[int]
+    ends: list[int]
+
+    def leading_to(self, wanted: set[int]) -> Iterator[tuple[int, Slot]]:
+        """Those that lead to one of these."""
+        for element, value in enumerate(self.values) if wanted else ():
+            if value in wanted:
+                i = bisect_right(self.ends, element)
+                inside = element - (self.ends[i] - self.elements[i])
+                yield value, (self.numbers[i], inside * self.size + self.at)
+
+
 class Repair(Ways):
     """What a walk found, and is kept up to date.
 
@@ -70,7 +91,7 @@ class Repair(Ways):
 
     def __init__(self, types: Sequence[WalkedType], reached: Reached, blocks: ToldBlocks, memory: Pieces) -> None:
         super().__init__(types, reached)
-        self._blocks = blocks
+        self._blocks, self._memory = blocks, memory
         self._count: Counter[int] = Counter()  # where a pointer leads → how many do
         self._special: set[int] = set()  # blocks of which pointers say different things
         self._odd: dict[int, dict[Slot, int]] = {}  # other places that pointers lead to → those that do, and their type
@@ -136,6 +157,9 @@ class Repair(Ways):
             dropped += self._drop(now)
             self._discover(now)
         self.place(now)
+        if self._unplaced:
+            self._find_ways()
+            self.place(now)
         added = [n for n in self._added if self.numbers.get(self.objects[n].address) == n]
         return Repaired(added, [*self._replaced, *dropped], self._what_is_open() if is_exact else "")
 
@@ -143,34 +167,51 @@ class Repair(Ways):
 
     def _survey(self, memory: Pieces) -> None:
         """Count all pointers, and see which are not plain."""
-        members: list[list[int]] = [[] for _ in self._kinds]
-        for n, f in enumerate(self.objects):
-            members[f.type].append(n)
+        for f in self.objects:
             if self._target_of(f.holder, f.at) != f.type:
                 self._special.add(f.address)
-        reader = PieceReader(memory)
-        for kind, numbers in zip(self._kinds, members, strict=True):
-            if not kind.places or not numbers:
-                continue
-            found = [self.objects[n] for n in numbers]
-            data = reader.join((f.address, f.elements * kind.size) for f in found)
-            ends = list(accumulate(f.elements for f in found))
-            for target, at in kind.places:
-                form = struct.Struct(f"<{at}xQ{kind.size - at - 8}x")
-                values = [v for (v,) in form.iter_unpack(data)]
-                self._count.update(values)
-                odd = self._odd_among(set(values), target)
-                for element, value in enumerate(values) if odd else ():
-                    if value in odd:
-                        i = bisect_right(ends, element)
-                        inside = element - (ends[i] - found[i].elements)
-                        self._odd.setdefault(value, {})[numbers[i], inside * kind.size + at] = target
+        for column in self._columns(range(len(self.objects)), memory):
+            self._count.update(column.values)
+            odd = self._odd_among(set(column.values), column.target)
+            for value, slot in column.leading_to(odd):
+                self._odd.setdefault(value, {})[slot] = column.target
         for n, root in enumerate(self.roots):
             for value, target, at in self._root_slots(n, root.content):
                 self._count[value] += 1
                 if value in self._odd_among({value}, target):
                     self._odd.setdefault(value, {})[-1 - n, at] = target
         del self._count[0]
+
+    def _columns(self, numbers: Iterable[int], memory: Pieces) -> Iterator[_Column]:
+        """All pointers in some objects, those at one place in a type at once."""
+        members: list[list[int]] = [[] for _ in self._kinds]
+        for n in numbers:
+            members[self.objects[n].type].append(n)
+        reader = PieceReader(memory)
+        for kind, mine in zip(self._kinds, members, strict=True):
+            if not kind.places or not mine:
+                continue
+            elements = [self.objects[n].elements for n in mine]
+            data = reader.join((self.objects[n].address, self.objects[n].elements * kind.size) for n in mine)
+            ends = list(accumulate(elements))
+            for target, at in kind.places:
+                form = struct.Struct(f"<{at}xQ{kind.size - at - 8}x")
+                yield _Column(target, at, kind.size, [v for (v,) in form.iter_unpack(data)], mine, elements, ends)
+
+    def _find_ways(self) -> None:
+        """Of objects without a way, find all pointers that may be one: also those that did not change."""
+        wanted = {self.objects[n].address for n in self._unplaced}
+        there = (n for n in self.numbers.values() if n not in self._freed)
+        for column in self._columns(there, self._memory):
+            for value, slot in column.leading_to(wanted):
+                number = self.numbers.get(value)
+                if number is not None and self.objects[number].type == column.target:
+                    self._ways.setdefault(number, set()).add(slot)
+        for n, root in enumerate(self.roots):
+            for value, target, at in self._root_slots(n, root.content):
+                number = self.numbers.get(value)
+                if number in self._unplaced and self.objects[number].type == target:
+                    self._ways.setdefault(number, set()).add((-1 - n, at))
 
     def _odd_among(self, values: Iterable[int], target: int) -> set[int]:
         """Those that lead to no object and no variable; notes the blocks of which they say what others do not."""
