@@ -4,8 +4,8 @@
                         (`katana_cc.process.ahead`); then rounds over what changed meanwhile, until that gets no less
     in the stop         one more round
 
-Where a round cannot tell in the stop, all is let go and done once more; after a few such tries everything is looked at
-in the stop, as long as that takes.  So nothing is decided here that a look at the whole would not decide the same way.
+Where a round cannot tell in the stop, all is let go and done once more; after a few such tries, or where most of it
+changed, everything is looked at in the stop, as long as that takes.  So nothing is decided here that a look at the whole would not decide the same way.
 """
 
 from __future__ import annotations
