@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench import builds, calls, compiles, generated, growth, objects, pause, probes, recording, redis, sizes
+from bench import builds, calls, compiles, generated, growth, memory, objects, pause, probes, recording, redis, sizes
 from bench.chart import chart
 from bench.figures import Figure, Report
 from bench.program import NotPermitted
@@ -29,6 +29,7 @@ WITHOUT_WORKLOAD: Final[dict[str, Callable[[Setting], Iterator[Figure]]]] = {
     pause.GROUP: pause.measure,
     calls.GROUP: calls.measure,
     growth.GROUP: growth.measure,
+    memory.GROUP: memory.measure,
     objects.GROUP: objects.measure,
 }
 OF_WORKLOAD: Final[dict[str, Callable[[Setting, Workload], Iterator[Figure]]]] = {

@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("po", metavar="PO", help="a patch object (`katana patches` lists them)")
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the edits, stop nothing")
+    parser.add_argument(
+        "--all-objects",
+        action="store_true",
+        help="with --dry-run: tell of every object on the heap, not only of the first ones (--json always does)",
+    )
     add_grants(parser)
 
 
@@ -93,7 +98,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             f"build-id {build_id}"
         )
     else:
-        _print(reports)
+        _print(reports, every=arguments.all_objects)
     if any(r.refusal for r in reports):
         return ExitStatus.REFUSED
     failed = [f"pid {r.pid} ({r.name}): {text}" for r in reports for text in failures(r.hooks)]
@@ -102,7 +107,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     return ExitStatus.HOOK_AFTER if failed else status_of(over)
 
 
-def _print(reports: Sequence[ApplyReport]) -> None:
+def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
     for report in reports:
         plan = report.plan
         head = f"pid {report.pid} ({report.name}): {report.outcome}"
@@ -114,7 +119,7 @@ def _print(reports: Sequence[ApplyReport]) -> None:
         else:
             print(head)
         if report.outcome.startswith("would"):
-            for line in _dry_run_lines(report):
+            for line in _dry_run_lines(report, every=every):
                 print(f"  {line}")
     if len(reports) > 1:
         counts = {outcome: sum(r.outcome == outcome for r in reports) for outcome in {r.outcome for r in reports}}
@@ -132,7 +137,7 @@ def _moved_lines(report: ApplyReport) -> list[str]:
     return lines
 
 
-def _dry_run_lines(report: ApplyReport) -> list[str]:
+def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
     plan = report.plan
     where = "the earlier mapping is used again" if plan.existing else "new mapping"
     lines = [f"{where}: {plan.base:#x}, {plan.layout.size} bytes, {plan.name}"]
@@ -145,7 +150,7 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
     if report.seen is not None:
         lines += preview_lines(plan.ledger.moves, report.seen)
         if report.seen.heap is not None:
-            lines += object_preview_lines(report.seen.heap)
+            lines += object_preview_lines(report.seen.heap, every=every)
     if report.refusal is not None:
         lines += f"refused: {report.refusal.what}".split("\n")
         lines.append(report.refusal.remedy)
@@ -168,7 +173,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         ],
         "hooks": hooks_json(report.hooks),
         "moves": moves_json(plan.ledger.moves, report.seen),
-        "objects": objects_json(seen.heap if seen else None, report.leftover),
+        "objects": objects_json(seen.heap if seen else None, report.leftover, every=report.seen is not None),
         "words": words_json(report.seen) if report.seen is not None else [],
         "refusal": report.refusal.what if report.refusal is not None else None,
         "dropped": [{"variable": name, "text": text} for name, text in cargo.dropped] if cargo else [],

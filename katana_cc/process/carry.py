@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.errors import TargetError
+from katana_cc.process.ahead import Ahead, AheadSight
 from katana_cc.process.follow import (
     Edited,
     Finding,
@@ -32,8 +33,9 @@ from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.objects import Cargo as ObjectCargo
-from katana_cc.process.objects import Objects
+from katana_cc.process.objects import Objects, Sight
 from katana_cc.process.registers import RegisterWord
+from katana_cc.process.watch import Watch
 from katana_cc.process.words import WORD, Pages, Seeker, to_search
 from katana_cc.transform.execute import apply
 from katana_cc.transform.losses import LossKind, losses
@@ -109,6 +111,8 @@ def look(
     registers: Callable[[Seeker], Iterable[RegisterWord]],
     kernel: Iterable[KernelWord],
     pages: Pages,
+    watch: Watch | None = None,
+    ahead: Ahead | None = None,
     *,
     is_stopped: bool,
 ) -> Cargo:
@@ -119,17 +123,24 @@ def look(
         registers: gives those that lead into what moves.
         kernel: what the kernel keeps for the process (`katana_cc.process.kernel.kept`).
         pages: of the process.
+        watch: what was searched before; None: everything is searched.
+        ahead: objects on the heap that were looked at before; None: all of them are looked for.
         is_stopped: every thread is, and its stack pointer known.
 
     Raises:
         TargetError: the process is gone.
         BusyError, RefusedError: as of `Objects.look`.
+        UnrepairableError: as of `Ahead.look`.
     """
     try:
         live, objects = _read(carry, bulk)
-        sight = None
-        leads = carry.leads
-        if carry.objects is not None:
+        sight: Sight | AheadSight | None = None
+        leads: Leads = carry.leads
+        more: Sequence[tuple[int, int]] = ()
+        if ahead is not None:
+            sight = ahead.look(regions, live)
+            leads, more = sight.leads, ahead.fresh_ranges()
+        elif carry.objects is not None:
             sight = carry.objects.look(carry.passages, live, bulk, regions, carry.edited, is_stopped=is_stopped)
             leads = sight.leads
         findings = [
@@ -140,7 +151,8 @@ def look(
             findings += sight.findings(carry.edited)
             holes += sight.holes
         vectors = to_search(_beside(carry, regions), holes, stacks, pages.touched, pages.written)
-        findings += elsewhere(leads.seeker.in_memory(bulk, vectors), leads, carry.edited)
+        found = leads.seeker.in_memory(bulk, vectors) if watch is None else watch.words(vectors, leads.seeker, more)
+        findings += elsewhere(found, leads, carry.edited)
     except OSError as error:
         raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
     strays: list[Stray] = []
@@ -192,6 +204,33 @@ def look(
         discardable,
         sight.cargo if sight is not None else None,
     )
+
+
+def read_contents(carry: Carry, bulk: BulkReader) -> list[bytes]:
+    """What each variable holds.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    try:
+        return _read(carry, bulk)[0]
+    except OSError as error:
+        raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
+
+
+def search_ahead(carry: Carry, regions: MemoryMap, pages: Pages, watch: Watch, ahead: Ahead | None) -> None:
+    """Search all memory for words that lead to what moves, so that a look in the stop searches what changed only.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    holes = [carry.own, *spared(carry.passages), *(ahead.holes if ahead is not None else ())]
+    seeker = carry.leads.seeker if ahead is None else ahead.leads.seeker
+    try:
+        watch.words(to_search(_beside(carry, regions), holes, (), pages.touched, pages.written), seeker)
+        watch.settle(seeker)
+    except OSError as error:
+        raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
 
 
 # An object that is as it was at the look before the stop costs nothing in it.

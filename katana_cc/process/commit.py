@@ -24,8 +24,7 @@ from katana_cc.dwarf.unwind import Unwinder
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Activity, Finder, Guard, describe
-from katana_cc.process.carry import Cargo, Carry, look
-from katana_cc.process.kernel import kept
+from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
@@ -35,13 +34,15 @@ from katana_cc.process.priority import first_in_line
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.registers import RegisterWord, leading
 from katana_cc.process.registers import write as write_registers
+from katana_cc.process.rehearsal import Rehearsal, UnevenError
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
-from katana_cc.process.words import BATCH, Pages, Seeker
+from katana_cc.process.words import Seeker
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _BUFFER = 1 << 20
+_SHARE = 10  # of the time between two stops in which a target runs, as a multiple of the stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +104,18 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
         RefusedError: the expected bytes are no longer there, or variables may not move as they are.
         TargetError: the process died, or is traced.
     """
-    bulk = BulkReader(memory=target.memory, capacity=BATCH if commit.carry is not None else _BUFFER)
+    bulk = BulkReader(memory=target.memory, capacity=_BUFFER)
     finder = Finder(commit.guards, bulk, make_unwinder)
-    pages = Pages(target.pid) if commit.carry is not None else None
+    rehearsal = Rehearsal(target, commit.carry) if commit.carry is not None else None
     try:
-        return _try(target, commit, finder, bulk, pages, wait)
+        return _try(target, commit, finder, bulk, rehearsal, wait)
     finally:
-        if pages is not None:
-            pages.close()
+        if rehearsal is not None:
+            rehearsal.close()
 
 
 def _try(
-    target: Target, commit: Commit, finder: Finder, bulk: BulkReader, pages: Pages | None, wait: float
+    target: Target, commit: Commit, finder: Finder, bulk: BulkReader, rehearsal: Rehearsal | None, wait: float
 ) -> CommitReport:
     deadline = time.monotonic() + wait
     tries = 0
@@ -124,6 +125,8 @@ def _try(
     while True:
         tries += 1
         threads = Threads(target.pid)
+        if rehearsal is not None:
+            rehearsal.prepare()
         regions = read_map(target.pid)
         try:
             with _undisturbed(), first_in_line():
@@ -138,8 +141,8 @@ def _try(
                         busy = finder.find(target.pid, threads.order, threads.registers, regions, reread)
                         if busy is None:
                             _compare(target, commit, bulk)
-                            if commit.carry is not None and pages is not None:
-                                cargo = _cargo(commit.carry, bulk, threads, reread(), pages)
+                            if commit.carry is not None and rehearsal is not None:
+                                cargo = _cargo(commit.carry, rehearsal, threads)
                             _write(target, commit, threads, cargo)
                     finally:
                         # Also where it is refused: the program must not notice.
@@ -160,9 +163,11 @@ def _try(
         except HeapError as error:
             failure = error
         # Where a look takes long, the target shall run most of the time.
-        pause = max(pause, 10 * (ended - begun) / 1e9) if commit.carry else pause
+        pause = max(pause, _SHARE * (ended - begun) / 1e9) if commit.carry else pause
         if time.monotonic() + pause > deadline:
-            raise failure
+            if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
+                raise failure
+            rehearsal.look_at_the_whole()
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -171,7 +176,7 @@ def _map_reader(pid: int) -> Callable[[], MemoryMap]:
     return lambda: read_map(pid)
 
 
-def _cargo(carry: Carry, bulk: BulkReader, threads: Threads, regions: MemoryMap, pages: Pages) -> Cargo:
+def _cargo(carry: Carry, rehearsal: Rehearsal, threads: Threads) -> Cargo:
     """What is to be written of the variables that move; refuses when they may not."""
     stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.SP]) for i, tid in enumerate(threads.order)]
     if carry.objects is not None and len(threads.order) == 1:
@@ -181,7 +186,7 @@ def _cargo(carry: Carry, bulk: BulkReader, threads: Threads, regions: MemoryMap,
     def registers(seeker: Seeker) -> Iterator[RegisterWord]:
         return leading(threads.order, threads.registers, seeker)
 
-    cargo = look(carry, bulk, regions, stacks, registers, kept(threads.pid), pages, is_stopped=True)
+    cargo = rehearsal.look(stacks, registers)
     judge(carry, cargo)
     return cargo
 

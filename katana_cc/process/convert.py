@@ -50,10 +50,10 @@ class Placement(NamedTuple):
     blocks.  `wanted`: size in bytes → how many new blocks that takes; `used` are those of them that were there, and not
     only imagined (`is_real`)."""
 
-    objects: list[Found]
-    news: list[int]
+    objects: Sequence[Found]
+    news: Sequence[int]
     wanted: dict[int, int]
-    used: list[int]
+    used: Sequence[int]
     is_real: bool
 
     @property
@@ -121,14 +121,19 @@ class ObjectLeads(Leads):
             return super().of(value, pointee)
         f = self._objects[i]
         kind = self._kinds[f.type]
-        t = kind.transformation
-        element, offset = divmod(value - f.address, t.old_size)
-        if element >= f.elements:
+        if value - f.address >= f.elements * kind.transformation.old_size:
             return super().of(value, pointee)
-        new = self._news[i] + element * t.new_size
-        passage = Passage(t, f.address + element * t.old_size, new, None, None, kind.is_followed, kind.may_drop)
-        at = self._places[f.type].of(offset, pointee)
-        return Lead(passage, offset, None if at is None else new + at)
+        return lead_into(f, self._news[i], kind, self._places[f.type], value, pointee)
+
+
+def lead_into(f: Found, new: int, kind: Kind, places: Destinations, value: int, pointee: str) -> Lead:
+    """Where an address in a block of objects leads, which go to `new`; `pointee` as in `Leads`."""
+    t = kind.transformation
+    element, offset = divmod(value - f.address, t.old_size)
+    there = new + element * t.new_size
+    passage = Passage(t, f.address + element * t.old_size, there, None, None, kind.is_followed, kind.may_drop)
+    at = places.of(offset, pointee)
+    return Lead(passage, offset, None if at is None else there + at)
 
 
 class Group(NamedTuple):
@@ -150,12 +155,27 @@ class Converted:
     `dropped`, `discardable`: as of a `Cargo`.
     """
 
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
     writes: tuple[tuple[int, bytes, bytes], ...]
     findings: tuple[Finding, ...]
     lost: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
     discardable: tuple[str, ...]
+
+
+class Made(NamedTuple):
+    """What comes of some objects, as of `Converted`; `writes` are (address, what is to be written).  `losing`: the
+    types of which values are lost, and whether these may be discarded."""
+
+    groups: list[Group]
+    writes: list[tuple[int, bytes]]
+    findings: list[Finding]
+    lost: list[str]
+    dropped: list[tuple[str, str]]
+    losing: list[tuple[str, bool]]
+
+
+Starts = Mapping[str, Mapping[int, int]]  # type that is transformed -> start of a block -> where its objects go
 
 
 def convert(
@@ -167,44 +187,60 @@ def convert(
         kinds: of `reached.types`, in their order.
         memory: as it was when the walk was made.
     """
-    moved = dict(zip((f.address for f in placement.objects), placement.news, strict=True))
     starts: dict[str, dict[int, int]] = {}
-    for f in placement.objects:
-        starts.setdefault(kinds[f.type].name, {})[f.address] = moved[f.address]
+    for f, new in zip(placement.objects, placement.news, strict=True):
+        starts.setdefault(kinds[f.type].name, {})[f.address] = new
+    made = make(reached.objects, kinds, starts, leads, memory, edited)
+    merged = tuple(with_before(made.writes, memory)) if placement.is_real else ()
+    discardable = tuple(name for name, _ in made.losing) if all(may_be for _, may_be in made.losing) else ()
+    tuples = tuple(made.groups), merged, tuple(made.findings), tuple(made.lost), tuple(made.dropped)
+    return Converted(*tuples, discardable)
+
+
+def make(
+    objects: Iterable[Found],
+    kinds: Sequence[Kind],
+    starts: Starts,
+    leads: Leads,
+    memory: Pieces,
+    edited: Edited,
+    others: list[Word] | None = None,
+) -> Made:
+    """Make some objects anew.
+
+    Args:
+        starts: of all objects, also of others.
+        others: gets the words in them that `leads.seeker` looked at, and that do not lead into what moves.
+    """
     members: list[list[Found]] = [[] for _ in kinds]
-    for f in sorted(reached.objects, key=_ADDRESS):
+    for f in sorted(objects, key=_ADDRESS):
         members[f.type].append(f)
-    groups: list[Group] = []
-    writes: list[tuple[int, bytes]] = []
-    findings: list[Finding] = []
-    lost: list[str] = []
-    dropped: list[tuple[str, str]] = []
-    losing_types: list[_Losses] = []
-    reader = _Reader(memory)
-    for kind, objects in zip(kinds, members, strict=True):
-        if not objects:
+    made = Made([], [], [], [], [], [])
+    reader = PieceReader(memory)
+    for kind, found in zip(kinds, members, strict=True):
+        if not found:
             continue
         t = kind.transformation
-        news = [moved.get(f.address, f.address) for f in objects]
-        old = reader.join((f.address, f.elements * t.old_size) for f in objects)
+        moved = starts.get(kind.name, {})
+        news = [moved.get(f.address, f.address) for f in found]
+        old = reader.join((f.address, f.elements * t.old_size) for f in found)
         count = len(old) // t.old_size
-        made = old if kind.stays else apply_all(t, count, old, bytes(count * t.new_size))
-        new, rest = bytearray(made), bytearray(old)
+        plain = old if kind.stays else apply_all(t, count, old, bytes(count * t.new_size))
+        new, rest = bytearray(plain), bytearray(old)
         _exchange(t, count, old, new, rest, starts)
-        findings += _left(kind, objects, news, rest, leads, edited)
-        writes += _writes(kind, objects, news, old, new)
+        made.findings.extend(_left(kind, found, news, rest, leads, edited, others))
+        made.writes.extend(_writes(kind, found, news, old, new))
         if not kind.stays:
-            groups.append(Group(kind, objects, news, old, bytes(new)))
-            losing = _Losses(kind, objects, old)
-            lost += losing.lost
-            dropped += losing.dropped
-            losing_types += [losing] if losing.lost else []
-    merged = tuple(_merged(writes, reader)) if placement.is_real else ()
-    discardable = tuple(x.name for x in losing_types) if all(x.is_discardable for x in losing_types) else ()
-    return Converted(tuple(groups), merged, tuple(findings), tuple(lost), tuple(dropped), discardable)
+            made.groups.append(Group(kind, found, news, old, bytes(new)))
+            losing = _Losses(kind, found, old)
+            made.lost.extend(losing.lost)
+            made.dropped.extend(losing.dropped)
+            if losing.lost:
+                made.losing.append((losing.name, losing.is_discardable))
+    return made
 
 
-class _Reader:
+class PieceReader:
     """Small reads out of large pieces."""
 
     def __init__(self, memory: Pieces) -> None:
@@ -213,6 +249,7 @@ class _Reader:
         self._view = memoryview(b"")
 
     def join(self, ranges: Iterable[tuple[int, int]]) -> bytes:
+        """The (address, size) ranges, one behind the other, each of which lies in one piece."""
         parts = []
         start = end = 0
         view = self._view
@@ -224,6 +261,7 @@ class _Reader:
         return b"".join(parts)
 
     def read(self, address: int, size: int) -> memoryview:
+        """So many bytes, which lie in one piece."""
         if not self._start <= address or address + size > self._end:
             self._start, self._view = self._memory.piece(address)
             self._end = self._start + len(self._view)
@@ -261,16 +299,26 @@ def _put_column(data: bytearray, at: int, stride: int, values: Sequence[int]) ->
 
 
 def _left(
-    kind: Kind, objects: Sequence[Found], news: Sequence[int], rest: bytearray, leads: Leads, edited: Edited
+    kind: Kind,
+    objects: Sequence[Found],
+    news: Sequence[int],
+    rest: bytearray,
+    leads: Leads,
+    edited: Edited,
+    others: list[Word] | None,
 ) -> Iterator[Finding]:
     """The words in objects that lead into what moves and were not exchanged."""
     t = kind.transformation
     ends = list(accumulate(f.elements for f in objects))
-    for word in leads.seeker.in_bytes(rest, 0, aligned=False):
+    seeker = leads.seeker
+    for word in seeker.in_bytes(rest, 0, aligned=False) if others is None else seeker.near(rest, 0, aligned=False):
         element, offset = divmod(word.address, t.old_size)
         i = bisect_right(ends, element)
         inside = element - (ends[i] - objects[i].elements)
         here = Word(objects[i].address + inside * t.old_size + offset, word.value)
+        if others is not None and not seeker.leads(word.value):
+            others.append(here)
+            continue
         if edited.covers(here.address) or offset + WORD > t.old_size:
             continue
         there = news[i] + inside * t.new_size
@@ -302,8 +350,9 @@ def _writes(
         at = end
 
 
-def _merged(writes: Iterable[tuple[int, bytes]], reader: _Reader) -> Iterator[tuple[int, bytes, bytes]]:
-    """Neighbouring writes as one, each with what is there."""
+def with_before(writes: Iterable[tuple[int, bytes]], memory: Pieces) -> Iterator[tuple[int, bytes, bytes]]:
+    """Neighbouring writes as one, each with what is there: (address, what is there, what is to be written)."""
+    reader = PieceReader(memory)
     start = end = 0
     parts: list[bytes] = []
     for address, content in sorted(writes):
@@ -319,7 +368,7 @@ def _merged(writes: Iterable[tuple[int, bytes]], reader: _Reader) -> Iterator[tu
         yield _with_before(start, parts, reader)
 
 
-def _with_before(start: int, parts: Sequence[bytes], reader: _Reader) -> tuple[int, bytes, bytes]:
+def _with_before(start: int, parts: Sequence[bytes], reader: PieceReader) -> tuple[int, bytes, bytes]:
     after = b"".join(parts)
     return start, bytes(reader.read(start, len(after))), after
 

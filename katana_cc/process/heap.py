@@ -14,10 +14,9 @@ Only glibc's malloc is known.  Another one (a library's, the program's own) is r
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Final, NamedTuple
@@ -27,15 +26,15 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import chunks
 from katana_cc.process.chunks import CACHE_CHUNK, HEADER, HEAP_INFO, HEAP_SIZE, WORD, Arena, DamagedError
 from katana_cc.process.imports import Linker
-from katana_cc.process.maps import MemoryMap, Region
-from katana_cc.process.memory import BulkReader, ProcessMemory
+from katana_cc.process.mappings import Mappings
+from katana_cc.process.maps import MemoryMap
+from katana_cc.process.memory import BulkReader, ProcessMemory, Reader
 from katana_cc.process.modules import Module
 from katana_cc.process.reachable import Block
 from katana_cc.process.target import Target
 
 _PAGE: Final = 4096
 _MAX_ARENAS: Final = 4096
-_FAR: Final = 1 << 20  # to look for a chunk that was moved up for its alignment
 _RESTART: Final = "restart the process with the new build"
 
 
@@ -85,7 +84,7 @@ def _arena_in(memory: ProcessMemory, module: Module) -> int | None:
     return None
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """Chunks that lie one behind the other.  `first`: address of the first; `end`: None: as the chunks say."""
 
     start: int
@@ -94,8 +93,16 @@ class _Row(NamedTuple):
     end: int | None
 
 
+class Outline(NamedTuple):
+    """Where the heap of a process is: the address of the main arena (0: there is none), all arenas, their rows."""
+
+    main: int
+    arenas: tuple[Arena, ...]
+    rows: tuple[Row, ...]
+
+
 @dataclass(frozen=True, slots=True)
-class _Read:
+class ReadRow:
     """A row and what was read of it: chunks from `first` to `top`; `limit` ends the memory."""
 
     start: int
@@ -108,35 +115,37 @@ class _Read:
     usable: list[int]
 
 
-@dataclass(slots=True)
-class _Chunks:
-    """The blocks with mappings of their own in a region, as far as it was gone through: up to `end`."""
-
-    end: int
-    starts: list[int] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
-
-
 class Heap:
-    """The heap as of one moment.  Made by `look`."""
+    """The heap as of one moment.  Made by `look`.
+
+    Attributes:
+        rows: by address.
+        mappings: blocks with mappings of their own, and other memory.
+        marked: the blocks that are free as their own marks say; others are free since a list holds them.
+    """
 
     def __init__(
-        self, memory: ProcessMemory, regions: MemoryMap, rows: Sequence[_Read], free: dict[int, int], arena: int
+        self,
+        memory: Reader,
+        regions: MemoryMap,
+        rows: Sequence[ReadRow],
+        free: dict[int, int],
+        arena: int,
+        marked: frozenset[int],
     ) -> None:
         self._memory = memory
-        self._regions = regions
-        self._rows = sorted(rows, key=lambda r: r.start)
-        self._starts = [r.start for r in self._rows]
+        self.mappings = Mappings(memory, regions)
+        self.rows = sorted(rows, key=lambda r: r.start)
+        self.marked = marked
+        self._starts = [r.start for r in self.rows]
         self._free = free
         self._arena = arena
-        self._pieces: dict[int, tuple[int, memoryview]] = {}
-        self._chunks: dict[int, _Chunks] = {}
 
     @property
     def holes(self) -> list[tuple[int, int]]:
         """The (start, end) of what `searchable` gives, and of the words in which malloc itself keeps addresses."""
         own = [(self._arena, self._arena + chunks.ARENA_SIZE)] if self._arena else []
-        return own + [(r.start, r.limit) for r in self._rows]
+        return own + [(r.start, r.limit) for r in self.rows]
 
     @cached_property
     def used(self) -> dict[int, int]:
@@ -144,7 +153,7 @@ class Heap:
         free = self._free
         return {
             start: size
-            for row in self._rows
+            for row in self.rows
             for start, size in zip(row.blocks, row.usable, strict=True)
             if start not in free
         }
@@ -164,23 +173,13 @@ class Heap:
             LookupError: nothing there can be read.
         """
         row = self._row(address)
-        if row is not None:
-            return row.start, memoryview(row.data)
-        block = self._mapped(address)
-        start, size = (block.start, block.size) if block is not None else (address & -_PAGE, _PAGE)
-        found = self._pieces.get(start)
-        if found is None:
-            try:
-                found = self._pieces[start] = start, memoryview(self._memory.read(start, size))
-            except TargetError:
-                raise LookupError(f"nothing can be read at {address:#x}") from None
-        return found
+        return self.mappings.piece(address) if row is None else (row.start, memoryview(row.data))
 
     def at(self, address: int) -> Block | None:
         """The block that an address lies in; None when it is in none: in a chunk's header, or not on the heap."""
         row = self._row(address)
         if row is None:
-            return self._mapped(address)
+            return self.mappings.at(address)
         i = bisect_right(row.blocks, address) - 1
         if i >= 0 and address < (start := row.blocks[i]) + (size := row.usable[i]):
             return Block(start, size, start not in self._free)
@@ -191,75 +190,47 @@ class Heap:
     def searchable(self, skipped: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytearray]]:
         """(address, bytes) of each row, in which what can hold no live pointer, and the ranges `skipped` (address,
         size), are zeros: free blocks, and what malloc keeps itself."""
-        copies = [bytearray(r.data) for r in self._rows]
-        for row, copy in zip(self._rows, copies, strict=True):
+        copies = [bytearray(r.data) for r in self.rows]
+        for row, copy in zip(self.rows, copies, strict=True):
             copy[: row.first - row.start] = bytes(row.first - row.start)
             copy[row.top - row.start :] = bytes(row.limit - row.top)
         for address, size in chain(self._free.items(), skipped):
             i = bisect_right(self._starts, address) - 1
-            if i >= 0 and address < self._rows[i].limit:
+            if i >= 0 and address < self.rows[i].limit:
                 at = address - self._starts[i]
                 copies[i][at : at + size] = bytes(size)
-        return iter([(r.start, copy) for r, copy in zip(self._rows, copies, strict=True)])
+        return iter([(r.start, copy) for r, copy in zip(self.rows, copies, strict=True)])
 
-    def _row(self, address: int) -> _Read | None:
+    def _row(self, address: int) -> ReadRow | None:
         i = bisect_right(self._starts, address) - 1
-        row = self._rows[i] if i >= 0 else None
+        row = self.rows[i] if i >= 0 else None
         return row if row is not None and address < row.limit else None
 
-    def _mapped(self, address: int) -> Block | None:
-        """A block with a mapping of its own: its chunk is at the start of a page (or, where an alignment was asked
-        for, somewhere behind one), and says how far it reaches.
 
-        Several may be one region to the kernel, with other memory between them: its pages are gone through once, from
-        the first on, as far as somebody asks.
-        """
-        region = self._regions.at(address)
-        if region is None or not _may_be_mapped(region):
-            return None
-        known = self._chunks.setdefault(region.start, _Chunks(region.start))
-        if address >= known.end and address % HEADER == 0:
-            block = self._mapped_chunk(address - HEADER, region)
-            if block is not None and block.start == address:
-                return block
-        while known.end <= address:
-            block = self._mapped_chunk(known.end, region)
-            if block is not None:
-                known.starts.append(block.start)
-                known.blocks.append(block)
-            known.end = known.end + _PAGE if block is None else block.start + block.size
-        i = bisect_right(known.starts, address) - 1
-        return known.blocks[i] if i >= 0 and address < known.starts[i] + known.blocks[i].size else None
+def outline(target: Target, allocator: Allocator, regions: MemoryMap, *, is_stopped: bool = False) -> Outline:
+    """Where the heap is now.
 
-    def _mapped_chunk(self, chunk: int, region: Region) -> Block | None:
-        if chunk < region.start:
-            return None
-        try:
-            before, head = struct.unpack("<QQ", self._memory.read(chunk, HEADER))
-        except TargetError:
-            return None
-        size = head & ~chunks.FLAGS
-        is_one = (
-            head & chunks.FLAGS == chunks.IS_MAPPED
-            and size >= HEADER
-            and (chunk - before) % _PAGE == 0
-            and (size + before) % _PAGE == 0
-            and chunk + size <= region.end
-            and chunk - before >= region.start
-        )
-        if not is_one:
-            return None
-        aligned = 0 if before else self._moved_up(chunk, size)
-        return Block(chunk + aligned + HEADER, size - aligned - HEADER, True)
-
-    def _moved_up(self, chunk: int, size: int) -> int:
-        """How far the chunk was moved up to align its block: the first head stays, and zeros behind it."""
-        data = self._memory.read(chunk, min(size, _FAR))
-        zeros = len(data) - HEADER - len(data[HEADER:].lstrip(b"\0"))
-        at = HEADER + zeros & -HEADER
-        if at + HEADER > len(data):
-            return 0
-        return at if struct.unpack_from("<QQ", data, at) == (at, size - at | chunks.IS_MAPPED) else 0
+    Raises:
+        BusyError, DamagedError, RefusedError, TargetError: as of `look`.
+    """
+    memory = target.memory
+    main = allocator.arena or _arena_in(memory, allocator.module)
+    arenas = _arenas(memory, main) if main is not None else []
+    if is_stopped and any(a.is_locked for a in arenas):
+        raise BusyError("a thread is inside the memory allocator", where=target.where, remedy="wait longer (--wait)")
+    rows: list[Row] = []
+    for arena in arenas:
+        if arena.address == main:
+            if not arena.is_contiguous:
+                raise RefusedError(
+                    "the heap of the process is in pieces (brk did not give it memory), which are not known",
+                    where=target.where,
+                    remedy=_RESTART,
+                )
+            rows += _main_row(arena, regions)
+        else:
+            rows += _rows_of(memory, arena)
+    return Outline(main or 0, tuple(arenas), tuple(rows))
 
 
 def look(
@@ -277,47 +248,51 @@ def look(
         RefusedError: the program manages the memory of the heap in a way of its own.
         TargetError: the process is gone.
     """
-    memory = target.memory
-    main = allocator.arena or _arena_in(memory, allocator.module)
-    arenas = _arenas(memory, main) if main is not None else []
-    if is_stopped and any(a.is_locked for a in arenas):
-        raise BusyError("a thread is inside the memory allocator", where=target.where, remedy="wait longer (--wait)")
-    rows: list[_Row] = []
-    for arena in arenas:
-        if arena.address == main:
-            if not arena.is_contiguous:
-                raise RefusedError(
-                    "the heap of the process is in pieces (brk did not give it memory), which are not known",
-                    where=target.where,
-                    remedy=_RESTART,
-                )
-            rows += _main_row(arena, regions)
-        else:
-            rows += _rows_of(memory, arena)
+    plan = outline(target, allocator, regions, is_stopped=is_stopped)
+    rows = plan.rows
     try:
         everything = bytes(bulk.read([(r.start, r.size) for r in rows]))
     except OSError as error:
         raise TargetError(f"the process cannot be read: {error.strerror}", where=target.where) from None
-    read: list[_Read] = []
+    read: list[ReadRow] = []
     free: dict[int, int] = {}
     at = 0
     for row in rows:
         data = everything[at : at + row.size] if len(rows) > 1 else everything
         at += row.size
-        words = memoryview(data).cast("Q")
-        if row.first is None:
-            first, found = chunks.main_chunks(words, row.start, row.end or 0)
-        else:
-            first, found = row.first, chunks.chunks_of(words, row.start, row.first, row.end)
-        free.update((found.blocks[i], found.usable[i]) for i in found.free)
-        end = row.end if row.end is not None else row.start + row.size
-        read.append(_Read(row.start, row.start + row.size, first, end, data, words, found.blocks, found.usable))
-    heap = Heap(memory, regions, read, free, main or 0)
-    _add_cached(free, heap, read, arenas)
+        read.append(parse_row(row, data, free))
+    return make_heap(target.memory, regions, read, free, plan)
+
+
+def parse_row(row: Row, data: bytes, free: dict[int, int]) -> ReadRow:
+    """The blocks of a row; `free` gets those that are by their own marks.
+
+    Raises:
+        DamagedError: no row of malloc's.
+    """
+    words = memoryview(data).cast("Q")
+    if row.first is None:
+        first, found = chunks.main_chunks(words, row.start, row.end or 0)
+    else:
+        first, found = row.first, chunks.chunks_of(words, row.start, row.first, row.end)
+    free.update((found.blocks[i], found.usable[i]) for i in found.free)
+    end = row.end if row.end is not None else row.start + row.size
+    return ReadRow(row.start, row.start + row.size, first, end, data, words, found.blocks, found.usable)
+
+
+def make_heap(memory: Reader, regions: MemoryMap, rows: Sequence[ReadRow], free: dict[int, int], plan: Outline) -> Heap:
+    """A heap of these rows; `free` are blocks that are by their own marks.
+
+    Raises:
+        DamagedError: a list of free blocks that leads elsewhere.
+    """
+    marked = frozenset(free)
+    heap = Heap(memory, regions, rows, free, plan.main, marked)
+    _add_cached(free, heap, rows, plan.arenas)
     return heap
 
 
-def _add_cached(free: dict[int, int], heap: Heap, rows: Sequence[_Read], arenas: Sequence[Arena]) -> None:
+def _add_cached(free: dict[int, int], heap: Heap, rows: Sequence[ReadRow], arenas: Sequence[Arena]) -> None:
     def word(address: int) -> int:
         row = heap._row(address)
         if row is None or address + WORD > row.limit or address % WORD:
@@ -353,7 +328,7 @@ def _arenas(memory: ProcessMemory, main: int) -> list[Arena]:
     return found
 
 
-def _main_row(arena: Arena, regions: MemoryMap) -> list[_Row]:
+def _main_row(arena: Arena, regions: MemoryMap) -> list[Row]:
     if arena.top == arena.address + chunks.TOP_AT:
         return []  # nothing was ever allocated there
     region = regions.at(arena.top)
@@ -365,10 +340,10 @@ def _main_row(arena: Arena, regions: MemoryMap) -> list[_Row]:
         start = before.start
     while (after := regions.at(end)) is not None and after.path == "[heap]":
         end = after.end
-    return [_Row(start, end - start, None, arena.top)]
+    return [Row(start, end - start, None, arena.top)]
 
 
-def _rows_of(memory: ProcessMemory, arena: Arena) -> Iterator[_Row]:
+def _rows_of(memory: ProcessMemory, arena: Arena) -> Iterator[Row]:
     """The rows of another arena than the main one, the last first."""
     info = arena.address & -HEAP_SIZE
     info_size = arena.address - info
@@ -384,12 +359,8 @@ def _rows_of(memory: ProcessMemory, arena: Arena) -> Iterator[_Row]:
         if owner != arena.address or not HEADER < size <= HEAP_SIZE or size % _PAGE:
             raise DamagedError(f"what is at {at:#x} is not the head of a heap")
         first = arena.address + chunks.ARENA_SIZE if at == info else at + info_size
-        yield _Row(at, size, (first + 15) & -16, end)
+        yield Row(at, size, (first + 15) & -16, end)
         if not before:
             return
         at, end = before, None
     raise DamagedError(f"the heaps of the arena at {arena.address:#x} have no end")
-
-
-def _may_be_mapped(region: Region) -> bool:
-    return not region.inode and region.permissions == "rw-p" and not region.path

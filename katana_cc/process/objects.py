@@ -16,9 +16,9 @@ Asked like variables that move (`katana_cc.process.carry`): while the process ru
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from katana_cc.errors import BusyError, RefusedError
 from katana_cc.process.chunks import DamagedError, chunk_size
@@ -28,7 +28,7 @@ from katana_cc.process.heap import Allocator, Heap, look
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Kind
-from katana_cc.process.reachable import Reached, Root, WalkedType
+from katana_cc.process.reachable import Block, Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 from katana_cc.process.walk import walk
@@ -134,11 +134,10 @@ class Objects:
             UnsteadyError: the heap changes while it is read.
             RefusedError: it is damaged.
         """
-        heap = self._heap(regions, bulk, is_stopped)
+        heap = self.heap(regions, bulk, is_stopped=is_stopped)
         roots = [Root(p.transformation, p.source, c) for p, c in zip(passages, contents, strict=True)]
-        leads_on = leading({k.name: k.transformation for k in self.kinds}, {k.name: k.begins for k in self.kinds})
-        is_narrow = is_stopped and self.aside.blocks is not None and not self.aside.is_needed
-        types = [WalkedType(k.transformation, k.begins) for k in self.kinds if not is_narrow or k.name in leads_on]
+        leads_on = self._leading()
+        types = self.walked(is_stopped=is_stopped)
         try:
             reached = walk(types, roots, heap, heap)
         except LookupError as error:
@@ -158,6 +157,15 @@ class Objects:
         cargo = Cargo(reached, placement, converted, tuple(self._unreached(heap, reached, regions)))
         return Sight(cargo, leads, heap, tuple(a for blocks in self.spare.values() for a in blocks))
 
+    def walked(self, *, is_stopped: bool) -> list[WalkedType]:
+        """The types to walk: in the stop without those that it may do without."""
+        is_narrow = is_stopped and self.aside.blocks is not None and not self.aside.is_needed
+        leads_on = self._leading()
+        return [WalkedType(k.transformation, k.begins) for k in self.kinds if not is_narrow or k.name in leads_on]
+
+    def _leading(self) -> frozenset[str]:
+        return leading({k.name: k.transformation for k in self.kinds}, {k.name: k.begins for k in self.kinds})
+
     def refuse_inside(self, registers: Sequence[int]) -> None:
         """Raises BusyError when a stopped thread may be inside malloc."""
         if why := self.safe.why_not(registers):
@@ -167,7 +175,12 @@ class Objects:
                 remedy="wait longer (--wait)",
             )
 
-    def _heap(self, regions: MemoryMap, bulk: BulkReader, is_stopped: bool) -> Heap:
+    def heap(self, regions: MemoryMap, bulk: BulkReader, *, is_stopped: bool) -> Heap:
+        """The heap as it is now; read several times where it changes meanwhile.
+
+        Raises:
+            UnsteadyError, BusyError, RefusedError: as of `look`.
+        """
         tries = 1 if is_stopped else _LOOKS
         while True:
             tries -= 1
@@ -190,23 +203,48 @@ class Objects:
         found = {f.address for f in reached.objects}
         found.update(a for blocks in self.spare.values() for a in blocks)
         found.update(self.aside.blocks or ())
-        by_size: dict[int, list[Kind]] = {}
-        for kind in self.kinds:
-            if not (kind.stays or kind.is_all):
-                by_size.setdefault(chunk_size(kind.transformation.old_size), []).append(kind)
-        left: dict[int, list[int]] = {size: [] for size in by_size}
+        left: dict[int, list[int]] = {
+            chunk_size(k.transformation.old_size): [] for k in self.kinds if not (k.stays or k.is_all)
+        }
         for address, size in heap.used.items():
             if size in left and address not in found:
                 left[size].append(address)
-        named = {k.name for k in self.kinds}
-        for size, kinds in by_size.items():
-            for kind in kinds:
-                t = kind.transformation
-                places = [(p.old, p.pointee in named) for p in pointers(t)]
-                blocks = [a for a in left[size] if _may_be(heap.read(a, t.old_size), places, regions)]
-                likely = [a for a in blocks if _looks_like(heap.read(a, t.old_size), places, heap, regions, reached)]
-                if blocks:
-                    yield Unreached(kind, len(blocks), len(likely), tuple((likely or blocks)[:_NAMED]))
+        return unreached_among(left, self.kinds, heap, regions, reached.roots)
+
+
+class Readable(Protocol):
+    """Blocks that can be read."""
+
+    def at(self, address: int) -> Block | None:
+        """As of `Blocks`."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """As of `Reader`."""
+
+
+def unreached_among(
+    left: Mapping[int, Sequence[int]],
+    kinds: Sequence[Kind],
+    heap: Readable,
+    regions: MemoryMap,
+    roots: Sequence[Root],
+) -> Iterator[Unreached]:
+    """Blocks that may be objects to which nothing led.
+
+    Args:
+        left: size of a block → those in use to which nothing led.
+    """
+    named = {k.name for k in kinds}
+    for size, addresses in left.items():
+        for kind in kinds:
+            t = kind.transformation
+            if kind.stays or kind.is_all or chunk_size(t.old_size) != size:
+                continue
+            places = [(p.old, p.pointee in named) for p in pointers(t)]
+            blocks = [a for a in addresses if _may_be(heap.read(a, t.old_size), places, regions)]
+            likely = [a for a in blocks if _looks_like(heap.read(a, t.old_size), places, heap, regions, roots)]
+            if blocks:
+                yield Unreached(kind, len(blocks), len(likely), tuple((likely or blocks)[:_NAMED]))
 
 
 def _may_be(data: bytes, places: Sequence[tuple[int, bool]], regions: MemoryMap) -> bool:
@@ -217,7 +255,7 @@ def _may_be(data: bytes, places: Sequence[tuple[int, bool]], regions: MemoryMap)
 
 
 def _looks_like(
-    data: bytes, places: Sequence[tuple[int, bool]], heap: Heap, regions: MemoryMap, reached: Reached
+    data: bytes, places: Sequence[tuple[int, bool]], heap: Readable, regions: MemoryMap, roots: Sequence[Root]
 ) -> bool:
     """Whether a block looks like an object: each pointer is null, or leads somewhere; one to a type that is walked to a
     block in use or a variable."""
@@ -230,7 +268,7 @@ def _looks_like(
                 return False
             continue
         block = heap.at(value)
-        if not (block is not None and block.is_used) and not any(r.address <= value < r.end for r in reached.roots):
+        if not (block is not None and block.is_used) and not any(r.address <= value < r.end for r in roots):
             return False
     return True
 

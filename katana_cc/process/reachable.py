@@ -113,15 +113,28 @@ class Problem(NamedTuple):
     text: str
 
 
+class Unfollowed(NamedTuple):
+    """The same for programs: `target` is the number of the type that it should lead to, `holder` and `at` as in
+    `Found`."""
+
+    trouble: Trouble
+    value: int
+    target: int
+    holder: int
+    at: int
+
+
 @dataclass(frozen=True, slots=True)
 class Reached:
     """What a walk found: `types` are those walked, by number, `roots` as given; `objects` are all blocks found, those
-    from which others were found before these."""
+    from which others were found before these.  `problems` are the first pointers that cannot be followed, in words;
+    `unfollowed` all of them."""
 
     types: tuple[Transformation, ...]
     roots: tuple[Root, ...]
     objects: Sequence[Found]
     problems: tuple[Problem, ...]
+    unfollowed: tuple[Unfollowed, ...] = ()
 
     def path(self, holder: int, at: int) -> str:
         """What people write for a pointer, in order from a variable on; `holder` and `at` as in `Found`.

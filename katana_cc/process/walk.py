@@ -35,7 +35,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from katana_cc.process.reachable import Blocks, Found, Pieces, Problem, Reached, Root, Trouble, WalkedType
+from katana_cc.process.reachable import Blocks, Found, Pieces, Problem, Reached, Root, Trouble, Unfollowed, WalkedType
 from katana_cc.transform.places import pointers
 
 SLACK: Final = 31  # bytes of a block that nobody asked for: rounded up to 16, and a rest too small for a block
@@ -58,7 +58,7 @@ def walk(types: Iterable[WalkedType], roots: Iterable[Root], blocks: Blocks, mem
     Raises:
         LookupError: memory of a block cannot be read.
     """
-    found = _Walk(_kinds(tuple(types)), tuple(roots), blocks, memory)
+    found = _Walk(prepared(tuple(types)), tuple(roots), blocks, memory)
     was_on = gc.isenabled()
     gc.disable()  # nothing here is garbage, and looking for some takes as long as the walk
     try:
@@ -70,7 +70,7 @@ def walk(types: Iterable[WalkedType], roots: Iterable[Root], blocks: Blocks, mem
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class Prepared:
     """A type, prepared.  `places` are its pointers: (number of the type that it leads to, offset); `form` unpacks them.
     `most`: the size of a block that surely has no array of them.  `is_changed`: it is transformed; `leads`: it is, or
     pointers lead from it to one that is.  `starts`: the numbers of the types that it begins with; `is_object`: it is a
@@ -90,10 +90,12 @@ class _Kind:
 
     @property
     def name(self) -> str:
+        """The type's."""
         return self.type.transformation.name
 
 
-def _kinds(types: tuple[WalkedType, ...]) -> tuple[_Kind, ...]:
+def prepared(types: tuple[WalkedType, ...]) -> tuple[Prepared, ...]:
+    """The types, in their order."""
     numbers = {t.transformation.name: n for n, t in enumerate(types)}
     places = [
         [(p.old, numbers[p.pointee]) for p in sorted(pointers(t.transformation)) if p.pointee in numbers] for t in types
@@ -104,7 +106,7 @@ def _kinds(types: tuple[WalkedType, ...]) -> tuple[_Kind, ...]:
         leads |= more
     starts = [_starts(n, types, numbers, places) for n in range(len(types))]
     return tuple(
-        _Kind(
+        Prepared(
             t,
             t.transformation.old_size,
             t.transformation.old_size + SLACK,
@@ -155,7 +157,7 @@ class _Delayed(NamedTuple):
 
 
 class _Walk:
-    def __init__(self, kinds: tuple[_Kind, ...], roots: tuple[Root, ...], blocks: Blocks, memory: Pieces) -> None:
+    def __init__(self, kinds: tuple[Prepared, ...], roots: tuple[Root, ...], blocks: Blocks, memory: Pieces) -> None:
         self._kinds, self._roots, self._blocks, self._memory = kinds, roots, blocks, memory
         self._used = blocks.used
         self._variables = sorted((r.address, r.end) for r in roots)
@@ -197,7 +199,8 @@ class _Walk:
         if more := len(self._troubles) - len(told):
             trouble, value, target, *_ = self._troubles[_TOLD]
             told.append(Problem(trouble, "", value, self._kinds[target].name, f"and {more} more pointers"))
-        return Reached(types, self._roots, self._objects, tuple(told))
+        unfollowed = tuple(Unfollowed(*trouble[:5]) for trouble in self._troubles)
+        return Reached(types, self._roots, self._objects, tuple(told), unfollowed)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -302,7 +305,7 @@ class _Walk:
             self._queue.append(number)
             if f.elements > 1:
                 self._more.append(number)
-                if kind.is_changed and f.size - kind.size > _slack(f.address, f.size):
+                if kind.is_changed and f.size - kind.size > slack(f.address, f.size):
                     self._arrays.add(number)
 
     def _elements(self, start: int, size: int, target: int) -> tuple[int, str]:
@@ -311,7 +314,7 @@ class _Walk:
         count, rest = divmod(size, kind.size)
         if not count:
             return 0, f"leads to a block of {size} bytes, too small for a {kind.name} ({kind.size} bytes)"
-        spare = _slack(start, size)
+        spare = slack(start, size)
         if not kind.is_changed or size - kind.size <= spare:
             return count, ""
         # Pointers tell further elements from other data; without any, the size alone has to.
@@ -371,7 +374,7 @@ class _Walk:
         for f in self._objects:
             kind = self._kinds[f.type]
             for whole in kind.wholes:
-                if not kind.name.endswith("*") and _could_be(f.size, kind.size, self._kinds[whole].size):
+                if not kind.name.endswith("*") and could_be(f.size, kind.size, self._kinds[whole].size):
                     name = self._kinds[whole].name
                     text = f"leads to a {kind.name} or to a {name} that begins with one: the block has room for either"
                     self._object_to(Trouble.CONTENTS, f.address, whole, f.holder, f.at, False, text)
@@ -380,12 +383,12 @@ class _Walk:
 _NO_BLOCK: Final = "leads to what is neither a block of the heap nor a variable that the patch knows"
 
 
-def _slack(start: int, size: int) -> int:
+def slack(start: int, size: int) -> int:
     """How many bytes of a block malloc may have added."""
     is_mapped = start % _PAGE == _HEADER and (size + _HEADER) % _PAGE == 0
     return _PAGE + SLACK if is_mapped else SLACK
 
 
-def _could_be(size: int, part: int, whole: int) -> bool:
+def could_be(size: int, part: int, whole: int) -> bool:
     """Whether a block taken for parts may be of wholes."""
     return size >= whole and (size - whole <= SLACK or (size % whole <= SLACK and size - part > SLACK))

@@ -63,13 +63,36 @@ class Seeker:
         self._skipped = WORD - width
         self._patterns = [re.compile(re.escape(needle)) for needle in needles]
 
-    def leads(self, value: int) -> bool:
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """The (start, end) of each range, ascending."""
+        return self._ranges
+
+    def is_near(self, value: int) -> bool:
         """Whether a value is an address within one of the ranges."""
         i = bisect_right(self._starts, value) - 1
         return i >= 0 and value < self._ranges[i][1]
 
+    def leads(self, value: int) -> bool:
+        """The same; whoever knows better than the ranges tell says so here."""
+        return self.is_near(value)
+
+    def lies_in(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Whether all the ranges lie in these (start, end), which are sorted and do not overlap."""
+        starts = [start for start, _ in ranges]
+        return all((i := bisect_right(starts, start) - 1) >= 0 and end <= ranges[i][1] for start, end in self._ranges)
+
+    def near(self, data: bytes | bytearray | memoryview, address: int, *, aligned: bool = True) -> Iterator[Word]:
+        """The words in `data` that are near, where `address` is that of its first byte."""
+        return self._search(data, address, aligned, self.is_near)
+
     def in_bytes(self, data: bytes | bytearray | memoryview, address: int, *, aligned: bool = True) -> Iterator[Word]:
-        """The words in `data` that lead there, where `address` is that of its first byte."""
+        """The words in `data` that lead there."""
+        return self._search(data, address, aligned, self.leads)
+
+    def _search(
+        self, data: bytes | bytearray | memoryview, address: int, aligned: bool, is_one: Callable[[int], bool]
+    ) -> Iterator[Word]:
         view = memoryview(data)
         for pattern in self._patterns:
             at = 0
@@ -79,7 +102,7 @@ class Seeker:
                 if start < 0 or (aligned and (address + start) % WORD) or start + WORD > len(view):
                     continue
                 (value,) = struct.unpack_from("<Q", view, start)
-                if self.leads(value):
+                if is_one(value):
                     yield Word(address + start, value)
 
     def in_memory(self, bulk: BulkReader, vectors: Iterable[tuple[int, int]]) -> list[Word]:

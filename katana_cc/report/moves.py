@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from katana_cc.process.carry import Cargo, Stray
@@ -69,6 +69,19 @@ def fate_line(fate: Fate) -> str:
     return f"converted  {name}: {fate.old} -> {fate.new}"
 
 
+def fates_json(found: Iterable[Fate]) -> list[dict[str, Any]]:
+    """What becomes of fields, an entry each."""
+    return [
+        {
+            "kind": str(fate.kind),
+            "field": fate.field,
+            "old": None if fate.kind is FateKind.COMES else fate.old,
+            "new": None if fate.kind is FateKind.GOES else fate.new,
+        }
+        for fate in found
+    ]
+
+
 def _finding_line(f: Finding) -> str:
     where = f"{f.word.address:#x}"
     if f.holder is not None:
@@ -93,15 +106,7 @@ def moves_json(moves: Sequence[Move], seen: Cargo | None = None) -> list[dict[st
             "followed": move.is_followed,
         }
         if seen is not None:
-            entry["fields"] = [
-                {
-                    "kind": str(fate.kind),
-                    "field": fate.field,
-                    "old": None if fate.kind is FateKind.COMES else fate.old,
-                    "new": None if fate.kind is FateKind.GOES else fate.new,
-                }
-                for fate in found[i][1]
-            ]
+            entry["fields"] = fates_json(found[i][1])
         result.append(entry)
     return result
 

@@ -262,6 +262,16 @@ def test_dry_run_tells_every_type_and_touches_nothing(two: Two, server: Server) 
     assert any(line.startswith(("head->next (x ", "head->next -> 0x")) for line in lines)
     assert "comes      stamp = 0" in lines
     assert "and 67 blocks more" in lines
+    done = katana("apply", two.patch, "--pid", server.pid, "--dry-run", "--all-objects")
+    every = [line.strip() for line in done.stdout.splitlines()]
+    assert every.count("comes      stamp = 0") == 70
+    assert sum("->next -> 0x" in line for line in every) >= 67
+    assert not any("blocks more" in line for line in every)
+    (process,) = katana_json("apply", two.patch, "--pid", server.pid, "--dry-run")["processes"]
+    nodes = next(entry["blocks"] for entry in process["objects"] if entry["type"] == "struct node")
+    assert len({block["address"] for block in nodes}) == 70
+    stamp = {"kind": "comes", "field": "stamp", "old": None, "new": "0"}
+    assert all(stamp in fields for block in nodes for fields in block["objects"])
     assert not mappings(server.pid)
     assert ask(server, "s") == before
 

@@ -1,0 +1,81 @@
+"""Where objects that are made anew go, one by one: in their block, or in one that malloc gave out before.  Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from katana_cc.process.convert import Placement
+from katana_cc.process.moves import Kind
+from katana_cc.process.reachable import Found
+
+
+class Places:
+    """As `place`, of objects that come and go.
+
+    Args:
+        kinds: of the types, by their numbers.
+        placement: of those that are there at the beginning.
+        spare: size in bytes → new blocks.
+
+    Attributes:
+        starts: type → start of a block → where its objects go; 0 where there is no new block.
+        needed: size in bytes → how many new blocks that takes.
+    """
+
+    def __init__(self, kinds: Sequence[Kind], placement: Placement, spare: Mapping[int, Sequence[int]]) -> None:
+        self._kinds = kinds
+        self.starts: dict[str, dict[int, int]] = {k.name: {} for k in kinds}
+        for f, new in zip(placement.objects, placement.news, strict=True):
+            self.starts[kinds[f.type].name][f.address] = new
+        self.needed = Counter(placement.wanted)
+        used = set(placement.used)
+        self._given = {a: size for size, blocks in spare.items() for a in blocks}
+        self._free = {size: [a for a in blocks if a not in used] for size, blocks in spare.items()}
+        self._short: set[int] = set()  # objects for which there is no new block
+
+    @property
+    def given(self) -> Iterable[int]:
+        """All new blocks."""
+        return self._given
+
+    @property
+    def wanted(self) -> dict[int, int]:
+        """How many new blocks of each size it takes."""
+        return {size: n for size, n in self.needed.items() if n}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are blocks for all."""
+        return not self._short
+
+    def is_given(self, address: int) -> bool:
+        """Whether a new block is there."""
+        return address in self._given
+
+    def add(self, f: Found) -> None:
+        """Decide where an object goes."""
+        kind = self._kinds[f.type]
+        if kind.stays:
+            return
+        new_size = kind.transformation.new_size
+        if f.size // new_size == f.elements:
+            self.starts[kind.name][f.address] = f.address
+            return
+        size = f.elements * new_size
+        self.needed[size] += 1
+        free = self._free.get(size)
+        if not free:
+            self._short.add(f.address)
+        self.starts[kind.name][f.address] = free.pop() if free else 0
+
+    def remove(self, f: Found) -> None:
+        """It is there no more."""
+        kind = self._kinds[f.type]
+        new = self.starts[kind.name].pop(f.address, None)
+        if new is not None and new != f.address:
+            self._short.discard(f.address)
+            size = self._given.get(new, f.elements * kind.transformation.new_size)
+            self.needed[size] -= 1
+            if new:
+                self._free[size].append(new)
