@@ -58,7 +58,7 @@ def check_types(diff: Diff) -> None:
             if change.kind is ChangeKind.ENUMERATOR_ADDED:
                 diff.changes.reasons.append(_reason(Code.ENUMERATOR_ADDED, INFO, change, change.text))
             elif not change.harmless:
-                found = between_types(change.type, before, change.type, after, diff.answers)
+                found = between_types(change.type, before, change.type, after, diff.answers, diff.makers)
                 for question in () if isinstance(found, Transformation) else found:
                     text = f"{change.text}; live objects have the old layout: {question.text}"
                     diff.changes.reasons.append(_reason(Code.TYPE_CHANGED, REFUSED, change, text))
@@ -148,6 +148,8 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
         one.handed_out = reach.handed_out(key)
         if one.frame is not None:
             one.obstacle = f"{one.frame.how}{_where(one.frame)}, and that function goes on as it is"
+        elif key in diff.makers:
+            one.obstacle = f"{diff.makers[key].name} makes variables only"
         elif not one.roots:
             one.obstacle = f"typed pointers lead there {f'only {one.hidden}' if one.hidden else 'from no variable'}"
         else:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from katana_cc.diff.engine import Diff
 from katana_cc.diff.program import Place
+from katana_cc.diff.relayout import Move
 from katana_cc.diff.view import Kind
 from katana_cc.dwarf.dies import DebugInfo
 from katana_cc.dwarf.graph import fields_in, with_elements
@@ -23,7 +24,7 @@ from katana_cc.dwarf.variables import variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 from katana_cc.patch.carrying import Carrier
-from katana_cc.patch.model import DataTransform, PatchSymbol
+from katana_cc.patch.model import DataTransform, Handed, PatchSymbol
 from katana_cc.transform.between import between_variables
 from katana_cc.transform.model import Transformation
 from katana_cc.transform.places import pointers
@@ -37,7 +38,16 @@ def moved(carrier: Carrier) -> Iterator[DataTransform]:
         named = carrier.view(place).symbols_in.get(place.section, ())
         s = next(s for s in named if s.type == c.STT_OBJECT and s.value == 0)
         symbol = carrier.symbol(PatchSymbol(s.name, c.STB_LOCAL, s.type, number, s.value, s.size))
-        yield DataTransform(move.transformation, address, symbol)
+        yield DataTransform(move.transformation, address, symbol, handed=tuple(_handed(carrier, move)))
+
+
+def _handed(carrier: Carrier, move: Move) -> Iterator[Handed]:
+    """The parts of a variable that functions of the user's make."""
+    numbers = {place: n for n, place in enumerate(carrier.changes.hooks)}
+    for p in move.parts:
+        maker = carrier.diff.makers[p.key]
+        back = numbers[maker.back] if maker.back is not None else -1
+        yield Handed(numbers[maker.forth], back, p.old, p.new, p.number, p.old_stride, p.new_stride)
 
 
 def types(diff: Diff) -> Iterator[DataTransform]:

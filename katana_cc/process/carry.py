@@ -233,6 +233,8 @@ def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[
     kinds: dict[str, set[LossKind]] = {}
     for p, content in zip(carry.passages, live, strict=True):
         for loss in _lost(p.transformation, content, p.usual) if not p.stays else ():
+            if loss.kind is LossKind.DROPPED and p.made:
+                continue
             if loss.kind is LossKind.DROPPED and p.may_drop:
                 dropped.append((p.name, loss.text))
             else:

@@ -25,6 +25,7 @@ from katana_cc.process import ledger as ledgers
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.activity import Activity, Finder, Guard, describe
 from katana_cc.process.carry import Cargo, Carry, look
+from katana_cc.process.handover import Handover
 from katana_cc.process.kernel import kept
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
@@ -49,7 +50,8 @@ class Commit:
     """What to do in the stop.
 
     `snapshot`: (address, bytes) that must still be there.  `resets`: (address, bytes) written before the edits, without
-    comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move.
+    comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
+    `handover`: what calls functions of the program's that make some of them.
     """
 
     ledger_base: int
@@ -61,6 +63,7 @@ class Commit:
     edits: tuple[MemoryEdit, ...]
     resets: tuple[tuple[int, bytes], ...] = ()
     carry: Carry | None = None
+    handover: Handover | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,8 @@ def _try(
                             _compare(target, commit, bulk)
                             if commit.carry is not None and pages is not None:
                                 cargo = _cargo(commit.carry, bulk, threads, reread(), pages)
+                                if commit.handover is not None:
+                                    cargo = commit.handover.made(threads, commit.carry, cargo)
                             _write(target, commit, threads, cargo)
                     finally:
                         # Also where it is refused: the program must not notice.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
@@ -25,13 +25,35 @@ from katana_cc.transform.tables import Label, encode, labelled, labels
 _FOLLOWED, _ALL = 1, 2  # flags on disk, append-only
 
 
+class Made(NamedTuple):
+    """`number` parts of an object that a function of the program's makes: `name` is what its authors call it,
+    `function` and `back` are addresses (0: there is no way back); the parts lie as of
+    `katana_cc.patch.model.Handed`."""
+
+    name: str
+    function: int
+    back: int
+    old: int
+    new: int
+    number: int
+    old_stride: int
+    new_stride: int
+
+    def reversed(self) -> Made:
+        """The same on the way back."""
+        return Made(
+            self.name, self.back, self.function, self.new, self.old, self.number, self.new_stride, self.old_stride
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """A variable of the target that gets a new layout at a new place, or one that stays and holds pointers.
 
     `old`, `new`: addresses in the target, equal for one that stays.  `initial`: what the new object begins as; empty:
     zeros (a large array shall not be in the ledger), and of one that stays.  `is_followed`: words that lead to it are
-    taken for pointers, whatever else they may be (`--follow`).
+    taken for pointers, whatever else they may be (`--follow`).  `made` are the parts of the new object that functions
+    of the program's make.
     """
 
     transformation: Transformation
@@ -39,6 +61,7 @@ class Move:
     new: int
     initial: bytes = b""
     is_followed: bool = False
+    made: tuple[Made, ...] = ()
 
     @property
     def name(self) -> str:
@@ -116,9 +139,34 @@ def _move(
     is_zero = section.type == c.SHT_NOBITS
     if layout is None or linked is None or symbol.section is None:
         # An address that no old object has: sizes must not depend on it.
-        return Move(t, old, 0, b"" if is_zero else bytes(t.new_size), is_followed)
+        unplaced = _made(po, d, 0, None)
+        return Move(t, old, 0, b"" if is_zero else bytes(t.new_size), is_followed, unplaced)
     at = layout.sections[symbol.section] + symbol.value
-    return Move(t, old, base + at, b"" if is_zero else linked.image[at : at + t.new_size], is_followed)
+    return Move(
+        t,
+        old,
+        base + at,
+        b"" if is_zero else linked.image[at : at + t.new_size],
+        is_followed,
+        _made(po, d, base, layout),
+    )
+
+
+def entry(po: PatchObject, symbol: int, layout: Layout | None, base: int) -> int:
+    """Where a function of the patch lies; 0 while that is not known."""
+    meant = po.symbols[symbol]
+    if layout is None or meant.section is None:
+        return 0
+    return base + layout.sections[meant.section] + meant.value
+
+
+def _made(po: PatchObject, d: DataTransform, base: int, layout: Layout | None) -> tuple[Made, ...]:
+    made = []
+    for h in d.handed:
+        hook = po.hooks[h.hook]
+        back = entry(po, po.hooks[h.back].symbol, layout, base) if h.back >= 0 else 0
+        made.append(Made(hook.name, entry(po, hook.symbol, layout, base), back, *h[2:]))
+    return tuple(made)
 
 
 def followed_by(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
@@ -214,6 +262,23 @@ def packed_kinds(kinds: Sequence[Kind]) -> Iterator[bytes]:
         yield struct.pack("<I", len(found))
         for label in found:
             yield b"".join(text(each) for each in label)
+
+
+def packed_made(moves: Sequence[Move]) -> Iterator[bytes]:
+    """What functions of the program's make of the moves."""
+    rows = [(n, row) for n, m in enumerate(moves) for row in m.made]
+    yield struct.pack("<I", len(rows))
+    for n, row in rows:
+        yield struct.pack("<I7Q", n, *row[1:]) + text(row.name)
+
+
+def with_made(moves: Sequence[Move], cursor: Cursor) -> tuple[Move, ...]:
+    """The reverse: the moves with that."""
+    rows: dict[int, list[Made]] = {}
+    for _ in range(cursor.count()):
+        n, *numbers = cursor.take("<I7Q")
+        rows.setdefault(n, []).append(Made(cursor.text(), *numbers))
+    return tuple(replace(m, made=tuple(rows.get(n, ()))) for n, m in enumerate(moves))
 
 
 def unpacked_kinds(cursor: Cursor) -> tuple[Kind, ...]:

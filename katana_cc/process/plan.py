@@ -29,7 +29,7 @@ from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
-from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
+from katana_cc.process.moves import Kind, Move, entry, followed_by, kinds_of, moves_of
 from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
@@ -400,16 +400,8 @@ def _ledger(
         edits, old, tuple(new), tuple(data),
         tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
         moves=moves, kinds=kinds,
-        hooks=tuple(HookEntry(h.kind, h.name, _entry(po, h.symbol, layout, base)) for h in po.hooks),
+        hooks=tuple(HookEntry(h.kind, h.name, entry(po, h.symbol, layout, base)) for h in po.hooks),
     )  # fmt: skip
-
-
-def _entry(po: PatchObject, symbol: int, layout: Layout | None, base: int) -> int:
-    """Where a function of the patch lies."""
-    meant = po.symbols[symbol]
-    if layout is None or meant.section is None:
-        return 0
-    return base + layout.sections[meant.section] + meant.value
 
 
 def _name_of(po: PatchObject, section: int) -> str:

@@ -143,7 +143,7 @@ def test_words_for_people(tmp_path: Path) -> None:
     shown = katana("show", made.path).stdout
     assert "runs 2 hooks before, 1 after, 1 before the revert, 1 after the revert" in shown
     assert "one    runs before" in shown
-    assert "one runs before: a function of the program's authors" in katana("explain", made.path).stdout
+    assert "one runs before: it is of the program's authors" in katana("explain", made.path).stdout
     kinds = [h["kind"] for h in json.loads(katana("show", made.path, "--json").stdout)["hooks"]]
     assert kinds == ["before", "before", "after", "before_revert", "after_revert"]
     assert katana("check", made.path).returncode == 0

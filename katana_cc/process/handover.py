@@ -1,0 +1,185 @@
+"""Functions of the program's that make live objects anew: called in the stop, while no thread runs.
+
+    every thread is stopped    the objects cannot change, and none may be in the C library: a function may allocate
+    new objects are filled     with what they begin as; nothing leads to them yet
+    functions run              in one thread, one call for all objects of a function, with a time limit
+    new objects are read       words in them that lead into old objects lead into the new ones from now on
+    commit                     as without functions
+
+So a function that fails, faults or does not end changes nothing: the new objects are memory that nobody uses.  (On the
+way back they are the old variables' own places, which get back what they held.)  What a function writes into a part and
+what leads into an object that moves is a pointer: it knows no other way to name one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from katana_cc.errors import BusyError, HookError, KatanaError, RefusedError
+from katana_cc.process import x86_64 as cpu
+from katana_cc.process.calling import MAP_ANONYMOUS, MAP_PRIVATE
+from katana_cc.process.carry import Cargo, Carry
+from katana_cc.process.follow import Passage
+from katana_cc.process.hooks import STACK_SIZE, HookJudge
+from katana_cc.process.imports import Linker
+from katana_cc.process.ledger import Ledger
+from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.ptrace_binding import REGISTER_WORDS
+from katana_cc.process.remote import StoppedThread, find_syscall_instruction
+from katana_cc.process.safepoint import SafePoint
+from katana_cc.process.target import Target
+from katana_cc.process.threads import Threads, thread_name
+from katana_cc.process.words import WORD
+
+_DONE_AT: Final = 0  # offset of the counter in the scratch memory, the addresses follow
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One object, or part of one, to be made: addresses in the target."""
+
+    name: str
+    function: int
+    old: int
+    new: int
+    holder: str
+
+
+class Handover:
+    """What is needed to call such functions in one process.  Made before the stop.
+
+    Args:
+        ledger: of the patch, which names its functions.
+        timeout: seconds that all objects of one function may take.
+    """
+
+    def __init__(self, target: Target, ledger: Ledger, timeout: float) -> None:
+        self._target = target
+        self._timeout = timeout
+        linker = Linker.of(target.memory, target.modules)
+        self._safe = SafePoint(target, linker, ())
+        self._syscall = find_syscall_instruction(target.memory, target.regions)
+        self._judge = HookJudge(target, ledger, linker)
+
+    def made(self, threads: Threads, carry: Carry, cargo: Cargo) -> Cargo:
+        """The cargo with the objects that functions have made.
+
+        Raises:
+            BusyError: a thread is where no function may be called.  Nothing was called.
+            HookError: one failed.  Nothing was changed.
+        """
+        parts = list(parts_of(carry.passages))
+        if not parts:
+            return cargo
+        self._refuse_inside(threads)
+        memory = self._target.memory
+        objects = {address: data for address, data in cargo.objects if _is_made(carry.passages, address)}
+        kept = [(address, memory.read(address, len(data))) for address, data in objects.items()]
+        try:
+            for address, data in objects.items():
+                memory.write(address, data)
+            self._run(threads, parts)
+            found = {address: bytearray(memory.read(address, len(data))) for address, data in objects.items()}
+        except BaseException:
+            with contextlib.suppress(KatanaError):
+                for address, data in kept:
+                    memory.write(address, data)
+            raise
+        for p in carry.passages:
+            if p.made:
+                self._follow(carry, p, found[p.destination])
+        return replace(cargo, objects=tuple((a, bytes(found.get(a, d))) for a, d in cargo.objects))
+
+    def _refuse_inside(self, threads: Threads) -> None:
+        for i, tid in enumerate(threads.order):
+            words = threads.registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]
+            if why := self._safe.why_not(words.tolist()):
+                raise BusyError(
+                    f"functions of the program have to run while no thread does, and thread {tid} "
+                    f"({thread_name(self._target.pid, tid)}) {why}",
+                    where=self._target.where,
+                    remedy="nothing was touched; wait longer (--wait)",
+                )
+
+    def _run(self, threads: Threads, parts: Sequence[Part]) -> None:
+        tid = threads.order[0]
+        registers = threads.registers[:REGISTER_WORDS].tolist()
+        with StoppedThread(self._target.memory, self._syscall, tid, registers) as remote:
+            for function in dict.fromkeys(p.function for p in parts):
+                self._call(remote, [p for p in parts if p.function == function])
+        for index, value in remote.changes.items():
+            threads.set_register(tid, index, value)
+
+    def _call(self, remote: StoppedThread, parts: Sequence[Part]) -> None:
+        """Make all parts of one function."""
+        memory = self._target.memory
+        olds = struct.pack(f"<{len(parts)}Q", *(p.old for p in parts))
+        news = struct.pack(f"<{len(parts)}Q", *(p.new for p in parts))
+        with self._room(remote, STACK_SIZE) as stack, self._room(remote, WORD + 2 * len(olds)) as scratch:
+            remote.syscall(cpu.SYS_MPROTECT, stack, PAGE, 0)
+            memory.write(scratch, bytes(WORD) + olds + news)
+            at = scratch + WORD
+            arguments = at, at + len(olds), len(parts), scratch + _DONE_AT
+            end = stack + STACK_SIZE
+            with self._judge.errno_kept(remote, end):
+                returned = remote.attempt(
+                    parts[0].function, end, arguments, self._timeout, lambda words: self._judge.is_clear(words, end)
+                )
+            (done,) = struct.unpack("<Q", memory.read(scratch + _DONE_AT, WORD))
+        _, failure = self._judge.judged("for live objects", returned, self._timeout)
+        if failure:
+            part = parts[min(done, len(parts) - 1)]
+            raise HookError(
+                f"{part.name} {failure}, for {part.holder} at {part.old:#x} ({done} of {len(parts)} were made)",
+                where=self._target.where,
+                remedy="nothing was changed, except by what the function did itself",
+            )
+
+    @contextlib.contextmanager
+    def _room(self, remote: StoppedThread, size: int) -> Iterator[int]:
+        flags = MAP_PRIVATE | MAP_ANONYMOUS
+        address = remote.syscall(cpu.SYS_MMAP, 0, size, PROT_READ | PROT_WRITE, flags, -1, 0)
+        if -PAGE < address < 0:
+            raise RefusedError("mmap in the target failed", where=self._target.where)
+        try:
+            yield address
+        finally:
+            remote.syscall(cpu.SYS_MUNMAP, address, size)
+
+    def _follow(self, carry: Carry, p: Passage, data: bytearray) -> None:
+        """Make the words that a function wrote lead where things are from now on."""
+        leads = carry.leads
+        size = p.transformation.new_size
+        for made in p.made:
+            for n in range(made.number):
+                start = made.new + n * made.new_stride
+                end = min(start + (made.new_stride if made.number > 1 else size - made.new), size)
+                for at in range(-(-start // WORD) * WORD, end - WORD + 1, WORD):
+                    value = int.from_bytes(data[at : at + WORD], "little")
+                    if not leads.seeker.leads(value):
+                        continue
+                    lead = leads.of(value, "void")
+                    if lead.moved is None:
+                        raise RefusedError(
+                            f"{made.name} wrote a pointer to {lead} ({lead.depth}) into {p.name}, and nothing says "
+                            "where that is in the new layout",
+                            where=self._target.where,
+                        )
+                    data[at : at + WORD] = lead.moved.to_bytes(WORD, "little")
+
+
+def parts_of(passages: Sequence[Passage]) -> Iterator[Part]:
+    """All that functions make, in the order of the passages."""
+    for p in passages:
+        for m in p.made:
+            for n in range(m.number):
+                old, new = m.old + n * m.old_stride, m.new + n * m.new_stride
+                yield Part(m.name, m.function, p.source + old, p.destination + new, p.name)
+
+
+def _is_made(passages: Sequence[Passage], address: int) -> bool:
+    return any(p.made and p.destination == address for p in passages)
