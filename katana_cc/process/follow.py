@@ -89,6 +89,9 @@ def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterabl
     )
 
 
+_WHOLE = ("struct ", "union ", "void")  # how a pointee is called that may be all of what a function makes
+
+
 class Lead(NamedTuple):
     """Where a word leads: a variable that moves, the offset in it, and the address that the same thing will have; None:
     nothing of the new object is meant for sure."""
@@ -132,6 +135,8 @@ class Leads:
             passage = self._moving[number]
             offset = value - passage.source
             at = self._destinations[number].of(offset, pointee)
+            if at is None and pointee.startswith(_WHOLE):
+                at = next((new for m in passage.made if (new := m.at(offset)) is not None), None)
             lead = Lead(passage, offset, None if at is None else passage.destination + at)
             self._known[value, pointee] = lead
         return lead

@@ -26,11 +26,12 @@ _FOLLOWED, _ALL = 1, 2  # flags on disk, append-only
 
 
 class Made(NamedTuple):
-    """`number` parts of an object that a function of the program's makes: `name` is what its authors call it,
-    `function` and `back` are addresses (0: there is no way back); the parts lie as of
+    """`number` parts of an object that a function of the program's makes.  `name` and `back_name` are what its authors
+    call it and the one for the way back, `function` and `back` their addresses (0: there is none); the parts lie as of
     `katana_cc.patch.model.Handed`."""
 
     name: str
+    back_name: str
     function: int
     back: int
     old: int
@@ -39,10 +40,23 @@ class Made(NamedTuple):
     old_stride: int
     new_stride: int
 
+    def at(self, offset: int) -> int | None:
+        """Where the part that begins at a byte of the old object begins in the new one; None where none does."""
+        index, rest = divmod(offset - self.old, self.old_stride)
+        return self.new + index * self.new_stride if not rest and 0 <= index < self.number else None
+
     def reversed(self) -> Made:
         """The same on the way back."""
         return Made(
-            self.name, self.back, self.function, self.new, self.old, self.number, self.new_stride, self.old_stride
+            self.back_name,
+            self.name,
+            self.back,
+            self.function,
+            self.new,
+            self.old,
+            self.number,
+            self.new_stride,
+            self.old_stride,
         )
 
 
@@ -164,8 +178,9 @@ def _made(po: PatchObject, d: DataTransform, base: int, layout: Layout | None) -
     made = []
     for h in d.handed:
         hook = po.hooks[h.hook]
-        back = entry(po, po.hooks[h.back].symbol, layout, base) if h.back >= 0 else 0
-        made.append(Made(hook.name, entry(po, hook.symbol, layout, base), back, *h[2:]))
+        back = po.hooks[h.back] if h.back >= 0 else None
+        at = entry(po, hook.symbol, layout, base), entry(po, back.symbol, layout, base) if back is not None else 0
+        made.append(Made(hook.name, back.name if back is not None else "", *at, *h[2:]))
     return tuple(made)
 
 
@@ -269,7 +284,7 @@ def packed_made(moves: Sequence[Move]) -> Iterator[bytes]:
     rows = [(n, row) for n, m in enumerate(moves) for row in m.made]
     yield struct.pack("<I", len(rows))
     for n, row in rows:
-        yield struct.pack("<I7Q", n, *row[1:]) + text(row.name)
+        yield struct.pack("<I7Q", n, *row[2:]) + text(row.name) + text(row.back_name)
 
 
 def with_made(moves: Sequence[Move], cursor: Cursor) -> tuple[Move, ...]:
@@ -277,7 +292,7 @@ def with_made(moves: Sequence[Move], cursor: Cursor) -> tuple[Move, ...]:
     rows: dict[int, list[Made]] = {}
     for _ in range(cursor.count()):
         n, *numbers = cursor.take("<I7Q")
-        rows.setdefault(n, []).append(Made(cursor.text(), *numbers))
+        rows.setdefault(n, []).append(Made(cursor.text(), cursor.text(), *numbers))
     return tuple(replace(m, made=tuple(rows.get(n, ()))) for n, m in enumerate(moves))
 
 

@@ -46,12 +46,13 @@ static void *churn(void *unused) {
   for (unsigned i = 0;; i++) { void *volatile p = malloc(16 + i % 2000); free(p); seen = i; usleep(50); }
   return unused;
 }
+NOINLINE void wipe(void) { volatile char below[1 << 14]; for (int i = 0; i < 1 << 14; i++) below[i] = 0; }
 int main(int argc, char **argv) {
   pthread_t t;
   for (int i = 0; i < (argc > 1 ? atoi(argv[1]) : 0); i++) pthread_create(&t, 0, churn, 0);
   say("ready");
   char line[200];
-  while (fgets(line, sizeof line, stdin)) { command(line[0], atoi(line + 1)); fflush(stdout); }
+  while (fgets(line, sizeof line, stdin)) { command(line[0], atoi(line + 1)); wipe(); fflush(stdout); }
   return 0;
 }
 """
@@ -76,10 +77,10 @@ NOINLINE void fill(struct conn *c, int n) {
   c->port = n; c->tag = n % 2; c->peers.next = c->peers.prev = &c->peers; c->load[0] = -n; c->load[1] = n;
   if (c->tag) sprintf(c->u.text, "t%d", n); else c->u.number = 7 * n;
 }
+static struct conn *at(int i) { return i == 0 ? &one : i < 4 ? &many[i - 1] : &deep.inner[i - 4]; }
 NOINLINE void command(char what, int n) {
-  struct conn *all[] = {&one, &many[0], &many[1], &many[2], &deep.inner[0], &deep.inner[1]};
-  if (what == 'f') { for (int i = 0; i < 6; i++) fill(all[i], n + i); puts("filled"); }
-  if (what == 's') show(all[n]);
+  if (what == 'f') { for (int i = 0; i < 6; i++) fill(at(i), n + i); puts("filled"); }
+  if (what == 's') show(at(n));
 }
 """
 COMMAND_2 = r"""
@@ -93,10 +94,10 @@ NOINLINE void fill(struct conn *c, int n) {
   c->load[0] = -n; c->load[1] = n;
   c->text = c->tag ? strdup("fresh") : 0; c->number = 7 * n;
 }
+static struct conn *at(int i) { return i == 0 ? &one : i < 4 ? &many[i - 1] : &deep.inner[i - 4]; }
 NOINLINE void command(char what, int n) {
-  struct conn *all[] = {&one, &many[0], &many[1], &many[2], &deep.inner[0], &deep.inner[1]};
-  if (what == 'f') { for (int i = 0; i < 6; i++) fill(all[i], n + i); puts("filled"); }
-  if (what == 's') show(all[n]);
+  if (what == 'f') { for (int i = 0; i < 6; i++) fill(at(i), n + i); puts("filled"); }
+  if (what == 's') show(at(n));
 }
 """
 FORTH = r"""
