@@ -25,7 +25,7 @@ from katana_cc.patch.needs import Grant, Option
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
-from katana_cc.report.hooks import failures, handed_lines, hook_lines, hooks_json
+from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
 from katana_cc.report.objects import object_lines, object_preview_lines, objects_json
 from katana_cc.report.summary import clean, edited
@@ -205,6 +205,7 @@ def _dry_run_lines(report: ApplyReport) -> list[str]:
         lines += preview_lines(plan.ledger.moves, report.seen)
         if report.seen.heap is not None:
             lines += object_preview_lines(report.seen.heap)
+            lines += map(clean, heap_handed_lines(plan.ledger.kinds, report.seen.heap))
     if report.refusal is not None:
         lines += f"refused: {report.refusal.what}".split("\n")
         lines.append(report.refusal.remedy)

@@ -148,8 +148,6 @@ def _find_ways(diff: Diff, others: Mapping[str, _Others]) -> None:
         one.handed_out = reach.handed_out(key)
         if one.frame is not None:
             one.obstacle = f"{one.frame.how}{_where(one.frame)}, and that function goes on as it is"
-        elif key in diff.makers:
-            one.obstacle = f"{diff.makers[key].name} makes variables only"
         elif not one.roots:
             one.obstacle = f"typed pointers lead there {f'only {one.hidden}' if one.hidden else 'from no variable'}"
         else:

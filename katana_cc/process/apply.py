@@ -336,8 +336,9 @@ def _commit(work: _Work, wait: float) -> CommitReport:
             resets = (data,) if data and not work.is_reset else ()
     steps = Step.BEGIN_COMMIT, Step.END_COMMIT
     handover = None
-    if any(m.made for m in plan.ledger.moves):
-        handover = Handover(target, plan.ledger, work.hook_timeout)
+    kinds = {k.name: k.made for k in plan.ledger.kinds}
+    if any(m.made for m in plan.ledger.moves) or any(kinds.values()):
+        handover = Handover(target, plan.ledger, kinds, work.hook_timeout)
         work.may_have_escaped = True
     commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover)
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from katana_cc.errors import BusyError, HookError, KatanaError, RefusedError
 from katana_cc.process import x86_64 as cpu
 from katana_cc.process.calling import MAP_ANONYMOUS, MAP_PRIVATE
 from katana_cc.process.carry import Cargo, Carry
-from katana_cc.process.follow import Passage
+from katana_cc.process.follow import Leads, Passage
 from katana_cc.process.hooks import STACK_SIZE, HookJudge
 from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.moves import Made
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.remote import StoppedThread, find_syscall_instruction
 from katana_cc.process.safepoint import SafePoint
@@ -54,11 +56,13 @@ class Handover:
 
     Args:
         ledger: of the patch, which names its functions.
+        kinds: what functions make of objects on the heap, by type, in the direction that is gone.
         timeout: seconds that all objects of one function may take.
     """
 
-    def __init__(self, target: Target, ledger: Ledger, timeout: float) -> None:
+    def __init__(self, target: Target, ledger: Ledger, kinds: Mapping[str, tuple[Made, ...]], timeout: float) -> None:
         self._target = target
+        self._kinds = kinds
         self._timeout = timeout
         linker = Linker.of(target.memory, target.modules)
         self._safe = SafePoint(target, linker, ())
@@ -72,15 +76,17 @@ class Handover:
             BusyError: a thread is where no function may be called.  Nothing was called.
             HookError: one failed.  Nothing was changed.
         """
-        parts = list(parts_of(carry.passages))
+        heap = list(self._on_heap(cargo))
+        parts = [*parts_of(carry.passages), *(part for o in heap for part in o.parts)]
         if not parts:
             return cargo
         self._refuse_inside(threads)
         memory = self._target.memory
         objects = {address: data for address, data in cargo.objects if _is_made(carry.passages, address)}
         kept = [(address, memory.read(address, len(data))) for address, data in objects.items()]
+        own, others = _told_apart(cargo, heap)
         try:
-            for address, data in objects.items():
+            for address, data in (*objects.items(), *((address, after) for address, _, after in own)):
                 memory.write(address, data)
             self._run(threads, parts)
             found = {address: bytearray(memory.read(address, len(data))) for address, data in objects.items()}
@@ -89,10 +95,36 @@ class Handover:
                 for address, data in kept:
                     memory.write(address, data)
             raise
+        leads = cargo.leads or carry.leads
         for p in carry.passages:
             if p.made:
-                self._follow(carry, p, found[p.destination])
-        return replace(cargo, objects=tuple((a, bytes(found.get(a, d))) for a, d in cargo.objects))
+                self._follow(leads, p.name, p.made, found[p.destination])
+        made = replace(cargo, objects=tuple((a, bytes(found.get(a, d))) for a, d in cargo.objects))
+        if cargo.heap is None or not heap:
+            return made
+        writes = list(others)
+        for o in heap:
+            before = memory.read(o.new, o.size)
+            after = bytearray(before)
+            self._follow(leads, o.name, o.made, after)
+            writes.append((o.new, before, bytes(after)))
+        converted = replace(cargo.heap.converted, writes=tuple(sorted(writes)))
+        return replace(made, heap=replace(cargo.heap, converted=converted))
+
+    def _on_heap(self, cargo: Cargo) -> Iterator[_Object]:
+        """The objects on the heap that functions make, each of an array by itself."""
+        if cargo.heap is None:
+            return
+        types = cargo.heap.reached.types
+        for f, block in zip(cargo.heap.placement.objects, cargo.heap.placement.news, strict=True):
+            t = types[f.type]
+            made = self._kinds.get(t.name, ())
+            if not made:
+                continue
+            if block == f.address:
+                raise RefusedError(f"an object of {t.name} would be made where it is", where=self._target.where)
+            for n in range(f.elements):
+                yield _Object(t.name, made, f.address + n * t.old_size, block + n * t.new_size, t.new_size)
 
     def _refuse_inside(self, threads: Threads) -> None:
         for i, tid in enumerate(threads.order):
@@ -150,11 +182,10 @@ class Handover:
         finally:
             remote.syscall(cpu.SYS_MUNMAP, address, size)
 
-    def _follow(self, carry: Carry, p: Passage, data: bytearray) -> None:
-        """Make the words that a function wrote lead where things are from now on."""
-        leads = carry.leads
-        size = p.transformation.new_size
-        for made in p.made:
+    def _follow(self, leads: Leads, name: str, rows: Sequence[Made], data: bytearray) -> None:
+        """Make the words that functions wrote into an object lead where things are from now on."""
+        size = len(data)
+        for made in rows:
             for n in range(made.number):
                 start = made.new + n * made.new_stride
                 end = min(start + (made.new_stride if made.number > 1 else size - made.new), size)
@@ -165,11 +196,56 @@ class Handover:
                     lead = leads.of(value, "void")
                     if lead.moved is None:
                         raise RefusedError(
-                            f"{made.name} wrote a pointer to {lead} ({lead.depth}) into {p.name}, and nothing says "
+                            f"{made.name} wrote a pointer to {lead} ({lead.depth}) into {name}, and nothing says "
                             "where that is in the new layout",
                             where=self._target.where,
                         )
                     data[at : at + WORD] = lead.moved.to_bytes(WORD, "little")
+
+
+class _Object(NamedTuple):
+    """An object on the heap that functions make: addresses in the target."""
+
+    name: str
+    made: tuple[Made, ...]
+    old: int
+    new: int
+    size: int
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """What is to be made of it."""
+        for m in self.made:
+            for n in range(m.number):
+                old, new = m.old + n * m.old_stride, m.new + n * m.new_stride
+                yield Part(m.name, m.function, self.old + old, self.new + new, self.name)
+
+
+_Writes = list[tuple[int, bytes, bytes]]
+
+
+def _told_apart(cargo: Cargo, heap: Sequence[_Object]) -> tuple[_Writes, _Writes]:
+    """The writes to new objects that functions make, cut out of those to other memory."""
+    own: _Writes = []
+    others: _Writes = []
+    starts = sorted((o.new, o.new + o.size) for o in heap)
+    for address, before, after in cargo.heap.converted.writes if cargo.heap is not None else ():
+        at, end = address, address + len(after)
+        i = bisect_right(starts, (at,)) - 1
+        for start, stop in starts[max(i, 0) :]:
+            if start >= end:
+                break
+            if stop <= at:
+                continue
+            cuts = ((others, at, max(at, start)), (own, max(at, start), min(stop, end)))
+            for into, first, last in cuts:
+                if last > first:
+                    cut = slice(first - address, last - address)
+                    into.append((first, before[cut], after[cut]))
+            at = min(stop, end)
+        if at < end:
+            others.append((at, before[at - address :], after[at - address :]))
+    return own, others
 
 
 def parts_of(passages: Sequence[Passage]) -> Iterator[Part]:

@@ -23,7 +23,7 @@ from katana_cc.process.moves import (
     packed_made,
     unpacked,
     unpacked_kinds,
-    with_made,
+    unpacked_made,
 )
 from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
@@ -186,6 +186,7 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
     for hook in ledger.hooks:
         yield struct.pack("<IQ", hook.kind, hook.address) + text(hook.name)
     yield from packed_made(ledger.moves)
+    yield from packed_made(ledger.kinds)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -235,10 +236,15 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     moves = unpacked(cursor) if version > 3 else ()
     kinds = unpacked_kinds(cursor) if version > 4 else ()
     hooks = tuple(_hook(cursor) for _ in range(cursor.count() if version > 5 else 0))
+    if version > 6:
+        made = unpacked_made(len(moves), cursor)
+        moves = tuple(replace(m, made=rows) for m, rows in zip(moves, made, strict=True))
+        made = unpacked_made(len(kinds), cursor)
+        kinds = tuple(replace(k, made=rows) for k, rows in zip(kinds, made, strict=True))
     return Ledger(
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
-        tuple(registrations), version > 1 and bool(registered), with_made(moves, cursor) if version > 6 else moves,
+        tuple(registrations), version > 1 and bool(registered), moves,
         kinds, hooks,
     )  # fmt: skip
 

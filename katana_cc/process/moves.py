@@ -97,13 +97,14 @@ class Move:
 class Kind:
     """A type whose objects are walked, in the direction of the patch.  `begins`: the name of the type that it begins
     with; `is_followed`, `may_drop`: as of a `Passage`; `is_all`: what the walk reaches is all there is, whatever the
-    heap looks like (`--only-reached`)."""
+    heap looks like (`--only-reached`); `made` are the parts of a new object that functions of the program's make."""
 
     transformation: Transformation
     begins: str = ""
     is_followed: bool = False
     may_drop: bool = True
     is_all: bool = False
+    made: tuple[Made, ...] = ()
 
     @property
     def name(self) -> str:
@@ -210,7 +211,14 @@ def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
     named = {option: {g.value for g in granted if g.option is option} for option in Option}
     refuse_unknown(named[Option.ONLY_REACHED], _changed(po), po.identity.output, Option.ONLY_REACHED)
     found = [
-        Kind(t, d.begins, t.name in named[Option.FOLLOW], True, t.name in named[Option.ONLY_REACHED])
+        Kind(
+            t,
+            d.begins,
+            t.name in named[Option.FOLLOW],
+            True,
+            t.name in named[Option.ONLY_REACHED],
+            _made(po, d, 0, None),
+        )
         for d in po.transforms
         if d.is_type and (t := d.transformation).name not in named[Option.ONLY_STATIC]
     ]
@@ -231,11 +239,18 @@ def kinds_back(
             invert(k.transformation),
             k.begins if Destinations(k.transformation).of(0, k.begins) == 0 else "",
             k.is_followed or k.name in followed,
-            k.name in discarded,
+            k.name in discarded or (bool(k.made) and all(made.back for made in k.made)),
             k.is_all or k.name in complete,
+            tuple(made.reversed() for made in k.made if made.back),
         )
         for k in kinds
     )
+
+
+def with_functions(po: PatchObject, kinds: Iterable[Kind], base: int, layout: Layout) -> tuple[Kind, ...]:
+    """The same, with the addresses of what makes their objects."""
+    known = {d.transformation.name: d for d in po.transforms if d.is_type}
+    return tuple(replace(k, made=_made(po, known[k.name], base, layout)) if k.made else k for k in kinds)
 
 
 DISCARD: Final = "--discard"  # of `katana revert`
@@ -279,21 +294,22 @@ def packed_kinds(kinds: Sequence[Kind]) -> Iterator[bytes]:
             yield b"".join(text(each) for each in label)
 
 
-def packed_made(moves: Sequence[Move]) -> Iterator[bytes]:
-    """What functions of the program's make of the moves."""
-    rows = [(n, row) for n, m in enumerate(moves) for row in m.made]
+def packed_made(of: Sequence[Move] | Sequence[Kind]) -> Iterator[bytes]:
+    """What functions of the program's make of the moves, or of objects of the types."""
+    every: list[tuple[Made, ...]] = [each.made for each in of]
+    rows = [(n, row) for n, made in enumerate(every) for row in made]
     yield struct.pack("<I", len(rows))
     for n, row in rows:
         yield struct.pack("<I7Q", n, *row[2:]) + text(row.name) + text(row.back_name)
 
 
-def with_made(moves: Sequence[Move], cursor: Cursor) -> tuple[Move, ...]:
-    """The reverse: the moves with that."""
+def unpacked_made(count: int, cursor: Cursor) -> list[tuple[Made, ...]]:
+    """The reverse: of each of `count` moves or types."""
     rows: dict[int, list[Made]] = {}
     for _ in range(cursor.count()):
         n, *numbers = cursor.take("<I7Q")
         rows.setdefault(n, []).append(Made(cursor.text(), cursor.text(), *numbers))
-    return tuple(replace(m, made=tuple(rows.get(n, ()))) for n, m in enumerate(moves))
+    return [tuple(rows.get(n, ())) for n in range(count)]
 
 
 def unpacked_kinds(cursor: Cursor) -> tuple[Kind, ...]:

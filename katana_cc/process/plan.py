@@ -29,7 +29,7 @@ from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, DIRECT, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
-from katana_cc.process.moves import Kind, Move, entry, followed_by, kinds_of, moves_of
+from katana_cc.process.moves import Kind, Move, entry, followed_by, kinds_of, moves_of, with_functions
 from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
@@ -171,7 +171,7 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     moves = moves_of(plan.po, plan.module.bias, base, plan.layout, linked, plan.followed)
     ledger = _ledger(
         plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
-        plan.ledger.kinds,
+        with_functions(plan.po, plan.ledger.kinds, base, plan.layout),
     )  # fmt: skip
     return dataclasses.replace(plan, base=base, linked=linked, ledger=ledger)
 

@@ -256,8 +256,9 @@ def revert_one(
     edits = tuple(e.reversed() for e in reversed(own))
     carry = _explained(target, ledger, _carry(target, ledger, edits, wishes))
     steps = Step.BEGIN_REVERT, Step.END_REVERT
-    is_made = any(made.back for m in ledger.moves for made in m.made)
-    handover = Handover(target, ledger, hook_timeout) if is_made else None
+    kinds = {k.name: k.made for k in kinds_back(ledger.kinds)}
+    is_made = any(kinds.values()) or any(made.back for m in ledger.moves for made in m.made)
+    handover = Handover(target, ledger, kinds, hook_timeout) if is_made else None
     commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry, handover=handover)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from katana_cc.process.hooks import HookRun
-from katana_cc.process.moves import Move
+from katana_cc.process.moves import Kind, Move
+from katana_cc.process.objects import Cargo as ObjectCargo
 from katana_cc.report.summary import count
 
 
@@ -28,6 +29,18 @@ def handed_lines(moves: Iterable[Move]) -> list[str]:
         for name in names:
             number = sum(made.number for made in move.made if made.name == name)
             lines.append(f"{move.name}: {count(number, 'object')} would be made by {name}")
+    return lines
+
+
+def heap_handed_lines(kinds: Iterable[Kind], cargo: ObjectCargo) -> list[str]:
+    """The same of objects on the heap."""
+    types = cargo.reached.types
+    lines = []
+    for kind in kinds:
+        number = sum(f.elements for f in cargo.placement.objects if types[f.type].name == kind.name)
+        for name in dict.fromkeys(made.name for made in kind.made):
+            each = sum(made.number for made in kind.made if made.name == name)
+            lines.append(f"{kind.name} on the heap: {count(number * each, 'object')} would be made by {name}")
     return lines
 
 

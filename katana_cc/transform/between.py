@@ -45,15 +45,26 @@ def between_types(
         renames: what a person said of possible renames: (key of the old type, old field) → new field, "" for none.
         by_hand: keys of types that functions of the user's make, of which nothing is asked.
     """
+    return _between_types(old_key, old, new_key, new, renames, by_hand)[0]
+
+
+def type_parts_by_hand(key: str, old: Layouts, new: Layouts, by_hand: Collection[str]) -> tuple[byhand.Part, ...]:
+    """The parts of an object of a type that functions of the user's make."""
+    return tuple(_between_types(key, old, key, new, None, by_hand)[1]) if by_hand else ()
+
+
+def _between_types(
+    old_key: str, old: Layouts, new_key: str, new: Layouts, renames: Renames | None, by_hand: Collection[str]
+) -> tuple[Outcome, list[byhand.Part]]:
     before, after = old.get(old_key), new.get(new_key)
     if before is None or after is None:
         side = "old" if before is None else "new"
         key = old_key if before is None else new_key
-        return (Problem(ProblemKind.NO_LAYOUT, key, "", f"the {side} build does not define {key}", "", 0),)
+        return (Problem(ProblemKind.NO_LAYOUT, key, "", f"the {side} build does not define {key}", "", 0),), []
     walk = _Walk(old, new, renames or {}, by_hand, alike=Alike(old, new).alike(old_key, new_key))
     steps = list(walk.value(_whole(before, old_key), _whole(after, new_key)))
     problems = walk.problems or list(walk.moved())
-    return _outcome(f"{after.kind} {new_key}", before.size, after.size, steps, problems)
+    return _outcome(f"{after.kind} {new_key}", before.size, after.size, steps, problems), walk.parts
 
 
 def between_variables(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -70,7 +71,7 @@ def example(**changes: object) -> Ledger:
         (CodeRange("count", BASE + 0x2000, 4),),
         (Registration(0x7F00_1000, 0x7F00_2000, 0x7F00_3000, BASE + 0x2100),), True,
         (Move(GROWS, 0x5555_9100, BASE + 0x2010, bytes(range(16)), True, MADE), Move(STAYS, 0x5555_9200, 0x5555_9200)),
-        (Kind(NODE, "struct link", True, True, True), Kind(LINK)),
+        (Kind(NODE, "struct link", True, True, True, MADE[1:]), Kind(LINK)),
         (HookEntry(HookKind.BEFORE_REVERT, "drain", BASE + 0x1040), HookEntry(HookKind.AFTER, "fülle", BASE + 0x1080)),
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
@@ -106,7 +107,7 @@ def test_ledger_of_version_1_is_read() -> None:
     """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
     can be neither asked nor reverted."""
     ledger = example(registrations=(), is_registered=False, moves=(), kinds=(), hooks=())
-    old = earlier(encode(ledger), 1, 20)
+    old = earlier(encode(ledger), 1, 24)
     old[56:64] = bytes([9]) * 8
     assert read_back(bytes(old) + bytes(100)) == ledger
 
@@ -115,25 +116,30 @@ def test_ledger_of_version_1_is_read() -> None:
 def test_ledger_before_variables_moved_is_read(version: int) -> None:
     """It ends before the moves."""
     ledger = example(moves=(), kinds=(), hooks=())
-    assert read_back(bytes(earlier(encode(ledger), version, 16)) + bytes(100)) == ledger
+    assert read_back(bytes(earlier(encode(ledger), version, 20)) + bytes(100)) == ledger
 
 
 def test_ledger_before_types_were_walked_is_read() -> None:
     """It ends before the types."""
-    ledger = example(kinds=(), hooks=(), moves=tuple(dataclasses.replace(m, made=()) for m in example().moves))
-    assert read_back(bytes(earlier(encode(ledger), 4, 12)) + bytes(100)) == ledger
+    ledger = example(kinds=(), hooks=(), moves=unmade(example().moves))
+    assert read_back(bytes(earlier(encode(ledger), 4, 16)) + bytes(100)) == ledger
 
 
 def test_ledger_before_there_were_hooks_is_read() -> None:
     """It ends before the hooks."""
-    ledger = example(hooks=(), moves=tuple(dataclasses.replace(m, made=()) for m in example().moves))
-    assert read_back(bytes(earlier(encode(ledger), 5, 8)) + bytes(100)) == ledger
+    ledger = example(hooks=(), moves=unmade(example().moves), kinds=unmade(example().kinds))
+    assert read_back(bytes(earlier(encode(ledger), 5, 12)) + bytes(100)) == ledger
 
 
 def test_ledger_before_functions_made_objects_is_read() -> None:
     """It ends before them."""
-    ledger = example(moves=tuple(dataclasses.replace(m, made=()) for m in example().moves))
-    assert read_back(bytes(earlier(encode(ledger), 6, 4)) + bytes(100)) == ledger
+    ledger = example(moves=unmade(example().moves), kinds=unmade(example().kinds))
+    assert read_back(bytes(earlier(encode(ledger), 6, 8)) + bytes(100)) == ledger
+
+
+def unmade(of: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same without what functions make."""
+    return tuple(dataclasses.replace(each, made=()) for each in of)
 
 
 def earlier(data: bytes, version: int, shorter: int) -> bytearray:
