@@ -231,6 +231,9 @@ class _Walk:
     def _handed(self, old: Value, new: Value, before: TypeLayout, after: TypeLayout, whole: bool) -> Iterator[Step]:
         """What a part that a function makes begins as: nothing is asked of it."""
         sizes = old.size, new.size
+        if self._alike.open_ended(old.aggregate) or any(m.form.bounds and not m.form.count for m in after.members):
+            self._open(new)  # how long the object is, neither type says
+            return
         if byhand.rows(self._levels) > byhand.ROWS_LIMIT:
             text = f"`{new.label}` of {new.owner}: arrays in arrays of what a function of the program's is to make"
             self.problems.append(problem(ProblemKind.NOT_SUPPORTED, new, text))

@@ -259,3 +259,35 @@ def test_parts_in_arrays_are_found(plain: Project) -> None:
     (transform,) = (t for t in result.patch.transforms if t.symbol is not None)
     found = {(h.old + i * h.old_stride, h.new + i * h.new_stride) for h in transform.handed for i in range(h.number)}
     assert found == {(28 * o + 4 + 8 * i, 56 * o + 8 + 16 * i) for o in range(8) for i in range(3)}
+
+
+TAKES = "static int renew(const struct s_1 *a, struct s *b) { b->number = a->port; return 0; }\n"
+TAKES += "KATANA_TRANSFORM(struct s_1, struct s, renew);\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "needs"),
+    [("long number; struct s *next;", []), ("long number; struct s *following;", ["struct s"])],
+    ids=["known", "renamed"],
+)
+def test_pointer_that_only_the_function_takes_over(plain: Project, new: str, needs: list[str]) -> None:
+    """Objects that it leads to would not be found.  A bug: they keep the old layout, and are misread."""
+    use = "__attribute__((noinline)) long f(void) { return head->%s + v.%s; }\nint main(void) { return f(); }\n"
+    before = "struct s { int port; struct s *next; };\nstruct s *head, v;\n" + use % ("port", "port")
+    after = f"#include <katana.h>\nstruct s {{ {new} }};\nstruct s_1 {{ int port; struct s_1 *next; }};\n"
+    after += "struct s *head, v;\n" + TAKES + use % ("number", "number")
+    result = plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
+    assert result.refusals == []
+    assert result.about("type-changed-elsewhere") == needs
+    handed = [t for t in result.patch.transforms if t.is_type and t.handed]
+    assert len(handed) == (0 if needs else 1)
+
+
+def test_open_array_is_refused(plain: Project) -> None:
+    """How long an object is, only the program knows.  A bug: its end is taken for more objects, or lost."""
+    use = "__attribute__((noinline)) long f(void) { return head->%s; }\nint main(void) { return f(); }\n"
+    before = "struct s { int port; char text[]; };\nstruct s *head;\n" + use % "port"
+    after = "#include <katana.h>\nstruct s { long number; char text[]; };\nstruct s_1 { int port; char text[]; };\n"
+    after += "struct s *head;\n" + TAKES + use % "number"
+    result = plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
+    assert ("type-changed", "s") in result.refusals
