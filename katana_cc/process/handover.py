@@ -18,6 +18,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from katana_cc.errors import BusyError, HookError, KatanaError, RefusedError
@@ -29,6 +30,7 @@ from katana_cc.process.hooks import STACK_SIZE, HookJudge
 from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Made
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.remote import StoppedThread, find_syscall_instruction
@@ -98,17 +100,23 @@ class Handover:
         leads = cargo.leads or carry.leads
         for p in carry.passages:
             if p.made:
-                self._follow(leads, p.name, p.made, found[p.destination])
+                for at, value in self._followed(
+                    leads,
+                    [_Object(p.name, p.made, p.source, 0, len(found[p.destination]))],
+                    bytes(found[p.destination]),
+                ):
+                    found[p.destination][at : at + WORD] = value
         made = replace(cargo, objects=tuple((a, bytes(found.get(a, d))) for a, d in cargo.objects))
         if cargo.heap is None or not heap:
             return made
-        writes = list(others)
-        for o in heap:
-            before = memory.read(o.new, o.size)
-            after = bytearray(before)
-            self._follow(leads, o.name, o.made, after)
-            writes.append((o.new, before, bytes(after)))
-        converted = replace(cargo.heap.converted, writes=tuple(sorted(writes)))
+        # What functions wrote is there already; what is left is to make its words lead to new objects.
+        size = sum(o.size for o in heap)
+        data = bytes(BulkReader(memory=memory, capacity=size).read([(o.new, o.size) for o in heap]))
+        starts = list(accumulate((o.size for o in heap), initial=0))
+        for at, value in self._followed(leads, heap, data):
+            number = bisect_right(starts, at) - 1
+            others.append((heap[number].new + at - starts[number], data[at : at + WORD], value))
+        converted = replace(cargo.heap.converted, writes=tuple(sorted(others)))
         return replace(made, heap=replace(cargo.heap, converted=converted))
 
     def _on_heap(self, cargo: Cargo) -> Iterator[_Object]:
@@ -182,25 +190,24 @@ class Handover:
         finally:
             remote.syscall(cpu.SYS_MUNMAP, address, size)
 
-    def _follow(self, leads: Leads, name: str, rows: Sequence[Made], data: bytearray) -> None:
-        """Make the words that functions wrote into an object lead where things are from now on."""
-        size = len(data)
-        for made in rows:
-            for n in range(made.number):
-                start = made.new + n * made.new_stride
-                end = min(start + (made.new_stride if made.number > 1 else size - made.new), size)
-                for at in range(-(-start // WORD) * WORD, end - WORD + 1, WORD):
-                    value = int.from_bytes(data[at : at + WORD], "little")
-                    if not leads.seeker.leads(value):
-                        continue
-                    lead = leads.of(value, "void")
-                    if lead.moved is None:
-                        raise RefusedError(
-                            f"{made.name} wrote a pointer to {lead} ({lead.depth}) into {name}, and nothing says "
-                            "where that is in the new layout",
-                            where=self._target.where,
-                        )
-                    data[at : at + WORD] = lead.moved.to_bytes(WORD, "little")
+    def _followed(self, leads: Leads, objects: Sequence[_Object], data: bytes) -> Iterator[tuple[int, bytes]]:
+        """(offset in `data`, what is to stand there) of each word that functions wrote into objects, which lie one
+        behind the other in `data`, and that leads into what moves."""
+        starts = list(accumulate((o.size for o in objects), initial=0))
+        for word in leads.seeker.in_bytes(data, 0, aligned=False):
+            number = bisect_right(starts, word.address) - 1
+            o, at = objects[number], word.address - starts[number]
+            if at % WORD or at + WORD > o.size or not any(m.holds(at) for m in o.made):
+                continue
+            lead = leads.of(word.value, "void")
+            if lead.moved is None:
+                raise RefusedError(
+                    f"a function wrote a pointer to {lead} ({lead.depth}) into {o.name}, and nothing says where that "
+                    "is in the new layout",
+                    where=self._target.where,
+                )
+            if lead.moved != word.value:
+                yield word.address, lead.moved.to_bytes(WORD, "little")
 
 
 class _Object(NamedTuple):
@@ -228,13 +235,13 @@ def _told_apart(cargo: Cargo, heap: Sequence[_Object]) -> tuple[_Writes, _Writes
     """The writes to new objects that functions make, cut out of those to other memory."""
     own: _Writes = []
     others: _Writes = []
-    starts = sorted((o.new, o.new + o.size) for o in heap)
+    ranges = sorted((o.new, o.new + o.size) for o in heap)
     for address, before, after in cargo.heap.converted.writes if cargo.heap is not None else ():
         at, end = address, address + len(after)
-        i = bisect_right(starts, (at,)) - 1
-        for start, stop in starts[max(i, 0) :]:
-            if start >= end:
-                break
+        i = max(bisect_right(ranges, (at,)) - 1, 0)
+        while i < len(ranges) and ranges[i][0] < end:
+            start, stop = ranges[i]
+            i += 1
             if stop <= at:
                 continue
             cuts = ((others, at, max(at, start)), (own, max(at, start), min(stop, end)))

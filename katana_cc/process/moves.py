@@ -45,6 +45,10 @@ class Made(NamedTuple):
         index, rest = divmod(offset - self.old, self.old_stride)
         return self.new + index * self.new_stride if not rest and 0 <= index < self.number else None
 
+    def holds(self, offset: int) -> bool:
+        """Whether a byte of the new object lies in a part (or between two, where nothing else does)."""
+        return self.new <= offset < self.new + self.number * self.new_stride
+
     def reversed(self) -> Made:
         """The same on the way back."""
         return Made(
