@@ -23,7 +23,7 @@ from katana_cc.patch.files import read_patch
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
-from katana_cc.report.hooks import failures, hook_lines, hooks_json
+from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
 from katana_cc.report.objects import object_lines, object_preview_lines, objects_json
 from katana_cc.report.summary import clean, edited
@@ -145,12 +145,18 @@ def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
     lines += [f"variable  {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.data]
     for edit in plan.ledger.edits:
         lines.append(f"{edit.kind:9} {edit.address:#x}  {len(edit.expected):6}  {edit.name}")
-    lines += [clean(f"hook      {h.address:#x}  would run {h.kind.words}: {h.name}") for h in plan.ledger.hooks]
+    lines += [
+        clean(f"hook      {h.address:#x}  would run {h.kind.words}: {h.name}")
+        for h in plan.ledger.hooks
+        if not h.kind.makes_objects
+    ]
+    lines += map(clean, handed_lines(plan.ledger.moves))
     lines += [f"the resolver of {p.name} would be called (not now)" for p in plan.resolution.pending]
     if report.seen is not None:
         lines += preview_lines(plan.ledger.moves, report.seen)
         if report.seen.heap is not None:
             lines += object_preview_lines(report.seen.heap, every=every)
+            lines += map(clean, heap_handed_lines(plan.ledger.kinds, report.seen.heap))
     if report.refusal is not None:
         lines += f"refused: {report.refusal.what}".split("\n")
         lines.append(report.refusal.remedy)

@@ -58,7 +58,7 @@ def check_types(diff: Diff) -> None:
             if change.kind is ChangeKind.ENUMERATOR_ADDED:
                 diff.changes.reasons.append(_reason(Code.ENUMERATOR_ADDED, INFO, change, change.text))
             elif not change.harmless:
-                found = between_types(change.type, before, change.type, after, diff.answers)
+                found = between_types(change.type, before, change.type, after, diff.answers, diff.makers)
                 for question in () if isinstance(found, Transformation) else found:
                     text = f"{change.text}; live objects have the old layout: {question.text}"
                     diff.changes.reasons.append(_reason(Code.TYPE_CHANGED, REFUSED, change, text))

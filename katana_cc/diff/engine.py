@@ -17,6 +17,7 @@ from katana_cc.diff.correlate import Correlation, correlate
 from katana_cc.diff.data import compare_constant, compare_variable
 from katana_cc.diff.debug import DebugCache
 from katana_cc.diff.elsewhere import check_types
+from katana_cc.diff.handmade import Maker, find_makers
 from katana_cc.diff.harmless import only_lines_differ
 from katana_cc.diff.hooks import HookRecord, note_hooks, wrappers_of
 from katana_cc.diff.inlining import explain_inlining
@@ -98,6 +99,7 @@ class Diff:
         self.answers = read_answers(store.folder)
         self.lost: set[tuple[int, str]] = set()  # old variables, (unit, qualified name), that `check_storage` refused
         self._changed_types: dict[tuple[int, int], frozenset[str]] = {}
+        self.makers: dict[str, Maker] = {}  # by the key of the type whose objects each makes anew
         self.settled: set[Place] = set()  # variables that are moved, or refused since they cannot be
 
     def view(self, program: Program, unit: int) -> ObjectView:
@@ -136,6 +138,7 @@ class Diff:
         """All changes with their reasons."""
         check_outputs(self)
         check_storage(self)
+        self.makers = find_makers(self)
         find_moves(self)
         for old_unit, new_unit in self.correlation.changed_units:
             self._compare_unit(old_unit, new_unit)

@@ -33,12 +33,14 @@ SECTION: Final = ".katana.hooks"
 # Address within the wrapper (relocated), number of the macro, place in the source, size of the name with its NUL.
 _HEAD: Final = Struct("<QIII")
 _ALIGNMENT: Final = 8
-_WRAPPER: Final = re.compile(r"katana_(before|after|before_revert|after_revert)_hook_(\w+)")
+_WRAPPER: Final = re.compile(r"katana_(before|after|before_revert|after_revert|transform|transform_back)_hook_(\w+)")
 _RUNS: Final = {
     HookKind.BEFORE: "runs before the patch takes effect",
     HookKind.AFTER: "runs once the patch is in effect",
     HookKind.BEFORE_REVERT: "runs before the patch is reverted",
     HookKind.AFTER_REVERT: "runs once the patch is reverted",
+    HookKind.TRANSFORM: "makes live objects anew",
+    HookKind.TRANSFORM_BACK: "makes live objects anew when the patch is reverted",
 }
 _LEFT_OUT: Final = "it is in the build that the patch starts from already, with the same code: it does not run again"
 
@@ -101,6 +103,8 @@ def note_hooks(diff: Diff) -> None:
             diff.changes.reasons.append(Reason(Code.HOOK_UNUSABLE.value, REFUSED, name, "", 0, error.what))
             continue
         for record in records:
+            if record.kind.makes_objects:
+                continue  # `handmade.py` has decided
             _note(diff, old_unit, Place(unit, record.section), record)
     _note_unchanged(diff)
 
@@ -171,7 +175,7 @@ def _note_unchanged(diff: Diff) -> None:
             records = hooks_in(diff.view(diff.new, unit).elf)
         except FormatError:
             continue
-        for r in records:
+        for r in (r for r in records if not r.kind.makes_objects):
             _reason(diff, Code.HOOK_LEFT_OUT, INFO, Place(unit, r.section), r, f"{_RUNS[r.kind]}; {_LEFT_OUT}")
 
 

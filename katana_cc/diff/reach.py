@@ -37,9 +37,10 @@ from katana_cc.dwarf.pointees import Pointee, pointees, signature
 from katana_cc.dwarf.types import TypeLayout, layouts
 from katana_cc.dwarf.uses import holders_of
 from katana_cc.dwarf.variables import CHANGED, Variable, variables
-from katana_cc.transform.between import between_types
+from katana_cc.transform.between import between_types, type_parts_by_hand
+from katana_cc.transform.byhand import Part
 from katana_cc.transform.model import POINTER_SIZE, Copy, Pointer, Repeat, Transformation
-from katana_cc.transform.places import pointer_steps
+from katana_cc.transform.places import pointer_steps, pointers
 
 _MALLOC_ALIGNMENT: Final = 16  # glibc with 64-bit pointers
 
@@ -53,14 +54,15 @@ class Walked:
 
     `types`: by text, how objects of each type on the ways there are made anew, or an identity; `begins`: which other
     one of these an object of it begins with.  `pointed`: the texts of what may lie in such an object or on the way to
-    one: whatever variable points to one of these, is followed.  `others`: the types of all that typed pointers lead to
-    besides, with their pointers and no more: what is of one of these is no object of a changed type, and what its
-    pointers lead to moves with them.
+    one: whatever variable points to one of these, is followed.  `parts`: what functions of the user's make of an
+    object, by its text.  `others`: the types of all that typed pointers lead to besides, with their pointers and no
+    more: what is of one of these is no object of a changed type, and what its pointers lead to moves with them.
     """
 
     types: Mapping[str, Transformation] = field(default_factory=dict)
     begins: Mapping[str, str] = field(default_factory=dict)
     pointed: frozenset[str] = frozenset()
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     others: Mapping[str, Transformation] = field(default_factory=dict)
 
 
@@ -76,6 +78,7 @@ class Reach:
         self._diff = diff
         self._changed = frozenset(changed)
         self._transformations: dict[str, Transformation | str] = {}
+        self._parts: dict[str, tuple[Part, ...]] = {}
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,8 @@ class Reach:
         begins = {text: next((x for x in self._graph.beginning(text) if x in found), "") for text in found}
         others = {text: t for text, t in self._others() if text not in found}
         pointed |= others.keys()
-        return Walked(dict(sorted(found.items())), begins, frozenset(pointed), dict(sorted(others.items())))
+        parts = {text: self._parts[text] for text in found if self._parts.get(text)}
+        return Walked(dict(sorted(found.items())), begins, frozenset(pointed), parts, dict(sorted(others.items())))
 
     def _others(self) -> Iterator[tuple[str, Transformation]]:
         """What typed pointers lead to from variables, as far as it stays as it is."""
@@ -227,6 +231,19 @@ class Reach:
             yield from self._begins_as_any(target)
             yield from self._aligned(target)
         yield from self._left_behind(targets)
+        yield from self._lost_pointers(key)
+
+    def _lost_pointers(self, key: str) -> Iterator[str]:
+        """Pointers in fields that a function of the user's takes over, since it alone knows to what: where they lead to
+        objects that are made anew, these would not be found."""
+        maker, made = self._diff.makers.get(key), self._transformation(key)
+        if maker is None or isinstance(made, str):
+            return
+        same = between_types(key, self._graph.layouts, key, self._graph.layouts)
+        known = {p.old for p in pointers(made)}
+        for p in pointers(same) if isinstance(same, Transformation) else ():
+            if p.old not in known and p.pointee in self._ways(key):
+                yield f"`{p.path}` of {key}, which only {maker.name} takes over, leads to others"
 
     def _begins_as_any(self, key: str) -> Iterator[str]:
         """A union at the start of an object: a pointer to one of its members may be one to the object."""
@@ -275,7 +292,10 @@ class Reach:
             element = self._transformation(known.aggregate)
         else:
             element = Transformation(text, known.size, known.size, (Copy(0, 0, known.size),))
-        return element if isinstance(element, str) else _array(text, known, element)
+        if isinstance(element, str):
+            return element
+        self._parts[text] = _in_array(known, element, self._parts.get(element.name, ()))
+        return _array(text, known, element)
 
     def _transformation(self, key: str) -> Transformation | str:
         found = self._transformations.get(key)
@@ -289,11 +309,15 @@ class Reach:
         sides = list(self._sides(key))
         if not sides:
             return f"nothing tells how {key} is laid out"
-        found = {between_types(key, before, key, after, self._diff.answers) for before, after in sides}
+        makers = self._diff.makers
+        found = {between_types(key, before, key, after, self._diff.answers, makers) for before, after in sides}
         made = found.pop()
         if found:
             return f"{key} is laid out otherwise in several ways"
-        return made if isinstance(made, Transformation) else made[0].text
+        if isinstance(made, Transformation):
+            self._parts[made.name] = type_parts_by_hand(key, *sides[0], makers)
+            return made
+        return made[0].text
 
     def _sides(self, key: str) -> Iterator[tuple[Mapping[str, TypeLayout], Mapping[str, TypeLayout]]]:
         """The layouts of both builds to look a type up in: of each pair of objects that may differ in it, else of any
@@ -324,6 +348,15 @@ def _pointer(text: str, to: str) -> Transformation:
 def _pointers_only(t: Transformation) -> Transformation:
     """An identity without what holds no pointer."""
     return replace(t, steps=tuple(pointer_steps(t.steps)) or (Copy(0, 0, t.old_size),))
+
+
+def _in_array(known: Pointee, element: Transformation, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts of an array, whose elements have these."""
+    count = 1
+    for bound in known.bounds:
+        count *= bound or 1
+    old, new = element.old_size, element.new_size
+    return tuple(p._replace(old=p.old + i * old, new=p.new + i * new) for i in range(count) for p in parts)
 
 
 def _array(text: str, known: Pointee, element: Transformation) -> Transformation:

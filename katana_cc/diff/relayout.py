@@ -21,7 +21,8 @@ from katana_cc.diff.view import Kind
 from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import Reason
-from katana_cc.transform.between import between_variables
+from katana_cc.transform.between import between_variables, parts_by_hand
+from katana_cc.transform.byhand import Part
 from katana_cc.transform.execute import apply
 from katana_cc.transform.inverse import invert
 from katana_cc.transform.model import Dropped, Initial, Repeat, Step, Transformation, nothing_of
@@ -37,12 +38,14 @@ _PAGE = 4096
 class Move(NamedTuple):
     """A variable made anew: the old place, and how the new object comes of the old one.
 
-    `takes_nothing`: it begins as the new build has it, and the old one must still hold what it began with.
+    `takes_nothing`: it begins as the new build has it, and the old one must still hold what it began with.  `parts` are
+    made by functions of the user's.
     """
 
     old: Place
     transformation: Transformation
     takes_nothing: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 # -- variables ---------------------------------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ def _consider(
     if same and not needed and v.aggregate not in diff.changed_types(old_unit, place.unit):
         return
     before, after = diff.debug.layouts(diff.old, old_unit), diff.debug.layouts(diff.new, place.unit)
-    found = between_variables(was, before, v, after, diff.answers)
+    found = between_variables(was, before, v, after, diff.answers, diff.makers)
     stays = isinstance(found, Transformation) and found.is_identity and not needed
     if not stays:
         diff.settled.add(place)
@@ -136,14 +139,17 @@ def _consider(
             "or later)"
         )
         diff.reason(Code.DATA_EXPORTED, NEEDS, place, text)
-    diff.changes.moved[place] = Move(old_place, _taking_nothing(found) if why else found, bool(why))
+    parts = () if why else parts_by_hand(was, before, v, after, diff.makers)
+    diff.changes.moved[place] = Move(old_place, _taking_nothing(found) if why else found, bool(why), parts)
     diff.comparison.moved[place] = old_place, found  # code knows where fields lie, not what they hold
     diff.changes.recreated.add(place)
     if why:
         text = f"{v.qualified} {_how(found, needed)}, and {why}; it is made anew as the new build has it, which is "
         _note(diff, Code.TABLE_TAKEN_OVER, INFO, v, text + "right if nothing has written to it (or it is refused)")
         return
+    makers = ", ".join(dict.fromkeys(diff.makers[p.key].name for p in parts))
     text = f"{v.qualified} {_how(found, needed)}: it is made anew, and its live value carried over"
+    text += f" by {makers}" if makers else ""
     _note(diff, Code.DATA_TRANSFORMED, INFO, v, text)
 
 

@@ -9,6 +9,7 @@ sections of our own, none of which is SHF_ALLOC:
     .katana.parts       further ranges of the replaced functions (.cold)
     .katana.edits       data edits; old and new contents through relocations against section symbols
     .katana.reliances   which old function relies on which other one that is replaced
+    .katana.handed      which parts of live objects functions of the user's make
     .katana.hooks       functions of the user's that run before and after, through relocations
     .katana.symbols     the order of the symbols before ELF wanted the local ones first
     .katana.strings     names that the tables use

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote_to_bytes
 
 from katana_cc.cpu.choice import SUPPORTED, unsupported
@@ -18,6 +18,7 @@ from katana_cc.patch.layout import (
     EDIT,
     EXPECTED_AT,
     FUNCTION,
+    HANDED,
     HOOK,
     LINKER_TYPES,
     MACHINES,
@@ -41,6 +42,7 @@ from katana_cc.patch.model import (
     Basis,
     DataEdit,
     DataTransform,
+    Handed,
     Hook,
     HookKind,
     Identity,
@@ -233,13 +235,20 @@ class _Reader:
             raise FormatError(f"{section.name}: symbol {min(unknown)}, which is not carried")
         tables = [s for s in self.elf.sections if s.name == FRAMES]
         frames = self.elf.contents(self._only(FRAMES)) if tables else None
-        return read(
+        found = read(
             raw,
             self._table("fields")[1],
             frames,
             lambda offset: self._name(strings, offset),
             {at: po_symbol[number] for at, number in pointers.items()},
         )
+        handed: dict[int, list[Handed]] = {}
+        for number, hook, back, zero, *rest in HANDED.iter_unpack(self._table("handed")[1]):
+            _zero(zero)
+            handed.setdefault(number, []).append(Handed(hook, back, *rest))
+        if any(number >= len(found) for number in handed):
+            raise FormatError(f"{PREFIX}handed speaks of a transformation that is not there")
+        return tuple(replace(d, handed=tuple(handed.get(n, ()))) for n, d in enumerate(found))
 
     def _hooks(self, po_symbol: dict[int, int]) -> tuple[Hook, ...]:
         strings = self._table("strings")[1]

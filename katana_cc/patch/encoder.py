@@ -18,6 +18,7 @@ from katana_cc.patch.layout import (
     EDIT,
     EXPECTED_AT,
     FUNCTION,
+    HANDED,
     HOOK,
     MACHINES,
     NEW_AT,
@@ -57,6 +58,7 @@ def encode(po: PatchObject) -> bytes:
             _edits(po, strings, section_symbols),
             _reliances(po, strings),
             *transforms.written(po, lambda text: _name(strings, text)),
+            _handed(po),
             _hooks(po, strings),
             _table("symbols", order, 4, 4),
             # From here on no name is added.
@@ -107,6 +109,13 @@ def _edits(po: PatchObject, strings: StringTable, section_symbols: dict[int, int
 def _reliances(po: PatchObject, strings: StringTable) -> NewSection:
     entries = b"".join(RELIANCE.pack(r.caller, r.callee, r.basis, _name(strings, r.through)) for r in po.reliances)
     return _table("reliances", entries, RELIANCE.size, 4)
+
+
+def _handed(po: PatchObject) -> NewSection:
+    entries = b"".join(
+        HANDED.pack(number, h.hook, h.back, 0, *h[2:]) for number, d in enumerate(po.transforms) for h in d.handed
+    )
+    return _table("handed", entries, HANDED.size)
 
 
 def _hooks(po: PatchObject, strings: StringTable) -> NewSection:

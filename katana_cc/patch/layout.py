@@ -9,7 +9,7 @@ from typing import Final
 from katana_cc.cpu.choice import SUPPORTED, of
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError
-from katana_cc.patch.model import FORMAT_VERSION, PatchObject, Verdict
+from katana_cc.patch.model import FORMAT_VERSION, HookKind, PatchObject, Verdict
 from katana_cc.transform.rules import broken
 from katana_cc.transform.tables import SECTION
 
@@ -19,7 +19,8 @@ PREFIX: Final = ".katana."
 TABLES: Final = tuple(
     PREFIX + n
     for n in (
-        "functions", "parts", "edits", "reliances", "transforms", "fields", "hooks", "symbols", "strings", "reasons",
+        "functions", "parts", "edits", "reliances", "transforms", "fields", "handed", "hooks", "symbols", "strings",
+        "reasons",
     )
 )  # fmt: skip
 
@@ -27,7 +28,7 @@ NOTE_HEAD: Final = struct.Struct("<III")  # n_namesz, n_descsz, n_type
 NOTE_AT: Final = 64  # straight after the ELF header
 NOTE_MARK: Final = b"Katana patch "
 MARK_AT: Final = NOTE_AT + NOTE_HEAD.size
-DIGEST_AT: Final = MARK_AT + len(b"Katana patch 5 ")
+DIGEST_AT: Final = MARK_AT + len(b"Katana patch 6 ")
 DIGEST_SIZE: Final = 32  # hex digits
 UNQUOTED: Final = "/:@+,=~"  # beside letters, digits, "_.-"
 FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated), name, 0, SHA-256
@@ -36,6 +37,7 @@ EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both re
 RELIANCE: Final = struct.Struct("<IIII")  # caller, callee, basis, name of the function in between
 TRANSFORM: Final = struct.Struct("<QQQIIII")  # address, new (relocated), old size, name, kind, fields, type
 FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer points to
+HANDED: Final = struct.Struct("<IIiIQQQQQ")  # transformation, hook, back or -1, 0, old, new, count, strides
 HOOK: Final = struct.Struct("<QIIII")  # function (relocated), kind, name, 0, 0
 NEW_AT, EXPECTED_AT, REPLACEMENT_AT, TRANSFORM_NEW_AT = 16, 8, 16, 8
 MACHINES: Final = {machine: of(machine).name for machine in SUPPORTED}
@@ -119,6 +121,18 @@ def validate(po: PatchObject) -> None:
         need(d.address is None or d.address > 0, f"transformation of {t.name}: no address")
         need(not (t.type if d.is_type else d.begins), f"transformation of {t.name}: what a type or a variable has not")
         need(d.symbol is None or 0 <= d.symbol < symbols, f"transformation of {t.name}: no symbol {d.symbol}")
+    hooks = range(len(po.hooks))
+    for d in po.transforms:
+        for each in d.handed:
+            name, t = d.transformation.name, d.transformation
+            need(each.hook in hooks and po.hooks[each.hook].kind is HookKind.TRANSFORM, f"{name}: handed to no hook")
+            known = each.back == -1 or (each.back in hooks and po.hooks[each.back].kind is HookKind.TRANSFORM_BACK)
+            need(known, f"{name}: handed back to no hook")
+            need(each.number > 0 and min(each[2:]) >= 0, f"{name}: handed in no number")
+            for start, stride, size in (
+                (each.old, each.old_stride, t.old_size), (each.new, each.new_stride, t.new_size)
+            ):  # fmt: skip
+                need(start + (each.number - 1) * stride < size, f"{name}: handed beyond its end")
     for h in po.hooks:
         need(bool(h.name), "a hook without a name")
         need(0 <= h.symbol < symbols and po.symbols[h.symbol].section is not None, f"hook {h.name}: no symbol of ours")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 from katana_cc.transform.model import Transformation
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -131,6 +132,20 @@ class Reliance:
     through: str = ""
 
 
+class Handed(NamedTuple):
+    """Parts of an object that a function of the user's makes anew: `number` of them from byte `old` of the old object
+    on, `old_stride` apart, and from byte `new` of the new one on.  `hook` and `back` index `PatchObject.hooks`: the
+    function, and the one for the way back, -1 where there is none."""
+
+    hook: int
+    back: int
+    old: int
+    new: int
+    number: int
+    old_stride: int
+    new_stride: int
+
+
 @dataclass(frozen=True, slots=True)
 class DataTransform:
     """Live data that gets a new layout, or that holds pointers to such data.
@@ -143,13 +158,15 @@ class DataTransform:
     pointers to it have (`struct conn`; `struct conn *` for what a `struct conn **` leads to; `struct conn[4]`).  It is
     an identity where its objects stay as they are and only lead on to others.  `begins`: the name of the type among
     these that an object of it begins with (its first field or base, however deep), "" if there is none: a pointer to
-    that may lead to the whole.
+    that may lead to the whole.  `handed` are the parts of it that functions of the user's make; what the transformation
+    says of them is what they begin as.
     """
 
     transformation: Transformation
     address: int | None = None
     symbol: int | None = None
     begins: str = ""
+    handed: tuple[Handed, ...] = ()
 
     @property
     def is_type(self) -> bool:
@@ -164,6 +181,13 @@ class HookKind(IntEnum):
     AFTER = 2
     BEFORE_REVERT = 3
     AFTER_REVERT = 4
+    TRANSFORM = 5
+    TRANSFORM_BACK = 6
+
+    @property
+    def makes_objects(self) -> bool:
+        """Whether it makes live objects anew, and is called for each."""
+        return self in (HookKind.TRANSFORM, HookKind.TRANSFORM_BACK)
 
     @property
     def words(self) -> str:
@@ -176,14 +200,17 @@ _WHEN = {
     HookKind.AFTER: "after",
     HookKind.BEFORE_REVERT: "before the revert",
     HookKind.AFTER_REVERT: "after the revert",
+    HookKind.TRANSFORM: "for live objects",
+    HookKind.TRANSFORM_BACK: "for live objects on the way back",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A function of the user's that runs when the patch is applied or reverted.  `name` is what he calls it, `symbol`
-    indexes `PatchObject.symbols`: the function of the patch to call, which takes nothing and returns an int, 0 when all
-    is well."""
+    indexes `PatchObject.symbols`: the function of the patch to call, which returns an int, 0 when all is well.  It
+    takes nothing; or, where it makes objects, the addresses of the addresses of `count` old ones and of new ones,
+    `count`, and where it keeps how many are done."""
 
     kind: HookKind
     name: str

@@ -11,7 +11,7 @@ which pointers they hold (`katana_cc.diff.reach`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from katana_cc.diff.engine import Diff
 from katana_cc.diff.program import Place
@@ -23,8 +23,9 @@ from katana_cc.dwarf.variables import variables
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 from katana_cc.patch.carrying import Carrier
-from katana_cc.patch.model import DataTransform, PatchSymbol
+from katana_cc.patch.model import DataTransform, Handed, PatchSymbol
 from katana_cc.transform.between import between_variables
+from katana_cc.transform.byhand import Part
 from katana_cc.transform.model import Transformation
 from katana_cc.transform.places import pointers
 
@@ -37,13 +38,23 @@ def moved(carrier: Carrier) -> Iterator[DataTransform]:
         named = carrier.view(place).symbols_in.get(place.section, ())
         s = next(s for s in named if s.type == c.STT_OBJECT and s.value == 0)
         symbol = carrier.symbol(PatchSymbol(s.name, c.STB_LOCAL, s.type, number, s.value, s.size))
-        yield DataTransform(move.transformation, address, symbol)
+        yield DataTransform(move.transformation, address, symbol, handed=tuple(_handed(carrier.diff, move.parts)))
+
+
+def _handed(diff: Diff, parts: Iterable[Part]) -> Iterator[Handed]:
+    """The parts of an object that functions of the user's make."""
+    numbers = {place: n for n, place in enumerate(diff.changes.hooks)}
+    for p in parts:
+        maker = diff.makers[p.key]
+        back = numbers[maker.back] if maker.back is not None else -1
+        yield Handed(numbers[maker.forth], back, p.old, p.new, p.number, p.old_stride, p.new_stride)
 
 
 def types(diff: Diff) -> Iterator[DataTransform]:
     """The types whose objects are found by following typed pointers, those on the way among them."""
     walked = diff.changes.walked
-    yield from (DataTransform(t, begins=walked.begins[text]) for text, t in walked.types.items())
+    for text, t in walked.types.items():
+        yield DataTransform(t, begins=walked.begins[text], handed=tuple(_handed(diff, walked.parts.get(text, ()))))
     yield from (DataTransform(t) for t in walked.others.values())
 
 

@@ -28,6 +28,7 @@ from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import forth
+from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
@@ -95,6 +96,7 @@ class _Work:
     hooks: tuple[HookRun, ...] = ()
     may_have_escaped: bool = False  # a hook ran: something may lead into the mapping
     is_reset: bool = False
+    hook_timeout: float = DEFAULT_TIMEOUT
 
 
 def apply_patch(
@@ -262,6 +264,7 @@ def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float)
     # From here on only bytes of functions and data are exchanged.
     for work in works:
         if not work.plan.is_applied:
+            work.hook_timeout = hook_timeout
             work.report = _commit(work, wait)
     for work in works:
         _clear_up(work, wait)
@@ -332,7 +335,12 @@ def _commit(work: _Work, wait: float) -> CommitReport:
             data = plan.data_part()
             resets = (data,) if data and not work.is_reset else ()
     steps = Step.BEGIN_COMMIT, Step.END_COMMIT
-    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work))
+    handover = None
+    kinds = {k.name: k.made for k in plan.ledger.kinds}
+    if any(m.made for m in plan.ledger.moves) or any(kinds.values()):
+        handover = Handover(target, plan.ledger, kinds, work.hook_timeout)
+        work.may_have_escaped = True
+    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover)
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

@@ -84,10 +84,11 @@ class Cargo:
 
     `objects`: (address, bytes) of whole objects to write; `words`: (address, bytes there now, bytes to write);
     `registers`: what each is to hold.  `live`: what each passage's object holds, in their order.  `followed`: what was
-    rewritten, by its type or because somebody said so; `strays`: what is not.  `lost`: sentences, of values that cannot
-    be carried over; `broken`: sentences, of typed pointers that lead nowhere then; `dropped`: (variable, sentence) of
-    values whose field the new build does not have.  `discardable`: the variables that would have to lose such values,
-    where that is all that is lost.  `heap`: what comes of objects on the heap, None where none is looked for.
+    rewritten, by its type or because somebody said so; `strays`: what is not.  `lost`: sentences, of values that
+    cannot be carried over; `broken`: sentences, of typed pointers that lead nowhere then; `dropped`: (variable,
+    sentence) of values whose field the new build does not have.  `discardable`: the variables that would have to lose
+    such values, where that is all that is lost.  `heap`: what comes of objects on the heap, None where none is looked
+    for; `leads` tells where words lead, into these too.
     """
 
     objects: tuple[tuple[int, bytes], ...]
@@ -101,6 +102,7 @@ class Cargo:
     dropped: tuple[tuple[str, str], ...]
     discardable: tuple[str, ...]
     heap: ObjectCargo | None = None
+    leads: Leads | None = None
 
 
 def look(
@@ -203,6 +205,7 @@ def look(
         tuple(dropped),
         discardable,
         sight.cargo if sight is not None else None,
+        leads,
     )
 
 
@@ -272,6 +275,8 @@ def _losses(carry: Carry, live: Sequence[bytes]) -> tuple[list[str], list[tuple[
     kinds: dict[str, set[LossKind]] = {}
     for p, content in zip(carry.passages, live, strict=True):
         for loss in _lost(p.transformation, content, p.usual) if not p.stays else ():
+            if loss.kind is LossKind.DROPPED and p.made:
+                continue
             if loss.kind is LossKind.DROPPED and p.may_drop:
                 dropped.append((p.name, loss.text))
             else:

@@ -25,6 +25,7 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Activity, Finder, Guard, describe
 from katana_cc.process.carry import Cargo, Carry
+from katana_cc.process.handover import Handover
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
@@ -50,7 +51,8 @@ class Commit:
     """What to do in the stop.
 
     `snapshot`: (address, bytes) that must still be there.  `resets`: (address, bytes) written before the edits, without
-    comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move.
+    comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
+    `handover`: what calls functions of the program's that make some of them.
     """
 
     ledger_base: int
@@ -62,6 +64,7 @@ class Commit:
     edits: tuple[MemoryEdit, ...]
     resets: tuple[tuple[int, bytes], ...] = ()
     carry: Carry | None = None
+    handover: Handover | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ def _try(
                             _compare(target, commit, bulk)
                             if commit.carry is not None and rehearsal is not None:
                                 cargo = _cargo(commit.carry, rehearsal, threads)
+                                if commit.handover is not None:
+                                    cargo = commit.handover.made(threads, commit.carry, cargo)
                             _write(target, commit, threads, cargo)
                     finally:
                         # Also where it is refused: the program must not notice.

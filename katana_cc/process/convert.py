@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
@@ -77,8 +77,10 @@ class Imagined:
         return range(1 << 60, 1 << 61, 16 + (size + 15 & -16))
 
 
-def place(reached: Reached, spare: Supply) -> Placement:
-    """Decide for each object of a type that is transformed where it goes."""
+def place(reached: Reached, spare: Supply, apart: Collection[str] = ()) -> Placement:
+    """Decide for each object of a type that is transformed where it goes; of the types `apart` never to its own
+    block."""
+    stays = [t.name not in apart for t in reached.types]
     sizes = [None if t.is_identity else t.new_size for t in reached.types]
     objects = sorted((f for f in reached.objects if sizes[f.type] is not None), key=_ADDRESS)
     news: list[int] = []
@@ -87,7 +89,7 @@ def place(reached: Reached, spare: Supply) -> Placement:
     for f in objects:
         one = sizes[f.type] or 1
         size = f.elements * one
-        if f.size // one == f.elements:
+        if f.size // one == f.elements and stays[f.type]:
             news.append(f.address)
             continue
         blocks = spare.get(size) or ()
@@ -234,7 +236,7 @@ def make(
             made.groups.append(Group(kind, found, news, old, bytes(new)))
             losing = _Losses(kind, found, old)
             made.lost.extend(losing.lost)
-            made.dropped.extend(losing.dropped)
+            made.dropped.extend(() if kind.made else losing.dropped)
             if losing.lost:
                 made.losing.append((losing.name, losing.is_discardable))
     return made

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from katana_cc.process.moves import Move
+from katana_cc.process.moves import Made, Move
 from katana_cc.process.words import WORD, Seeker, Word
 from katana_cc.transform.destinations import Destinations
 from katana_cc.transform.inverse import invert
@@ -32,7 +32,8 @@ class Passage:
 
     `transformation` is that of the direction.  `initial`: what the object begins as at its destination; None: what is
     there.  `usual`: what the object at its source began as; None: not known.  `may_drop`: a field without a successor
-    may hold a value.
+    may hold a value.  `made` are the parts that functions of the program's make at the destination: what becomes of a
+    field there is theirs to decide.
     """
 
     transformation: Transformation
@@ -42,6 +43,7 @@ class Passage:
     usual: bytes | None
     is_followed: bool
     may_drop: bool
+    made: tuple[Made, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Passage:
 
 def forth(moves: Iterable[Move]) -> tuple[Passage, ...]:
     """The passages of applying a patch."""
-    return tuple(Passage(m.transformation, m.old, m.new, m.begun, None, m.is_followed, True) for m in moves)
+    return tuple(Passage(m.transformation, m.old, m.new, m.begun, None, m.is_followed, True, m.made) for m in moves)
 
 
 def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterable[str] = ()) -> tuple[Passage, ...]:
@@ -73,9 +75,21 @@ def back(moves: Iterable[Move], followed: Iterable[str] = (), discarded: Iterabl
     `discarded` those of which fields may be lost that only the new build has."""
     more, less = frozenset(followed), frozenset(discarded)
     return tuple(
-        Passage(invert(m.transformation), m.new, m.old, None, m.begun, m.is_followed or m.name in more, m.name in less)
+        Passage(
+            invert(m.transformation),
+            m.new,
+            m.old,
+            None,
+            m.begun,
+            m.is_followed or m.name in more,
+            m.name in less or (bool(m.made) and all(made.back for made in m.made)),
+            tuple(made.reversed() for made in m.made if made.back),
+        )
         for m in moves
     )
+
+
+_WHOLE = ("struct ", "union ", "void")  # how a pointee is called that may be all of what a function makes
 
 
 class Lead(NamedTuple):
@@ -121,6 +135,8 @@ class Leads:
             passage = self._moving[number]
             offset = value - passage.source
             at = self._destinations[number].of(offset, pointee)
+            if at is None and pointee.startswith(_WHOLE):
+                at = next((new for m in passage.made if (new := m.at(offset)) is not None), None)
             lead = Lead(passage, offset, None if at is None else passage.destination + at)
             self._known[value, pointee] = lead
         return lead

@@ -16,9 +16,10 @@ of the patch (a thread, a handler).
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,8 +30,7 @@ from katana_cc.process.calling import Caller, Calls
 from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import HookEntry, Ledger
 from katana_cc.process.link import PAGE
-from katana_cc.process.maps import MemoryMap
-from katana_cc.process.remote import Returned
+from katana_cc.process.remote import RemoteThread, Returned
 from katana_cc.process.target import Target, read_map
 
 DEFAULT_TIMEOUT: Final = 5.0
@@ -91,14 +91,12 @@ def refuse_failed(target: Target, runs: Sequence[HookRun], unchanged: str) -> No
             raise HookError(f"the hook {run.name} {run.failure}", where=target.where, remedy=unchanged)
 
 
-class _Runner:
-    def __init__(self, target: Target, ledger: Ledger, wait: float, timeout: float) -> None:
+class HookJudge:
+    """What is common to all calls of the program's functions: how they ended, and where they may be left."""
+
+    def __init__(self, target: Target, ledger: Ledger, linker: Linker) -> None:
         self._target = target
         self._ledger = ledger
-        self._wait = wait
-        self._timeout = timeout
-        self._caller = Caller(target)
-        linker = Linker.of(target.memory, target.modules)
         self._errno = linker.first("__errno_location")
         loader = target.auxiliary(_AT_BASE)
         marks = [linker.first("__libc_start_main"), linker.first("malloc"), loader or None]
@@ -106,27 +104,22 @@ class _Runner:
         program = target.program_module()  # which holds the C library of a static program
         self._careful = [m for m in (modules[0] or program, *modules[1:]) if m is not None]
 
-    def run(self, entry: HookEntry) -> HookRun:
-        found: list[HookRun] = []
+    @contextlib.contextmanager
+    def errno_kept(self, remote: RemoteThread, stack_end: int) -> Iterator[None]:
+        """Keep `errno` of the thread that calls."""
+        if self._errno is None:
+            yield
+            return
+        errno = remote.call(self._errno, "__errno_location", stack_end)
+        kept = self._target.memory.read(errno, 4)
+        try:
+            yield
+        finally:
+            self._target.memory.write(errno, kept)
 
-        def work(calls: Calls) -> None:
-            calls.remote.syscall(cpu.SYS_MPROTECT, calls.stack, PAGE, 0)  # what overflows it shall fault
-            errno = calls.call(self._errno, "__errno_location") if self._errno is not None else 0
-            kept = self._target.memory.read(errno, 4) if errno else b""
-            end = calls.stack + calls.size
-            returned = calls.remote.attempt(entry.address, end, (), self._timeout, self._is_clear, _GRACE)
-            if errno:
-                self._target.memory.write(errno, kept)
-            result, failure = self._judged(entry, returned)
-            found.append(HookRun(entry.kind, entry.name, result, failure, 0.0))
-
-        pause_us = self._caller.run(self._wait, work, STACK_SIZE).pause_us
-        run = found[0]
-        return HookRun(run.kind, run.name, run.result, run.failure, pause_us)
-
-    def _is_clear(self, words: Sequence[int], end: int) -> bool:
-        """Whether a hook may be left where it is: nothing of the C library is on its stack, or it waits for the
-        world."""
+    def is_clear(self, words: Sequence[int], end: int) -> bool:
+        """Whether a hook may be left where it is: nothing of the C library is on its stack, which ends at `end`, or it
+        waits for the world."""
         if cpu.waits_outside(words, self._target.memory.read):
             return True
         pointer = words[cpu.SP]
@@ -134,9 +127,8 @@ class _Runner:
         places = [words[cpu.PC], *(w for (w,) in struct.iter_unpack("<Q", stack[: len(stack) & -8]))]
         return not any(m.holds(address) for m in self._careful for address in places)
 
-    def _judged(self, entry: HookEntry, returned: Returned) -> tuple[int | None, str]:
-        """What a hook returned, and why it failed."""
-        when = entry.kind.words
+    def judged(self, when: str, returned: Returned, timeout: float) -> tuple[int | None, str]:
+        """What a function returned, and why it failed, "" when it did not."""
         if returned.result is not None:
             (result,) = struct.unpack("<i", struct.pack("<I", returned.result & 0xFFFFFFFF))
             if result == _THREW:
@@ -146,7 +138,7 @@ class _Runner:
         if returned.signal:
             text = f"({when}) was ended by {_signal_name(returned.signal)} {place}"
         else:
-            text = f"({when}) did not return within {self._timeout:g} s, and was left {place}"
+            text = f"({when}) did not return within {timeout:g} s, and was left {place}"
         if returned.is_clear:
             return None, text
         return None, f"{text}, where it may hold a lock of the C library: if the process hangs, restart it"
@@ -158,9 +150,29 @@ class _Runner:
         module = next((m for m in self._target.modules if m.holds(address)), None)
         if module is not None:
             return f"in {module.path}"
-        regions: MemoryMap = read_map(self._target.pid)
-        region = regions.at(address)
+        region = read_map(self._target.pid).at(address)
         return f"in {region.path}" if region is not None and region.path else f"at {address:#x}"
+
+
+class _Runner:
+    def __init__(self, target: Target, ledger: Ledger, wait: float, timeout: float) -> None:
+        self._wait = wait
+        self._timeout = timeout
+        self._caller = Caller(target)
+        self._judge = HookJudge(target, ledger, Linker.of(target.memory, target.modules))
+
+    def run(self, entry: HookEntry) -> HookRun:
+        found: list[tuple[int | None, str]] = []
+
+        def work(calls: Calls) -> None:
+            remote, end = calls.remote, calls.stack + calls.size
+            remote.syscall(cpu.SYS_MPROTECT, calls.stack, PAGE, 0)  # what overflows it shall fault
+            with self._judge.errno_kept(remote, end):
+                returned = remote.attempt(entry.address, end, (), self._timeout, self._judge.is_clear, _GRACE)
+            found.append(self._judge.judged(entry.kind.words, returned, self._timeout))
+
+        pause_us = self._caller.run(self._wait, work, STACK_SIZE).pause_us
+        return HookRun(entry.kind, entry.name, *found[0], pause_us)
 
 
 def _signal_name(number: int) -> str:

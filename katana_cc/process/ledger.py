@@ -15,12 +15,21 @@ from typing import Final
 from katana_cc.errors import TargetError
 from katana_cc.patch.model import HookKind
 from katana_cc.process.memory import Reader
-from katana_cc.process.moves import Kind, Move, packed, packed_kinds, unpacked, unpacked_kinds
+from katana_cc.process.moves import (
+    Kind,
+    Move,
+    packed,
+    packed_kinds,
+    packed_made,
+    unpacked,
+    unpacked_kinds,
+    unpacked_made,
+)
 from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 6
+VERSION: Final = 7
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -176,6 +185,8 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
     yield struct.pack("<I", len(ledger.hooks))
     for hook in ledger.hooks:
         yield struct.pack("<IQ", hook.kind, hook.address) + text(hook.name)
+    yield from packed_made(ledger.moves)
+    yield from packed_made(ledger.kinds)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -222,12 +233,19 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         edits.append(MemoryEdit(cursor.text(), address, cursor.block(), cursor.block(), *kind))
     old, new, variables = (tuple(_range(cursor) for _ in range(cursor.count())) for _ in range(3))
     registrations = [Registration(*cursor.take("<QQQQ")) for _ in range(cursor.count() if version > 1 else 0)]
+    moves = unpacked(cursor) if version > 3 else ()
+    kinds = unpacked_kinds(cursor) if version > 4 else ()
+    hooks = tuple(_hook(cursor) for _ in range(cursor.count() if version > 5 else 0))
+    if version > 6:
+        made = unpacked_made(len(moves), cursor)
+        moves = tuple(replace(m, made=rows) for m, rows in zip(moves, made, strict=True))
+        made = unpacked_made(len(kinds), cursor)
+        kinds = tuple(replace(k, made=rows) for k, rows in zip(kinds, made, strict=True))
     return Ledger(
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
-        tuple(registrations), version > 1 and bool(registered), unpacked(cursor) if version > 3 else (),
-        unpacked_kinds(cursor) if version > 4 else (),
-        tuple(_hook(cursor) for _ in range(cursor.count() if version > 5 else 0)),
+        tuple(registrations), version > 1 and bool(registered), moves,
+        kinds, hooks,
     )  # fmt: skip
 
 

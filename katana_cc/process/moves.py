@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
@@ -25,13 +25,53 @@ from katana_cc.transform.tables import Label, encode, labelled, labels
 _FOLLOWED, _ALL = 1, 2  # flags on disk, append-only
 
 
+class Made(NamedTuple):
+    """`number` parts of an object that a function of the program's makes.  `name` and `back_name` are what its authors
+    call it and the one for the way back, `function` and `back` their addresses (0: there is none); the parts lie as of
+    `katana_cc.patch.model.Handed`."""
+
+    name: str
+    back_name: str
+    function: int
+    back: int
+    old: int
+    new: int
+    number: int
+    old_stride: int
+    new_stride: int
+
+    def at(self, offset: int) -> int | None:
+        """Where the part that begins at a byte of the old object begins in the new one; None where none does."""
+        index, rest = divmod(offset - self.old, self.old_stride)
+        return self.new + index * self.new_stride if not rest and 0 <= index < self.number else None
+
+    def holds(self, offset: int) -> bool:
+        """Whether a byte of the new object lies in a part (or between two, where nothing else does)."""
+        return self.new <= offset < self.new + self.number * self.new_stride
+
+    def reversed(self) -> Made:
+        """The same on the way back."""
+        return Made(
+            self.back_name,
+            self.name,
+            self.back,
+            self.function,
+            self.new,
+            self.old,
+            self.number,
+            self.new_stride,
+            self.old_stride,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """A variable of the target that gets a new layout at a new place, or one that stays and holds pointers.
 
     `old`, `new`: addresses in the target, equal for one that stays.  `initial`: what the new object begins as; empty:
     zeros (a large array shall not be in the ledger), and of one that stays.  `is_followed`: words that lead to it are
-    taken for pointers, whatever else they may be (`--follow`).
+    taken for pointers, whatever else they may be (`--follow`).  `made` are the parts of the new object that functions
+    of the program's make.
     """
 
     transformation: Transformation
@@ -39,6 +79,7 @@ class Move:
     new: int
     initial: bytes = b""
     is_followed: bool = False
+    made: tuple[Made, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,13 +101,14 @@ class Move:
 class Kind:
     """A type whose objects are walked, in the direction of the patch.  `begins`: the name of the type that it begins
     with; `is_followed`, `may_drop`: as of a `Passage`; `is_all`: what the walk reaches is all there is, whatever the
-    heap looks like (`--only-reached`)."""
+    heap looks like (`--only-reached`); `made` are the parts of a new object that functions of the program's make."""
 
     transformation: Transformation
     begins: str = ""
     is_followed: bool = False
     may_drop: bool = True
     is_all: bool = False
+    made: tuple[Made, ...] = ()
 
     @property
     def name(self) -> str:
@@ -116,9 +158,35 @@ def _move(
     is_zero = section.type == c.SHT_NOBITS
     if layout is None or linked is None or symbol.section is None:
         # An address that no old object has: sizes must not depend on it.
-        return Move(t, old, 0, b"" if is_zero else bytes(t.new_size), is_followed)
+        unplaced = _made(po, d, 0, None)
+        return Move(t, old, 0, b"" if is_zero else bytes(t.new_size), is_followed, unplaced)
     at = layout.sections[symbol.section] + symbol.value
-    return Move(t, old, base + at, b"" if is_zero else linked.image[at : at + t.new_size], is_followed)
+    return Move(
+        t,
+        old,
+        base + at,
+        b"" if is_zero else linked.image[at : at + t.new_size],
+        is_followed,
+        _made(po, d, base, layout),
+    )
+
+
+def entry(po: PatchObject, symbol: int, layout: Layout | None, base: int) -> int:
+    """Where a function of the patch lies; 0 while that is not known."""
+    meant = po.symbols[symbol]
+    if layout is None or meant.section is None:
+        return 0
+    return base + layout.sections[meant.section] + meant.value
+
+
+def _made(po: PatchObject, d: DataTransform, base: int, layout: Layout | None) -> tuple[Made, ...]:
+    made = []
+    for h in d.handed:
+        hook = po.hooks[h.hook]
+        back = po.hooks[h.back] if h.back >= 0 else None
+        at = entry(po, hook.symbol, layout, base), entry(po, back.symbol, layout, base) if back is not None else 0
+        made.append(Made(hook.name, back.name if back is not None else "", *at, *h[2:]))
+    return tuple(made)
 
 
 def followed_by(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
@@ -147,7 +215,14 @@ def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
     named = {option: {g.value for g in granted if g.option is option} for option in Option}
     refuse_unknown(named[Option.ONLY_REACHED], _changed(po), po.identity.output, Option.ONLY_REACHED)
     found = [
-        Kind(t, d.begins, t.name in named[Option.FOLLOW], True, t.name in named[Option.ONLY_REACHED])
+        Kind(
+            t,
+            d.begins,
+            t.name in named[Option.FOLLOW],
+            True,
+            t.name in named[Option.ONLY_REACHED],
+            _made(po, d, 0, None),
+        )
         for d in po.transforms
         if d.is_type and (t := d.transformation).name not in named[Option.ONLY_STATIC]
     ]
@@ -168,11 +243,18 @@ def kinds_back(
             invert(k.transformation),
             k.begins if Destinations(k.transformation).of(0, k.begins) == 0 else "",
             k.is_followed or k.name in followed,
-            k.name in discarded,
+            k.name in discarded or (bool(k.made) and all(made.back for made in k.made)),
             k.is_all or k.name in complete,
+            tuple(made.reversed() for made in k.made if made.back),
         )
         for k in kinds
     )
+
+
+def with_functions(po: PatchObject, kinds: Iterable[Kind], base: int, layout: Layout) -> tuple[Kind, ...]:
+    """The same, with the addresses of what makes their objects."""
+    known = {d.transformation.name: d for d in po.transforms if d.is_type}
+    return tuple(replace(k, made=_made(po, known[k.name], base, layout)) if k.made else k for k in kinds)
 
 
 DISCARD: Final = "--discard"  # of `katana revert`
@@ -214,6 +296,24 @@ def packed_kinds(kinds: Sequence[Kind]) -> Iterator[bytes]:
         yield struct.pack("<I", len(found))
         for label in found:
             yield b"".join(text(each) for each in label)
+
+
+def packed_made(of: Sequence[Move] | Sequence[Kind]) -> Iterator[bytes]:
+    """What functions of the program's make of the moves, or of objects of the types."""
+    every: list[tuple[Made, ...]] = [each.made for each in of]
+    rows = [(n, row) for n, made in enumerate(every) for row in made]
+    yield struct.pack("<I", len(rows))
+    for n, row in rows:
+        yield struct.pack("<I7Q", n, *row[2:]) + text(row.name) + text(row.back_name)
+
+
+def unpacked_made(count: int, cursor: Cursor) -> list[tuple[Made, ...]]:
+    """The reverse: of each of `count` moves or types."""
+    rows: dict[int, list[Made]] = {}
+    for _ in range(cursor.count()):
+        n, *numbers = cursor.take("<I7Q")
+        rows.setdefault(n, []).append(Made(cursor.text(), cursor.text(), *numbers))
+    return [tuple(rows.get(n, ())) for n in range(count)]
 
 
 def unpacked_kinds(cursor: Cursor) -> tuple[Kind, ...]:

@@ -144,7 +144,7 @@ class Objects:
             raise self._unsteady(str(error), is_stopped) from None
         known = {k.name: k for k in self.kinds}
         kinds = [known[t.name] for t in reached.types]
-        placement = place(reached, self.spare if is_stopped else Imagined())
+        placement = place(reached, self.spare if is_stopped else Imagined(), {k.name for k in self.kinds if k.made})
         if not placement.is_complete:
             raise ShortageError(placement.wanted, self.target.where)
         leads = ObjectLeads(passages, kinds, placement)

@@ -31,7 +31,7 @@ from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
-from katana_cc.process.moves import Kind, Move, followed_by, kinds_of, moves_of
+from katana_cc.process.moves import Kind, Move, entry, followed_by, kinds_of, moves_of, with_functions
 from katana_cc.process.objections import half_moved
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes, Phase
@@ -172,7 +172,7 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     moves = moves_of(plan.po, plan.module.bias, base, plan.layout, linked, plan.followed)
     ledger = _ledger(
         plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
-        plan.ledger.kinds,
+        with_functions(plan.po, plan.ledger.kinds, base, plan.layout),
     )  # fmt: skip
     layout = with_head(plan.po, plan.layout, base, plan.module.bias)
     return dataclasses.replace(plan, layout=layout, base=base, linked=linked, ledger=ledger)
@@ -402,16 +402,8 @@ def _ledger(
         edits, old, tuple(new), tuple(data),
         tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
         moves=moves, kinds=kinds,
-        hooks=tuple(HookEntry(h.kind, h.name, _entry(po, h.symbol, layout, base)) for h in po.hooks),
+        hooks=tuple(HookEntry(h.kind, h.name, entry(po, h.symbol, layout, base)) for h in po.hooks),
     )  # fmt: skip
-
-
-def _entry(po: PatchObject, symbol: int, layout: Layout | None, base: int) -> int:
-    """Where a function of the patch lies."""
-    meant = po.symbols[symbol]
-    if layout is None or meant.section is None:
-        return 0
-    return base + layout.sections[meant.section] + meant.value
 
 
 def _name_of(po: PatchObject, section: int) -> str:

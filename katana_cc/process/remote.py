@@ -381,23 +381,29 @@ class RemoteThread:
         try:
             if self._tid:
                 with contextlib.suppress(ProcessLookupError):
-                    pt.interrupt(self._tid)
-                    pt.resume(self._tid)
-                    self._wait_for_stop(_STOP_TIMEOUT)
-                    words = list(self._registers)
-                    again = cpu.entered_again(words, self._code_before(words)) if self._restart_is_lost else None
-                    for index, value in (again or self._repair(words) or {}).items():
-                        words[index] = value
-                    # In this order, since after each of these this process may be killed.
-                    pt.write_signal_mask(self._tid, self._mask)
-                    pt.write_registers(self._tid, words)
-                    if self._frame:
-                        with contextlib.suppress(TargetError):  # below the stack, where nothing lives
-                            self._memory.write(self._frame, self._covered)
+                    self._put_back()
                     pt.detach(self._tid)
         finally:
             self.pause_us = (time.perf_counter_ns() - self._started) / 1000
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
+
+    def _put_back(self) -> dict[int, int]:
+        """Give the thread its registers and signal mask again; the registers that differ from what it had."""
+        pt.interrupt(self._tid)
+        pt.resume(self._tid)
+        self._wait_for_stop(_STOP_TIMEOUT)
+        words = list(self._registers)
+        again = cpu.entered_again(words, self._code_before(words)) if self._restart_is_lost else None
+        changes = again or self._repair(words) or {}
+        for index, value in changes.items():
+            words[index] = value
+        # In this order, since after each of these this process may be killed.
+        pt.write_signal_mask(self._tid, self._mask)
+        pt.write_registers(self._tid, words)
+        if self._frame:
+            with contextlib.suppress(TargetError):  # below the stack, where nothing lives
+                self._memory.write(self._frame, self._covered)
+        return changes
 
     def _code_before(self, words: Sequence[int]) -> bytes:
         """The instructions of a system call, with its number, would be that the thread has come from."""
@@ -411,3 +417,30 @@ class RemoteThread:
             return None
         waiting = pt.pending_signals(self._tid, True) + pt.pending_signals(self._tid, False)
         return None if any(not self._mask >> (n - 1) & 1 for n in waiting) else changes
+
+
+class StoppedThread(RemoteThread):
+    """The same of a thread that is stopped and traced already, with all others, and stays so.  `changes` are the
+    registers that differ afterwards: {register index: value}.
+
+    Args:
+        tid, registers: the thread, and what it was stopped with.
+    """
+
+    def __init__(self, memory: ProcessMemory, gadgets: Gadgets, tid: int, registers: Sequence[int]) -> None:
+        super().__init__(memory, gadgets)
+        self._tid = tid
+        self._registers = list(registers)
+        self.changes: dict[int, int] = {}
+
+    def __enter__(self) -> StoppedThread:
+        self._mask = pt.read_signal_mask(self._tid)
+        self._prepare_return()
+        pt.write_signal_mask(self._tid, _ALL_SIGNALS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.changes = self._put_back()

@@ -19,6 +19,7 @@ from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.follow import back
+from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
@@ -124,7 +125,7 @@ def revert_patch(
         reports: list[RevertReport] = []
         for target in ready:
             try:
-                report = revert_one(target, meant, wait, wishes)
+                report = revert_one(target, meant, wait, wishes, hook_timeout)
             except KatanaError as error:
                 done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
                 if done:
@@ -234,7 +235,9 @@ def _explained(target: Target, ledger: Ledger, carry: Carry | None) -> Carry | N
     return replace(carry, objects=explaining(target, kinds_back(ledger.kinds)))
 
 
-def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_WISHES) -> RevertReport:
+def revert_one(
+    target: Target, patch_id: str, wait: float, wishes: Wishes = NO_WISHES, hook_timeout: float = DEFAULT_TIMEOUT
+) -> RevertReport:
     """Revert in one process."""
     in_force = ledgers_in_force(target, patch_id)
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
@@ -253,7 +256,10 @@ def revert_one(target: Target, patch_id: str, wait: float, wishes: Wishes = NO_W
     edits = tuple(e.reversed() for e in reversed(own))
     carry = _explained(target, ledger, _carry(target, ledger, edits, wishes))
     steps = Step.BEGIN_REVERT, Step.END_REVERT
-    commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry)
+    kinds = {k.name: k.made for k in kinds_back(ledger.kinds)}
+    is_made = any(kinds.values()) or any(made.back for m in ledger.moves for made in m.made)
+    handover = Handover(target, ledger, kinds, hook_timeout) if is_made else None
+    commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry, handover=handover)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

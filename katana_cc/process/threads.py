@@ -95,7 +95,7 @@ class Threads:
 
     def _seize_one(self, tid: int) -> bool:
         try:
-            pt.seize(tid, pt.O_TRACECLONE)
+            pt.seize(tid, pt.O_TRACECLONE | pt.O_TRACESYSGOOD)
         except ProcessLookupError:
             self._gone.add(tid)
             return False

@@ -116,7 +116,10 @@ def _changes(s: Summary, po: PatchObject) -> Topic:
     points = [
         f"{f.name} is replaced ({f.old_size} → {count(f.new_size, 'byte')}, at {f.address:#x})" for f in s.changed
     ]
-    points += [f"{h.name} runs {h.kind.words}: a function of the program's authors" for h in s.hooks]
+    points += [
+        f"{h.name} {'is called' if h.kind.makes_objects else 'runs'} {h.kind.words}: it is of the program's authors"
+        for h in s.hooks
+    ]
     points += [f"{f.name} is new ({count(f.size, 'byte')})" for f in s.new_functions]
     points += [
         f"{t.name} is made anew ({t.old_size} → {count(t.new_size, 'byte')}), "

@@ -59,7 +59,13 @@ def change_lines(summary: Summary) -> list[str]:
         text += "".join(f"; also {count(size, 'byte')} at {address:#x}" for address, size in f.parts)
         rows.append((f.name, text))
     lines += _block("Replaced functions", rows)
-    lines += _block("Hooks", [(h.name, f"runs {h.kind.words}", count(h.size, "byte")) for h in summary.hooks])
+    lines += _block(
+        "Hooks",
+        [
+            (h.name, f"{'called' if h.kind.makes_objects else 'runs'} {h.kind.words}", count(h.size, "byte"))
+            for h in summary.hooks
+        ],
+    )
     lines += _block("New functions", [(f.name, count(f.size, "byte"), f.section) for f in summary.new_functions])
     data = [(d.name, count(d.size, "byte"), d.kind, d.section) for d in summary.new_data]
     if summary.unnamed_bytes:

@@ -200,10 +200,11 @@ def headline(summary: Summary) -> str:
 def hook_words(summary: Summary) -> list[str]:
     """How many hooks run when: "runs 1 hook before", "1 after"."""
     words: list[str] = []
-    for kind in HookKind:
+    for kind in (k for k in HookKind if not k.makes_objects):
         if number := sum(h.kind is kind for h in summary.hooks):
             words.append(f"{number} {kind.words}" if words else f"runs {count(number, 'hook')} {kind.words}")
-    return words
+    makers = sum(h.kind is HookKind.TRANSFORM for h in summary.hooks)
+    return [*words, f"{count(makers, 'function')} for live objects"] if makers else words
 
 
 def conclusion(summary: Summary) -> str:

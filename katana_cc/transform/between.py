@@ -13,12 +13,13 @@ Sources: the Katana paper, section on data transformation; Itanium C++ ABI 2.4 (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from katana_cc.dwarf.forms import Encoding, Form
 from katana_cc.dwarf.types import Base, TypeKind, TypeLayout
 from katana_cc.dwarf.variables import Variable
+from katana_cc.transform import byhand
 from katana_cc.transform.alike import Alike, is_empty
 from katana_cc.transform.fields import ANONYMOUS, VTABLE, Renames, match
 from katana_cc.transform.model import Copy, Dropped, Initial, Repeat, Step, Transformation, joined
@@ -29,33 +30,75 @@ from katana_cc.transform.values import Layouts, Value, changed, problem, scalar
 Outcome = Transformation | tuple[Problem, ...]
 
 
-def between_types(old_key: str, old: Layouts, new_key: str, new: Layouts, renames: Renames | None = None) -> Outcome:
+def between_types(
+    old_key: str,
+    old: Layouts,
+    new_key: str,
+    new: Layouts,
+    renames: Renames | None = None,
+    by_hand: Collection[str] = (),
+) -> Outcome:
     """The transformation of an object of a struct, union or class, or the problems.
 
     Args:
         old_key, new_key: keys in `old` and `new`, the layouts of all aggregates of each build.
         renames: what a person said of possible renames: (key of the old type, old field) → new field, "" for none.
+        by_hand: keys of types that functions of the user's make, of which nothing is asked.
     """
+    return _between_types(old_key, old, new_key, new, renames, by_hand)[0]
+
+
+def type_parts_by_hand(key: str, old: Layouts, new: Layouts, by_hand: Collection[str]) -> tuple[byhand.Part, ...]:
+    """The parts of an object of a type that functions of the user's make."""
+    return tuple(_between_types(key, old, key, new, None, by_hand)[1]) if by_hand else ()
+
+
+def _between_types(
+    old_key: str, old: Layouts, new_key: str, new: Layouts, renames: Renames | None, by_hand: Collection[str]
+) -> tuple[Outcome, list[byhand.Part]]:
     before, after = old.get(old_key), new.get(new_key)
     if before is None or after is None:
         side = "old" if before is None else "new"
         key = old_key if before is None else new_key
-        return (Problem(ProblemKind.NO_LAYOUT, key, "", f"the {side} build does not define {key}", "", 0),)
-    walk = _Walk(old, new, renames or {}, alike=Alike(old, new).alike(old_key, new_key))
+        return (Problem(ProblemKind.NO_LAYOUT, key, "", f"the {side} build does not define {key}", "", 0),), []
+    walk = _Walk(old, new, renames or {}, by_hand, alike=Alike(old, new).alike(old_key, new_key))
     steps = list(walk.value(_whole(before, old_key), _whole(after, new_key)))
     problems = walk.problems or list(walk.moved())
-    return _outcome(f"{after.kind} {new_key}", before.size, after.size, steps, problems)
+    return _outcome(f"{after.kind} {new_key}", before.size, after.size, steps, problems), walk.parts
 
 
 def between_variables(
-    old: Variable, old_layouts: Layouts, new: Variable, new_layouts: Layouts, renames: Renames | None = None
+    old: Variable,
+    old_layouts: Layouts,
+    new: Variable,
+    new_layouts: Layouts,
+    renames: Renames | None = None,
+    by_hand: Collection[str] = (),
 ) -> Outcome:
     """The same for a variable of any type: a number, an array, a struct."""
+    return _between_variables(old, old_layouts, new, new_layouts, renames, by_hand)[0]
+
+
+def parts_by_hand(
+    old: Variable, old_layouts: Layouts, new: Variable, new_layouts: Layouts, by_hand: Collection[str]
+) -> tuple[byhand.Part, ...]:
+    """The parts of a variable that functions of the user's make."""
+    return tuple(_between_variables(old, old_layouts, new, new_layouts, None, by_hand)[1]) if by_hand else ()
+
+
+def _between_variables(
+    old: Variable,
+    old_layouts: Layouts,
+    new: Variable,
+    new_layouts: Layouts,
+    renames: Renames | None,
+    by_hand: Collection[str],
+) -> tuple[Outcome, list[byhand.Part]]:
     same = old.aggregate == new.aggregate == "" or Alike(old_layouts, new_layouts).alike(old.aggregate, new.aggregate)
-    walk = _Walk(old_layouts, new_layouts, renames or {}, alike=same and old.type == new.type)
+    walk = _Walk(old_layouts, new_layouts, renames or {}, by_hand, alike=same and old.type == new.type)
     steps = list(walk.value(_of_variable(old), _of_variable(new)))
     problems = walk.problems or list(walk.moved())
-    return _outcome(new.qualified, old.size, new.size, steps, problems, old.type)
+    return _outcome(new.qualified, old.size, new.size, steps, problems, old.type), walk.parts
 
 
 def _outcome(
@@ -85,13 +128,16 @@ def _of_variable(v: Variable) -> Value:
 class _Walk:
     """One walk down two types.  `problems` fills on the way; `alike`: the whole is, so that nothing is asked."""
 
-    def __init__(self, old: Layouts, new: Layouts, renames: Renames, *, alike: bool) -> None:
+    def __init__(self, old: Layouts, new: Layouts, renames: Renames, by_hand: Collection[str], *, alike: bool) -> None:
         self._old, self._new, self._renames = old, new, renames
         self._alike = Alike(old, new)
         self._whole_alike = alike
         self._inside: list[tuple[str, str]] = []
         self._gone: dict[str, Value] = {}
         self._came: dict[str, Value] = {}
+        self._by_hand = by_hand
+        self._levels: list[byhand.Level] = []
+        self.parts: list[byhand.Part] = []
         self.problems: list[Problem] = []
 
     def value(self, old: Value, new: Value, *, whole: bool = True) -> Iterator[Step]:
@@ -121,8 +167,10 @@ class _Walk:
                 self._open(new)
             return
         old_element, new_element = old.element, new.element
-        steps = ordered(self.value(old_element, new_element))
         count, strides = min(was, now), (old_element.size, new_element.size)
+        self._levels.append(byhand.Level(count, old.bit // 8, strides[0], new.bit // 8, strides[1]))
+        steps = ordered(self.value(old_element, new_element))
+        self._levels.pop()
         if steps == (Copy(0, 0, strides[1]),) and strides[0] == strides[1]:
             yield Copy(new.bit // 8, old.bit // 8, count * strides[0], new.path, old.path)
         elif steps:
@@ -149,7 +197,14 @@ class _Walk:
 
     def _aggregate(self, old: Value, new: Value, whole: bool) -> Iterator[Step]:
         before, after = self._old.get(old.aggregate), self._new.get(new.aggregate)
-        if before is None or after is None:
+        if (
+            old.aggregate == new.aggregate
+            and new.aggregate in self._by_hand
+            and before is not None
+            and after is not None
+        ):
+            yield from self._handed(old, new, before, after, whole)
+        elif before is None or after is None:
             text = f"`{new.label}` of {new.owner}: {new.type} has no name by which its fields could be compared"
             self.problems.append(problem(ProblemKind.NO_LAYOUT, new, text))
         elif before.kind is not after.kind:
@@ -172,6 +227,37 @@ class _Walk:
             yield from self._bases(old, new, before, after)
             yield from self._fields(old, new, before, after, whole)
             self._inside.pop()
+
+    def _handed(self, old: Value, new: Value, before: TypeLayout, after: TypeLayout, whole: bool) -> Iterator[Step]:
+        """What a part that a function makes begins as: nothing is asked of it."""
+        sizes = old.size, new.size
+        if self._alike.open_ended(old.aggregate) or any(m.form.bounds and not m.form.count for m in after.members):
+            self._open(new)  # how long the object is, neither type says
+            return
+        if byhand.rows(self._levels) > byhand.ROWS_LIMIT:
+            text = f"`{new.label}` of {new.owner}: arrays in arrays of what a function of the program's is to make"
+            self.problems.append(problem(ProblemKind.NOT_SUPPORTED, new, text))
+            return
+        self.parts += byhand.parts(new.aggregate, old.bit // 8, new.bit // 8, sizes, self._levels)
+        if TypeKind.UNION in (before.kind, after.kind) or before.bases or after.bases:
+            yield Initial(new.bit, new.size * 8, new.path)
+            yield Dropped(old.bit, old.size * 8, old.path)
+            return
+        answered = {(before.name, m.name): "" for m in before.members} | dict(self._renames)
+        sides = (before, self._old, old.path, old.bit), (after, self._new, new.path, new.bit)
+        fields = match(*sides, answered)
+        gone, came = [*fields.gone], [*fields.came]
+        for was, now in fields.pairs:
+            mark = len(self.problems), len(self.parts)
+            steps = list(self.value(was, now, whole=whole))
+            if len(self.problems) > mark[0] or byhand.may_lose(steps):
+                del self.problems[mark[0] :], self.parts[mark[1] :]
+                gone.append(was)
+                came.append(now)
+            else:
+                yield from steps
+        yield from (Initial(value.bit, value.width, value.path) for value in came if value.width)
+        yield from (Dropped(value.bit, value.width, value.path) for value in gone if value.width)
 
     def _copies(self, old_key: str, new_key: str) -> bool:
         return self._alike.alike(old_key, new_key) and not self._alike.holds_pointers(old_key)

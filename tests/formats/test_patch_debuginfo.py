@@ -188,7 +188,7 @@ def test_nothing_is_added_for_no_function() -> None:
 def test_no_index_changes() -> None:
     po = with_debug_information(sample(), [CarriedFunction("parse", 0, 0, 21)])
     assert po.sections[:7] == sample().sections
-    assert po.symbols[:11] == sample().symbols
+    assert po.symbols[:12] == sample().symbols
     assert po.replacements == sample().replacements
 
 

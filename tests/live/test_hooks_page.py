@@ -81,4 +81,4 @@ def test_the_session_is_what_happens(session: str, tmp_path: Path) -> None:
         assert (tmp_path / "audit" / "sales").read_text() == "milk\n"
     finally:
         live.kill()
-        live.wait()
+        live.communicate()

@@ -12,6 +12,7 @@ from katana_cc.patch.model import (
     Basis,
     DataEdit,
     DataTransform,
+    Handed,
     Hook,
     HookKind,
     Identity,
@@ -93,8 +94,13 @@ def sample() -> PatchObject:
         (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,)),),
         (DataEdit("banner", 0x402000, 5, 6), DataEdit("limit", 0x404010, 5, 6, True)),
         (Reliance(0, 0, Basis.BODY_SEEN, "walk"),),
-        (DataTransform(fresh, 0x404080, 1), DataTransform(conn)),
-        (Hook(HookKind.BEFORE, "fill", 11), Hook(HookKind.AFTER_REVERT, "drain", 11)),
+        (DataTransform(fresh, 0x404080, 1, handed=(Handed(2, 3, 0, 0, 1, 4, 8),)), DataTransform(conn)),
+        (
+            Hook(HookKind.BEFORE, "fill", 11),
+            Hook(HookKind.AFTER_REVERT, "drain", 11),
+            Hook(HookKind.TRANSFORM, "renew", 11),
+            Hook(HookKind.TRANSFORM_BACK, "recall", 11),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import HookKind
 from tests.support.installation import ROOT, Installation
-from tests.support.project import Project, Variant
+from tests.support.project import Project, Result, Variant
 
 INCLUDE = f"-I{ROOT}/wrappers/libexec/katana/include"
 PROGRAM = r"""
@@ -181,3 +181,113 @@ def test_builds_find_the_header_by_themselves(katana: Installation, project: Pat
     folder = katana.run(katana.prefix / "bin" / "python3", "-c", code, cwd=project).stdout.decode().strip()
     assert folder == f"{katana.prefix}/libexec/katana/include"
     assert (Path(folder) / "katana.h").is_file()
+
+
+# Functions that make live objects.
+
+MAKER = "static int renew(const struct s_1 *a, struct s *b) { b->number = a->port; return 0; }\n"
+MAKER += "KATANA_TRANSFORM(struct s_1, struct s, renew);\n"
+USE = "__attribute__((noinline)) int f(void) { return v.%s; }\nint main(void) { return f(); }\n"
+
+
+def made(plain: Project, old: str, declared: str, new: str, more: str = MAKER) -> Result:
+    """The diff where `struct s` had the fields `old`, its new ones are `new`, and the function takes `declared`."""
+    before = f"struct s {{ {old} }};\nstruct s v;\n" + USE % "port"
+    after = f"#include <katana.h>\nstruct s {{ {new} }};\nstruct s_1 {{ {declared} }};\nstruct s v;\n"
+    after += more + USE % "number"
+    return plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
+
+
+def test_rename_is_not_asked_about(plain: Project) -> None:
+    """A bug: the function is passed over, and the question asked."""
+    result = made(plain, "int port; int n;", "int port; int n;", "int number; int n;")
+    assert result.refusals == []
+    assert [h.kind for h in result.patch.hooks] == [HookKind.TRANSFORM]
+    (transform,) = (t for t in result.patch.transforms if t.symbol is not None)
+    assert transform.handed == ((0, -1, 0, 0, 1, 8, 8),)
+    assert {type(s).__name__ for s in transform.transformation.steps} == {"Initial", "Dropped", "Copy"} or {
+        type(s).__name__ for s in transform.transformation.steps
+    } == {"Initial", "Dropped", "Integer"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ("int port; int n; int more;", "`more` of s_1 was not in s"),
+        ("int port;", "`n` of s is not in s_1"),
+        ("short port; int n;", "`port` is 2 bytes at 0 in s_1, was 4 at 0"),
+        ("int n; int port;", "`port` is 4 bytes at 4 in s_1, was 4 at 0"),
+        ("unsigned port; int n;", "`port` is unsigned int in s_1, was int"),
+        ("float port; int n;", "`port` is float in s_1, was int"),
+    ],
+)
+def test_other_type_than_the_deployed_one_is_refused(plain: Project, declared: str, told: str) -> None:
+    """A bug: the function reads objects by a layout that they do not have."""
+    result = made(plain, "int port; int n;", declared, "int number; int n;")
+    (reason,) = (r for r in result.patch.reasons if r.code == "hook-unusable")
+    assert (reason.severity, reason.subject) == ("refused", "renew")
+    assert told in reason.text
+
+
+def test_of_several_releases_the_deployed_one_counts(plain: Project) -> None:
+    """A bug: the first or the last is taken."""
+    other = "struct s_0 { char port; };\n"
+    other += "static int older(const struct s_0 *a, struct s *b) { b->number = a->port; return 0; }\n"
+    other += "KATANA_TRANSFORM(struct s_0, struct s, older);\n"
+    for more in (other + MAKER, MAKER + other):
+        result = made(plain, "int port; int n;", "int port; int n;", "int number; int n;", more)
+        assert result.refusals == []
+        assert [h.name for h in result.patch.hooks] == ["renew"]
+
+
+def test_type_that_did_not_change_needs_no_function(plain: Project) -> None:
+    """It was left in the source.  A bug: it is carried, or refused."""
+    result = made(plain, "int port, number;", "int port; int number;", "int port, number;")
+    assert result.refusals == []
+    assert result.patch.hooks == ()
+    assert result.about("hook-left-out") == ["renew"]
+
+
+def test_parts_in_arrays_are_found(plain: Project) -> None:
+    """Arrays in structs in arrays.  A bug: a part is passed over, or another place taken for one."""
+    kept = "struct h {{ char c; struct s in[3]; }};\nstruct h v[2][4];\n"
+    before = "struct s { int port; int n; };\n" + kept.format() + USE.replace("v.%s", "v[1][1].in[1].port")
+    after = "#include <katana.h>\nstruct s { long n; int number; };\nstruct s_1 { int port; int n; };\n" + kept.format()
+    after += MAKER + USE.replace("v.%s", "v[1][1].in[1].number")
+    result = plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
+    assert result.refusals == []
+    (transform,) = (t for t in result.patch.transforms if t.symbol is not None)
+    found = {(h.old + i * h.old_stride, h.new + i * h.new_stride) for h in transform.handed for i in range(h.number)}
+    assert found == {(28 * o + 4 + 8 * i, 56 * o + 8 + 16 * i) for o in range(8) for i in range(3)}
+
+
+TAKES = "static int renew(const struct s_1 *a, struct s *b) { b->number = a->port; return 0; }\n"
+TAKES += "KATANA_TRANSFORM(struct s_1, struct s, renew);\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "needs"),
+    [("long number; struct s *next;", []), ("long number; struct s *following;", ["struct s"])],
+    ids=["known", "renamed"],
+)
+def test_pointer_that_only_the_function_takes_over(plain: Project, new: str, needs: list[str]) -> None:
+    """Objects that it leads to would not be found.  A bug: they keep the old layout, and are misread."""
+    use = "__attribute__((noinline)) long f(void) { return head->%s + v.%s; }\nint main(void) { return f(); }\n"
+    before = "struct s { int port; struct s *next; };\nstruct s *head, v;\n" + use % ("port", "port")
+    after = f"#include <katana.h>\nstruct s {{ {new} }};\nstruct s_1 {{ int port; struct s_1 *next; }};\n"
+    after += "struct s *head, v;\n" + TAKES + use % ("number", "number")
+    result = plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
+    assert result.refusals == []
+    assert result.about("type-changed-elsewhere") == needs
+    handed = [t for t in result.patch.transforms if t.is_type and t.handed]
+    assert len(handed) == (0 if needs else 1)
+
+
+def test_open_array_is_refused(plain: Project) -> None:
+    """How long an object is, only the program knows.  A bug: its end is taken for more objects, or lost."""
+    use = "__attribute__((noinline)) long f(void) { return head->%s; }\nint main(void) { return f(); }\n"
+    before = "struct s { int port; char text[]; };\nstruct s *head;\n" + use % "port"
+    after = "#include <katana.h>\nstruct s { long number; char text[]; };\nstruct s_1 { int port; char text[]; };\n"
+    after += "struct s *head;\n" + TAKES + use % "number"
+    result = plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
+    assert ("type-changed", "s") in result.refusals

@@ -159,7 +159,7 @@ def test_katana_check_says_ok_and_what_was_checked(file: Path) -> None:
     done = _katana("check", file)
     assert (done.returncode, done.stderr) == (0, "")
     assert ": ok: " in done.stdout
-    assert "7 sections, 11 symbols, 5 relocations" in done.stdout
+    assert "7 sections, 12 symbols, 5 relocations" in done.stdout
 
 
 def test_katana_check_exits_7_and_names_each_problem(tmp_path: Path) -> None:

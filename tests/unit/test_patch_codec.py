@@ -142,7 +142,7 @@ def test_the_identity_is_the_digest_without_the_names_of_releases() -> None:
 def test_our_own_sections_are_never_mapped() -> None:
     elf = ElfFile(codec.encode(sample()))
     own = [s for s in elf.sections if is_ours(s.name)]
-    assert len(own) == 12
+    assert len(own) == 13
     assert not any(s.flags & c.SHF_ALLOC for s in own)
 
 
@@ -158,6 +158,15 @@ def _symbol(number: int, **fields: Any) -> Callable[[PatchObject], PatchObject]:
 
 def _function(**fields: Any) -> Callable[[PatchObject], PatchObject]:
     return lambda po: replace(po, replacements=(replace(po.replacements[0], **fields),))
+
+
+def _handed(**changes: int) -> Callable[[PatchObject], PatchObject]:
+    def change(po: PatchObject) -> PatchObject:
+        first, *others = po.transforms
+        made = first.handed[0]._replace(**changes)
+        return replace(po, transforms=(replace(first, handed=(made,)), *others))
+
+    return change
 
 
 BROKEN: dict[str, Callable[[PatchObject], PatchObject]] = {
@@ -182,6 +191,11 @@ BROKEN: dict[str, Callable[[PatchObject], PatchObject]] = {
     "function without a symbol": _function(symbol=99),
     "digest too short": _function(digest=b"x"),
     "address too large": _function(address=2**64),
+    "handed to no hook": _handed(hook=9),
+    "handed to another kind of hook": _handed(hook=0),
+    "handed back to no hook": _handed(back=2),
+    "handed beyond the end": _handed(number=2),
+    "handed before the start": _handed(old=-1),
     "hook without a symbol": lambda po: replace(po, hooks=(Hook(HookKind.AFTER, "x", 99),)),
     "hook of the old program": lambda po: replace(po, hooks=(Hook(HookKind.AFTER, "x", 4),)),
     "hook without a name": lambda po: replace(po, hooks=(Hook(HookKind.AFTER, "", 3),)),

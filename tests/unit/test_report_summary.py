@@ -16,8 +16,19 @@ def _with_symbol(symbol: PatchSymbol) -> PatchObject:
     return replace(sample(), symbols=(*sample().symbols, symbol))
 
 
+HOOKS = "runs 1 hook before, 1 after the revert, 1 function for live objects"
+
+
 def test_the_line_of_a_safe_patch() -> None:
-    po = replace(sample(), verdict=Verdict.SAFE, reasons=(), data_edits=(), symbols=sample().symbols[:6], hooks=())
+    po = replace(
+        sample(),
+        verdict=Verdict.SAFE,
+        reasons=(),
+        data_edits=(),
+        symbols=sample().symbols[:6],
+        hooks=(),
+        transforms=tuple(replace(d, handed=()) for d in sample().transforms),
+    )
     words = (
         "katana: src/server (v1.2 → 3f9c21ab): 1 function changed, 1 new, 1 variable carried over, "
         "objects of 1 type carried over, safe: p/x.kpo"
@@ -26,12 +37,10 @@ def test_the_line_of_a_safe_patch() -> None:
 
 
 def test_the_line_of_a_patch_that_needs_a_decision() -> None:
-    assert one_line(sample(), "x").endswith(
-        "1 new initial value not taken, runs 1 hook before, 1 after the revert, needs --allow-active parse: x"
-    )
+    assert one_line(sample(), "x").endswith(f"1 new initial value not taken, {HOOKS}, needs --allow-active parse: x")
     unknown = replace(sample().reasons[2], code="of-a-later-version")
     assert one_line(replace(sample(), reasons=(unknown,)), "x").endswith(
-        "1 new initial value not taken, runs 1 hook before, 1 after the revert, needs a decision: x"
+        f"1 new initial value not taken, {HOOKS}, needs a decision: x"
     )
 
 

@@ -13,6 +13,14 @@
  *     KATANA_BEFORE_REVERT(f)  before `katana revert` takes it out; anything but 0 keeps it in
  *     KATANA_AFTER_REVERT(f)   once it is out
  *
+ * A live object of a type that the new build lays out otherwise, in a way that Katana cannot tell by itself, is made by
+ * a function of yours:
+ *
+ *     struct conn_v1 { int port; };                                       the type as it was
+ *     static int renew(const struct conn_v1 *before, struct conn *after) { after->number = before->port; return 0; }
+ *     KATANA_TRANSFORM(struct conn_v1, struct conn, renew);
+ *     KATANA_TRANSFORM_BACK(struct conn, struct conn_v1, recall);         the way back, for `katana revert`
+ *
  * Nothing of this is ever called by the program itself.  A function runs when a patch brings it: when the build that
  * the patch starts from did not have it, or had other code in its place.
  *
@@ -62,8 +70,15 @@
   } catch (...) {                                                                                                      \
     return -2147483647 - 1;                                                                                            \
   }
+#define KATANA_STORE_(result, call)                                                                                    \
+  try {                                                                                                                \
+    result = call;                                                                                                     \
+  } catch (...) {                                                                                                      \
+    result = -2147483647 - 1;                                                                                          \
+  }
 #else
 #define KATANA_RESULT_(call) return call;
+#define KATANA_STORE_(result, call) result = call;
 #endif
 #ifdef __cplusplus
 #define KATANA_NONE_
@@ -82,6 +97,22 @@
 #define KATANA_BEFORE(f) KATANA_HOOK_("1", katana_before_hook_##f, f)
 #define KATANA_AFTER(f) KATANA_HOOK_("2", katana_after_hook_##f, f)
 #define KATANA_BEFORE_REVERT(f) KATANA_HOOK_("3", katana_before_revert_hook_##f, f)
+/* One call for all objects: `*done` tells how far it came. */
+#define KATANA_CONVERT_(number, wrapper, from, to, f)                                                                  \
+  static int wrapper(const from *const *, to *const *, unsigned long, volatile unsigned long *) KATANA_KEPT_;          \
+  static int wrapper(const from *const *katana_from, to *const *katana_to, unsigned long katana_count,                 \
+                     volatile unsigned long *katana_done) {                                                            \
+    int katana_result = 0;                                                                                             \
+    KATANA_RECORD_(number, #f);                                                                                        \
+    for (; *katana_done < katana_count; *katana_done = *katana_done + 1) {                                             \
+      KATANA_STORE_(katana_result, f(katana_from[*katana_done], katana_to[*katana_done]))                              \
+      if (katana_result) return katana_result;                                                                         \
+    }                                                                                                                  \
+    return 0;                                                                                                          \
+  }                                                                                                                    \
+  struct katana_hook
+#define KATANA_TRANSFORM(from, to, f) KATANA_CONVERT_("5", katana_transform_hook_##f, from, to, f)
+#define KATANA_TRANSFORM_BACK(from, to, f) KATANA_CONVERT_("6", katana_transform_back_hook_##f, from, to, f)
 #define KATANA_AFTER_REVERT(f) KATANA_HOOK_("4", katana_after_revert_hook_##f, f)
 
 #endif
