@@ -59,7 +59,7 @@ class Places:
         if kind.stays:
             return
         new_size = kind.transformation.new_size
-        if f.size // new_size == f.elements:
+        if f.size // new_size == f.elements and not kind.made:
             self.starts[kind.name][f.address] = f.address
             return
         size = f.elements * new_size
