@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from katana_cc.diff.handmade import makers_for
 from katana_cc.diff.program import Place
 from katana_cc.diff.reach import Reach
 from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
@@ -58,7 +59,8 @@ def check_types(diff: Diff) -> None:
             if change.kind is ChangeKind.ENUMERATOR_ADDED:
                 diff.changes.reasons.append(_reason(Code.ENUMERATOR_ADDED, INFO, change, change.text))
             elif not change.harmless:
-                found = between_types(change.type, before, change.type, after, diff.answers, diff.makers)
+                by_hand = makers_for(diff.makers, before, after)
+                found = between_types(change.type, before, change.type, after, diff.answers, by_hand)
                 for question in () if isinstance(found, Transformation) else found:
                     text = f"{change.text}; live objects have the old layout: {question.text}"
                     diff.changes.reasons.append(_reason(Code.TYPE_CHANGED, REFUSED, change, text))

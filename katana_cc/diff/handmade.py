@@ -35,12 +35,15 @@ _DEPTH: Final = 64  # of types in types
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """What makes objects of one type: the wrappers' places, and what the user calls his function."""
+    """What makes objects of one type: the wrappers' places, what the user calls his function, and the layouts of the
+    type in both builds, since two types may have one name."""
 
     key: str
     name: str
     forth: Place
     back: Place | None
+    before: TypeLayout
+    after: TypeLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,17 @@ def find_makers(diff: Diff) -> dict[str, Maker]:
     return makers
 
 
+def makers_for(
+    makers: Mapping[str, Maker], before: Mapping[str, TypeLayout], after: Mapping[str, TypeLayout]
+) -> frozenset[str]:
+    """The keys of the types that functions make, as two objects know these types."""
+    return frozenset(
+        key
+        for key, m in makers.items()
+        if key in before and key in after and (before[key].shape, after[key].shape) == (m.before.shape, m.after.shape)
+    )
+
+
 def _choose(
     diff: Diff,
     key: str,
@@ -96,7 +110,8 @@ def _choose(
             and not _differ(b.target, diff.debug.layouts(diff.new, b.place.unit), key, before)
         )
         back = next(backs, None)
-        makers[key] = Maker(key, c.record.name, c.place, back.place if back is not None else None)
+        after = diff.debug.layouts(diff.new, c.place.unit)[key]
+        makers[key] = Maker(key, c.record.name, c.place, back.place if back is not None else None, before[key], after)
         _note(diff, Code.HOOK, INFO, c, f"makes live objects of {key} anew, from {c.source}")
         for one in (c, back) if back is not None else (c,):
             diff.correlation.forget(one.place)  # whatever the old build calls so, nothing but Katana calls it

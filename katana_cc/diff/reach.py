@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from katana_cc.diff.handmade import makers_for
 from katana_cc.diff.program import Place
 from katana_cc.diff.view import Kind
 from katana_cc.dwarf.dies import DebugInfo
@@ -310,12 +311,15 @@ class Reach:
         if not sides:
             return f"nothing tells how {key} is laid out"
         makers = self._diff.makers
-        found = {between_types(key, before, key, after, self._diff.answers, makers) for before, after in sides}
+        found = {
+            between_types(key, before, key, after, self._diff.answers, makers_for(makers, before, after))
+            for before, after in sides
+        }
         made = found.pop()
         if found:
             return f"{key} is laid out otherwise in several ways"
         if isinstance(made, Transformation):
-            self._parts[made.name] = type_parts_by_hand(key, *sides[0], makers)
+            self._parts[made.name] = type_parts_by_hand(key, *sides[0], makers_for(makers, *sides[0]))
             return made
         return made[0].text
 

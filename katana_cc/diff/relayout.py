@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from katana_cc.diff.handmade import makers_for
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind
@@ -106,7 +107,8 @@ def _consider(
     if same and not needed and v.aggregate not in diff.changed_types(old_unit, place.unit):
         return
     before, after = diff.debug.layouts(diff.old, old_unit), diff.debug.layouts(diff.new, place.unit)
-    found = between_variables(was, before, v, after, diff.answers, diff.makers)
+    by_hand = makers_for(diff.makers, before, after)
+    found = between_variables(was, before, v, after, diff.answers, by_hand)
     stays = isinstance(found, Transformation) and found.is_identity and not needed
     if not stays:
         diff.settled.add(place)
@@ -139,7 +141,7 @@ def _consider(
             "or later)"
         )
         diff.reason(Code.DATA_EXPORTED, NEEDS, place, text)
-    parts = () if why else parts_by_hand(was, before, v, after, diff.makers)
+    parts = () if why else parts_by_hand(was, before, v, after, by_hand)
     diff.changes.moved[place] = Move(old_place, _taking_nothing(found) if why else found, bool(why), parts)
     diff.comparison.moved[place] = old_place, found  # code knows where fields lie, not what they hold
     diff.changes.recreated.add(place)

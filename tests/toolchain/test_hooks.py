@@ -291,3 +291,18 @@ def test_open_array_is_refused(plain: Project) -> None:
     after += "struct s *head;\n" + TAKES + use % "number"
     result = plain.change({"a.c": before}, {"a.c": after}, compile_flags=[INCLUDE])
     assert ("type-changed", "s") in result.refusals
+
+
+def test_another_type_of_that_name_is_not_handed_over(plain: Project) -> None:
+    """Two files have a `struct s` each.  A bug: the function of the one gets objects of the other."""
+    first = "struct s { int port; int n; };\nstruct s v;\n" + USE % "port"
+    other = "struct s { %s };\nstatic struct s w;\n__attribute__((noinline)) int g(int x) { w.a += x; return w.a; }\n"
+    after = "#include <katana.h>\nstruct s { int number; int n; };\nstruct s_1 { int port; int n; };\nstruct s v;\n"
+    after += MAKER + USE % "number"
+    result = plain.change(
+        {"a.c": first, "b.c": other % "int a;"},
+        {"a.c": after, "b.c": other % "long a; long b;"},
+        compile_flags=[INCLUDE],
+    )
+    handed = {t.transformation.name: len(t.handed) for t in result.patch.transforms if t.symbol is not None}
+    assert handed == {"v": 1, "w": 0}
