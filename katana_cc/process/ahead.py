@@ -138,7 +138,7 @@ class Ahead:
         near = [(r.start, r.limit + _GROWTH) for r in heap.rows]
         near += [(start, start + len(data)) for start, data in self._live.held.items()]
         self._leads = _Leads(self, passages, near)
-        placement = place(reached, objects.spare)
+        placement = place(reached, objects.spare, objects.apart)
         if not placement.is_complete:
             raise ShortageError(placement.wanted, objects.target.where)
         self._places = Places(self.kinds, placement, objects.spare)

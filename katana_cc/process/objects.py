@@ -112,6 +112,11 @@ class Objects:
     spare: dict[int, list[int]] = field(default_factory=dict)
     aside: Aside = field(default_factory=Aside)
 
+    @property
+    def apart(self) -> frozenset[str]:
+        """Types of which no object goes to its own block: functions make them from what they were."""
+        return frozenset(k.name for k in self.kinds if k.made)
+
     def look(
         self,
         passages: Sequence[Passage],
@@ -144,7 +149,7 @@ class Objects:
             raise self._unsteady(str(error), is_stopped) from None
         known = {k.name: k for k in self.kinds}
         kinds = [known[t.name] for t in reached.types]
-        placement = place(reached, self.spare if is_stopped else Imagined(), {k.name for k in self.kinds if k.made})
+        placement = place(reached, self.spare if is_stopped else Imagined(), self.apart)
         if not placement.is_complete:
             raise ShortageError(placement.wanted, self.target.where)
         leads = ObjectLeads(passages, kinds, placement)
