@@ -5,7 +5,8 @@
     in the stop         one more round
 
 Where a round cannot tell in the stop, all is let go and done once more; after a few such tries, or where most of it
-changed, everything is looked at in the stop, as long as that takes.  So nothing is decided here that a look at the whole would not decide the same way.
+changed, everything is looked at in the stop, as long as that takes.  So nothing is decided here that a look at the
+whole would not decide the same way.
 """
 
 from __future__ import annotations
