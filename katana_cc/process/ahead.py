@@ -252,6 +252,7 @@ class Ahead:
         repaired = repair.follow(
             touched, difference.gone, difference.came, before, self._read, contents, is_exact=is_stopped
         )
+        self._lost += repaired.former
         for number in (*repaired.dropped, *repaired.added):
             self._places.remove(repair.objects[number])
             self._lost.append(repair.objects[number])

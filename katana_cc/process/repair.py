@@ -49,11 +49,12 @@ class UnrepairableError(Exception):
 
 
 class Repaired(NamedTuple):
-    """What changed: numbers of objects that were found anew, and that are found no more; what is still open, in words,
-    "" where nothing is."""
+    """What changed: numbers of objects that were found anew, and that are found no more; `former`: objects as they were
+    whose blocks have another size by now; what is still open, in words, "" where nothing is."""
 
     added: list[int]
     dropped: list[int]
+    former: list[Found]
     open: str
 
 
@@ -101,6 +102,7 @@ class Repair(Ways):
         self._clashes: dict[int, dict[Slot, int]] = {}  # of objects, pointers that take them for something else
         self._added: list[int] = []
         self._replaced: list[int] = []
+        self._former: list[Found] = []
         self._queue: dict[Slot, tuple[int, int]] = {}  # pointers to be judged: where they lead, and their type
         for u in reached.unfollowed:
             if u.trouble not in _OPEN:
@@ -136,6 +138,7 @@ class Repair(Ways):
             raise UnrepairableError("too many rounds")
         self._added = []
         self._replaced = []
+        self._former = []
         self._queue = {}
         self._blocks_changed(gone, came, before, now)
         revived = set(self._added)
@@ -161,7 +164,7 @@ class Repair(Ways):
             self._find_ways()
             self.place(now)
         added = [n for n in self._added if self.numbers.get(self.objects[n].address) == n]
-        return Repaired(added, [*self._replaced, *dropped], self._what_is_open() if is_exact else "")
+        return Repaired(added, [*self._replaced, *dropped], self._former, self._what_is_open() if is_exact else "")
 
     # -- what the walk found -------------------------------------------------------------------------------------------
 
@@ -370,6 +373,8 @@ class Repair(Ways):
         f = self.objects[number]
         elements = self._elements(size, f.type)
         if elements:
+            if size != f.size:
+                self._former.append(f)
             self.objects[number] = f._replace(elements=elements, size=size)
             self._freed.discard(number)
             self._added.append(number)

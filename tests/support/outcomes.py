@@ -66,6 +66,23 @@ def undone(cargo: Cargo, read: Callable[[int, int], bytes]) -> bool:
     return all(not before or before == read(address, len(before)) for address, before, _ in cargo.converted.writes)
 
 
+def is_only_objects(cargo: Cargo, kinds: Iterable[Kind], read: Callable[[int, int], bytes]) -> bool:
+    """Whether what is written beside objects, into the heads of chunks between them, is what is there."""
+    known = {k.name: k for k in kinds}
+    goes = dict(zip((f.address for f in cargo.placement.objects), cargo.placement.news, strict=True))
+    used = set(cargo.placement.used)
+    ours: set[int] = set()
+    for f in cargo.reached.objects:
+        new = goes.get(f.address, f.address)
+        size = known[cargo.reached.types[f.type].name].transformation.new_size
+        ours.update(range(new, new + f.elements * size))
+    for address, _, after in cargo.converted.writes:
+        there = read(address, len(after)) if address not in used else after
+        if any(after[i] != there[i] and address + i not in ours for i in range(len(after))):
+            return False
+    return True
+
+
 def words(findings: Iterable[Finding]) -> list[tuple[object, ...]]:
     """The words that lead to what moves, and where."""
     return sorted(

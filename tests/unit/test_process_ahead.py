@@ -23,7 +23,7 @@ from katana_cc.process.objects import Objects, ShortageError
 from katana_cc.process.repair import UnrepairableError
 from katana_cc.transform.model import Copy, Pointer, Transformation
 from tests.support.churn import HEADS, NODE, TABLE, TOP, TREE, VARIABLES, Program
-from tests.support.outcomes import contents, undone, words
+from tests.support.outcomes import contents, is_only_objects, undone, words
 from tests.support.rows import PAGE, START, FakeRow
 
 ARENA = 0x7F00_0000_1000
@@ -156,6 +156,7 @@ class World:
         """Of a look in the stop."""
         cargo = sight.cargo
         assert undone(cargo, self.process.read)
+        assert is_only_objects(cargo, self.kinds, self.process.read)
         rows = contents(cargo, self.kinds, self.process.read)
         left = [(u.kind.name, u.count, u.likely, u.first) for u in cargo.unreached]
         free = {a for blocks in self.objects.spare.values() for a in blocks}
