@@ -23,7 +23,7 @@ from katana_cc.process.inject import make_memfd, open_memfd
 from katana_cc.process.link import PAGE, PROT_EXEC, PROT_READ, PROT_WRITE
 from katana_cc.process.target import Target
 
-_BATCH: Final = 1024  # blocks a stop, about 100 us: a katana killed in it leaves the thread at the wrong place
+_BATCH: Final = 1024  # blocks a stop, about 100 us
 _ROOM: Final = 8 * _BATCH
 _RELEASE_AT: Final = 128
 
