@@ -71,7 +71,7 @@ fuzz: .venv
 
 # Whoever patches is struck at every single system call.
 torture: .venv
-	KATANA_TORTURE=1 $(BIN)/python3 -m pytest tests/live/test_torture.py
+	KATANA_TORTURE=1 KATANA_TESTS=all $(BIN)/python3 -m pytest tests/live/test_torture.py
 
 bench: .venv
 	bench/run
