@@ -25,6 +25,7 @@ EXPECTED = {
     "pause.64": PAUSES,
     "pause.256": PAUSES,
     "objects.1000": {"apply", "revert"},
+    "memory.64": {"apply", "revert"},
     "calls": {"unrecorded", "recorded", "patched", "added_before", "added_patched", "code_differs"},
     "growth.10": {"diff", "diff_cpu", "peak"},
     "build.generated": {"katana", "katana_cpu", "flags", "flags_cpu"},
