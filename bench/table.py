@@ -26,7 +26,8 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
   applied. Its floor is a small C program that stops and frees the same threads and does nothing else.
 - *objects*: `reported` as above, for a list on the heap whose nodes all grow beyond their blocks; the floor is the same
   patch without a node.
-- *memory*: the same for a variable that moves, by how much memory the program has written to: any of it may hold a pointer.
+- *memory*: the same for a variable that moves, by how much memory the program has written to: any of it may hold a
+  pointer.
 - *calls*: nanoseconds for one call of a function of a few instructions.
 
 `bench/run --only NAME` measures one group, `--quick` finishes in a minute, `--out DIR` puts the results elsewhere.
