@@ -182,6 +182,8 @@ def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
         try:
             found = ledger.found_bytes(target.memory)
         except TargetError:
+            if not target.read_map().regions:
+                raise
             continue  # its module was unloaded (dlclose), and the edits with it
         if found is Bytes.FOREIGN and ledger.state in (Phase.APPLIED, Phase.COMMITTING, Phase.REVERTING):
             raise RefusedError(

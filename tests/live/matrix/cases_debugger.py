@@ -54,7 +54,7 @@ WATCHED = (
         + "static NOINLINE long f(long depth, long x) { long here = depth * <<<10=>20>>> + x; "
         "if (depth <= 0) { debugger_sees_recursion_stop(here); return here; } "
         "return f(depth - 1, x + 1) + here; }\n"
-        "long ask_debugger_sees_recursion(long x) { seen++; return f(3, x); }",
+        "long ask_debugger_sees_recursion(long x) { long r = f(3, x); seen++; return r; }",
         watched="debugger_sees_recursion_stop",
         program="watched",
     ),
