@@ -134,7 +134,11 @@ class Target:
                 end = following.end
             name = region.path.removeprefix("/memfd:").removesuffix(" (deleted)")
             base = ledger_address(self.memory, region.start)
-            ledger = read_ledger(self.memory, base)
+            try:
+                ledger = read_ledger(self.memory, base)
+            except TargetError as error:
+                error.where = error.where or self.where
+                raise
             yield PatchMapping(region.start, base, end, name, ledger)
 
     def auxiliary(self, kind: int) -> int:

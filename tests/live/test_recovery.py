@@ -17,6 +17,8 @@ from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
 
+VERSION_OFFSET = 8  # of a ledger
+
 
 def _two(tmp_path: Path) -> tuple[Built, Path]:
     """A patch of two functions."""
@@ -78,6 +80,19 @@ def test_mapping_without_a_ledger_is_removed_by_the_next_apply(tmp_path: Path) -
         assert katana("apply", patch, "--pid", server.pid).returncode == 0
         assert server.ask("a 1") == "11"
         assert len(mappings(server.pid)) == 3
+
+
+def test_ledger_of_a_later_katana_is_told_with_its_process(tmp_path: Path) -> None:
+    """A bug: of a hundred processes nobody knows which one a later katana has patched."""
+    old, patch = _two(tmp_path)
+    with serving(old.output) as server:
+        katana("apply", patch, "--pid", server.pid)
+        with Target(server.pid) as target:
+            target.memory.write(target.patches[0].base + VERSION_OFFSET, (99).to_bytes(4, "little"))
+        done = katana("revert", "--pid", server.pid)
+        assert done.returncode == 5
+        assert f"pid {server.pid} (server): the patch at " in done.stderr
+        assert "ledger version 99" in done.stderr
 
 
 def test_state_word_is_no_truth(tmp_path: Path) -> None:
