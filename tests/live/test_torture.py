@@ -24,7 +24,7 @@ from tests.support.strike import Outcome, strike
 
 pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
 
-FEW: Final = 5
+FEW: Final = 3
 PROGRAM: Final = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Threads that are in malloc and in the replaced functions all the time, and one that answers; `twice` and `thrice` are
