@@ -1,6 +1,6 @@
 # make demo    a server patched while it runs, in under two minutes
 # make test    everything that is checked at each commit
-# make test-rest  the same tests in the toolchains that make test leaves out
+# make test-rest  the same tests in the toolchains that make test leaves out, and longer ones
 # make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
 #              ONLY=pie-data runs and writes a part
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with

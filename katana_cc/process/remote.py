@@ -406,7 +406,7 @@ class RemoteThread:
         return changes
 
     def _code_before(self, words: Sequence[int]) -> bytes:
-        """The instructions of a system call, with its number, would be that the thread has come from."""
+        """What lies before the instruction pointer: of a thread in a system call, it tells which."""
         with contextlib.suppress(TargetError):
             return self._memory.read(words[cpu.PC] - cpu.NUMBERED_SYSCALL_SIZE, cpu.NUMBERED_SYSCALL_SIZE)
         return b""
