@@ -265,7 +265,7 @@ def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float)
     for work in works:
         if not work.plan.is_applied:
             work.hook_timeout = hook_timeout
-            work.report = _commit(work, wait)
+            _commit(work, wait)
     for work in works:
         _clear_up(work, wait)
 
@@ -322,7 +322,12 @@ def _is_same_code(work: _Work) -> bool:
     return there[:12] == image[:12] and there[16:56] == image[16:56] and there[64:] == image[64:end]
 
 
-def _commit(work: _Work, wait: float) -> CommitReport:
+def _commit(work: _Work, wait: float) -> None:
+    """Sets `work.report` in the same instant as the patch is in: a signal may end us right behind it."""
+
+    def told(report: CommitReport) -> None:
+        work.report = report
+
     plan, target = work.plan, work.target
     reused = None if work.is_injected else plan.existing
     phase, edits = Phase.MAPPED, plan.ledger.edits
@@ -344,7 +349,7 @@ def _commit(work: _Work, wait: float) -> CommitReport:
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait))
+    supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, told))
 
 
 def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:

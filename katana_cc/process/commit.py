@@ -6,6 +6,9 @@ All that is slow is done before.  Inside the stop only this happens:
     what do the variables that move hold, and what leads to them? →
     state word, variables, words and registers, edits, state word → re-enter interrupted system calls → detach
 
+That it was done is told (`told`) while signals are still held back: one that ends us right behind the stop must find
+known what was written, or what the target now uses would be taken from it.
+
 When a thread is inside, or does not stop, or a register or a stack holds what nothing explains, everything is let go
 and tried again after a pause, until the time is up; nothing has been touched then.
 """
@@ -99,8 +102,17 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], wait: float) -> CommitReport:
+def run(
+    target: Target,
+    commit: Commit,
+    make_unwinder: Callable[[], Unwinder],
+    wait: float,
+    told: Callable[[CommitReport], None],
+) -> None:
     """Commit, waiting up to `wait` seconds for a moment when no thread is inside.
+
+    `told` is called once it is done, and may be followed by an exception that has nothing to do with it
+    (KeyboardInterrupt): whether it was called says whether the commit was done.
 
     Raises:
         BusyError: there was none; names thread, function and frame.
@@ -111,15 +123,21 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
     finder = Finder(commit.guards, bulk, make_unwinder)
     rehearsal = Rehearsal(target, commit.carry) if commit.carry is not None else None
     try:
-        return _try(target, commit, finder, bulk, rehearsal, wait)
+        _try(target, commit, finder, bulk, rehearsal, wait, told)
     finally:
         if rehearsal is not None:
             rehearsal.close()
 
 
 def _try(
-    target: Target, commit: Commit, finder: Finder, bulk: BulkReader, rehearsal: Rehearsal | None, wait: float
-) -> CommitReport:
+    target: Target,
+    commit: Commit,
+    finder: Finder,
+    bulk: BulkReader,
+    rehearsal: Rehearsal | None,
+    wait: float,
+    told: Callable[[CommitReport], None],
+) -> None:
     deadline = time.monotonic() + wait
     tries = 0
     pause = _FIRST_PAUSE
@@ -155,9 +173,11 @@ def _try(
                 finally:
                     threads.release()
                     ended = time.perf_counter_ns()
+                if busy is None:
+                    pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
+                    told(CommitReport(count, tries, *pauses, repaired, cargo))
             if busy is None:
-                pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
-                return CommitReport(count, tries, *pauses, repaired, cargo)
+                return
             failure = _busy_error(target, commit, busy, tries, wait)
         except BusyError as error:
             failure = error

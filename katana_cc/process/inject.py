@@ -43,21 +43,17 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
     gadgets = find_gadgets(target.memory, target.regions, target.where)
     handle = -1
     base = 0
-    with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
-        resolved = _call_resolvers(remote, plan)
-        _unmap_leftovers(remote, target)
-        number = make_memfd(remote, target, plan.name)
-        try:
-            handle = open_memfd(target, number)
-            os.ftruncate(handle, len(plan.layout.head) + plan.layout.size)
-            base = _map_parts(remote, target, plan, number)
-        except BaseException:
-            if handle >= 0:
-                os.close(handle)
-            raise
-        finally:
-            remote.syscall(cpu.SYS_CLOSE, number)
     try:
+        with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
+            resolved = _call_resolvers(remote, plan)
+            _unmap_leftovers(remote, target)
+            number = make_memfd(remote, target, plan.name)
+            try:
+                handle = open_memfd(target, number)
+                os.ftruncate(handle, len(plan.layout.head) + plan.layout.size)
+                base = _map_parts(remote, target, plan, number)
+            finally:
+                remote.syscall(cpu.SYS_CLOSE, number)
         plan = relink(plan, base, resolved)
         head, image = plan.layout.head, plan.image
         _write_all(handle, head + image)
@@ -65,10 +61,12 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
             raise TargetError("the patch did not arrive in the target's memory", where=target.where)
         _keep_in_core_files(target, plan)
     except BaseException:
-        unmap(target, base, plan.layout.size)
+        if base:
+            unmap(target, base, plan.layout.size)
         raise
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
     return plan, remote.pause_us
 
 

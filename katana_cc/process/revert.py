@@ -100,8 +100,9 @@ def revert_patch(
             try:
                 target = Target(pid)
                 targets.append(target)
-                target.refuse_if_traced()
                 in_force = ledgers_in_force(target, patch_id)
+                if in_force or must_match:
+                    target.refuse_if_traced()
             except TargetError:
                 if must_match or Path(f"/proc/{pid}/exe").exists():
                     raise
@@ -266,12 +267,17 @@ def revert_one(
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
     objects = carry.objects if carry is not None else None
+    done: list[CommitReport] = []
     try:
         if carry is not None and objects is not None:
             stock(objects, wanted(target, carry), wait)
-        report = supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait))
+        supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, done.append))
     except BaseException:
-        give_back(objects, wait)
+        if done:
+            clear_up(objects, done[0], wait)
+        else:
+            give_back(objects, wait)
         raise
+    (report,) = done
     leftover = clear_up(objects, report, wait)
     return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept, leftover=leftover)

@@ -77,18 +77,19 @@ def stock(objects: Objects, wanted: Mapping[int, int], wait: float) -> None:
             there += blocks.allocate(size, more)
 
 
-def supplied(objects: Objects | None, wait: float, commit: Callable[[], CommitReport]) -> CommitReport:
+def supplied(objects: Objects | None, wait: float, commit: Callable[[], None]) -> None:
     """Do a commit; where it lacks new blocks, have more and do it again.
 
     Raises:
-        KatanaError: as `commit` does; then the caller gives all new blocks back.
+        KatanaError: as `commit` does; then nothing was written, and the caller gives all new blocks back.
     """
     deadline = time.monotonic() + wait
     tries = 0
     while True:
         tries += 1
         try:
-            return commit()
+            commit()
+            return
         except ShortageError as error:
             if objects is None or (tries > _TRIES and time.monotonic() > deadline):
                 raise

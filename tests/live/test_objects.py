@@ -14,7 +14,6 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
 from katana_cc.process import apply as apply_module
 from katana_cc.process.apply import apply_patch
-from katana_cc.process.commit import CommitReport
 from katana_cc.process.heap import find_allocator, look
 from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import STATE_OFFSET, encode_state
@@ -352,10 +351,10 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     data, po = read_patch(str(two.patch))
     real = apply_module._commit
 
-    def second_fails(work: apply_module._Work, wait: float) -> CommitReport:
+    def second_fails(work: apply_module._Work, wait: float) -> None:
         if work.target.pid == second.pid:
             raise BusyError("never a safe moment")
-        return real(work, wait)
+        real(work, wait)
 
     with serving(two.program) as first, serving(two.program) as second:
         for server in (first, second):

@@ -6,6 +6,9 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,22 +150,48 @@ def test_process_of_another_user(tmp_path: Path, counter: tuple[Built, Built], p
         assert "run katana as" in done.stderr
 
 
-def test_traced_process_names_the_tracer(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
-    """A bug: "operation not permitted" and no hint at the debugger."""
+@contextmanager
+def _traced(pid: int) -> Iterator[int]:
+    """Another process traces it; its pid."""
     tracer = (
         "import ctypes, sys; libc = ctypes.CDLL(None); r = libc.ptrace(0x4206, int(sys.argv[1]), 0, 0);"
         "print('tracing' if r == 0 else 'failed', flush=True); sys.stdin.read()"
     )
+    words = [sys.executable, "-c", tracer, str(pid)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "tracing\n"
+        yield other.pid
+
+
+def test_traced_process_names_the_tracer(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
+    """A bug: "operation not permitted" and no hint at the debugger."""
     with serving(counter[0].output) as server:
         code = code_of(server.pid)
-        words = [sys.executable, "-c", tracer, str(server.pid)]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "tracing\n"
+        with _traced(server.pid) as tracer:
             done = katana("apply", write_patch(tmp_path, patch), "--pid", server.pid)
             assert done.returncode == 5
-            assert f"pid {other.pid}" in done.stderr
+            assert f"pid {tracer}" in done.stderr
         _unharmed(server, code)
+
+
+def test_traced_process_that_carries_another_patch_is_no_business_of_a_revert_of_all(
+    tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject
+) -> None:
+    """A bug: one process under a debugger, with a patch of its own, keeps all others from being reverted."""
+    new = replace(patch.identity, to_build_id="ab" * 20)
+    other = write_patch(tmp_path, replace(patch, identity=new), "other.kpo")
+    with serving(counter[0].output) as server, serving(counter[0].output) as traced:
+        assert katana("apply", write_patch(tmp_path, patch), "--pid", server.pid).returncode == 0
+        assert katana("apply", other, "--pid", traced.pid).returncode == 0
+        with _traced(traced.pid) as tracer:
+            done = katana("revert", tmp_path / "patch.kpo", "--all")
+            assert done.returncode == 0, done.stderr
+            assert server.ask("a 1") == "2"
+            done = katana("revert", other, "--all")
+            assert done.returncode == 5
+            assert f"pid {tracer}" in done.stderr
+        assert traced.ask("a 1") == "11"
 
 
 def test_damaged_patch_object(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:

@@ -25,6 +25,7 @@ from tests.support.strike import Outcome, strike
 pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
 
 FEW: Final = 3
+_SYS_PWRITE64: Final = 18
 PROGRAM: Final = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Threads that are in malloc and in the replaced functions all the time, and one that answers; `twice` and `thrice` are
@@ -163,8 +164,12 @@ class Victim:
         assert self.run("revert" if command == "apply" else "apply") == ""
 
     def struck(self, command: str, number: int, blow: Callable[[int], None]) -> Outcome:
-        """Run a command that is struck as it enters its system call `number`."""
-        return strike([sys.executable, "-c", PROGRAM, *self.words(command)], number, blow)
+        """Run a command that is struck as it enters its system call `number`, from 1 on (0: never)."""
+        return self.struck_when(command, lambda calls: len(calls) == number, blow)
+
+    def struck_when(self, command: str, when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]) -> Outcome:
+        """Run a command that is struck as soon as `when` says so of the numbers of its system calls."""
+        return strike([sys.executable, "-c", PROGRAM, *self.words(command)], when, blow)
 
 
 def _of_code(folder: Path) -> Victim:
@@ -210,9 +215,12 @@ def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made.server.close()
 
 
-def moments(total: int) -> range:
+def moments(calls: Sequence[int]) -> list[int]:
     """The calls to strike at: all, or some that lie evenly."""
-    return range(1, total + 1) if os.environ.get("KATANA_TORTURE") else range(1, total + 1, max(total // FEW, 1))
+    every = range(1, len(calls) + 1)
+    if os.environ.get("KATANA_TORTURE"):
+        return list(every)
+    return list(every[:: max(len(calls) // FEW, 1)])
 
 
 def is_whole(victim: Victim) -> str:
@@ -243,10 +251,11 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
     if victim.server.ended is not None:
         victim.again()
     victim.put(command)
-    total = victim.struck(command, 0, lambda _: None).calls
+    calls = victim.struck(command, 0, lambda _: None).calls
+    total = len(calls)
     assert total > 50
     victim.put(command)
-    for number in moments(total):
+    for number in moments(calls):
         where = f"{command}, {blow.name} at call {number} of {total}"
         outcome = victim.struck(command, number, lambda pid: os.kill(pid, blow))
         assert "Traceback" not in outcome.said, (where, outcome.said)
@@ -270,12 +279,29 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
 
 
 @pytest.mark.parametrize("command", ["apply", "revert"])
+def test_interrupted_in_the_stop_of_a_process_that_was_never_patched(victim: Victim, command: str) -> None:
+    """A bug: what was written is not known, and the memory that the process now uses is taken from it."""
+    victim.again()
+    if command == "revert":
+        victim.put(command)
+    in_stop = [_SYS_PWRITE64] * 4  # nowhere else are so many in a row
+    outcome = victim.struck_when(command, lambda c: c[-4:] == in_stop, lambda pid: os.kill(pid, signal.SIGINT))
+    assert outcome.status == 130, outcome
+    # An apply is taken back; a revert that was done stays so.
+    assert is_whole(victim) == OLD
+    assert state_of(victim) == "reverted"
+    assert victim.run("apply") == ""
+    assert is_whole(victim) == NEW
+
+
+@pytest.mark.parametrize("command", ["apply", "revert"])
 def test_target_killed_at_any_system_call(victim: Victim, command: str) -> None:
     """A bug: katana hangs, or shows a traceback, or says that all is well."""
     victim.again()
     victim.put(command)
-    total = victim.struck(command, 0, lambda _: None).calls
-    for number in moments(total):
+    calls = victim.struck(command, 0, lambda _: None).calls
+    total = len(calls)
+    for number in moments(calls):
         victim.again()
         if command == "revert":
             victim.put(command)

@@ -1,4 +1,4 @@
-"""A command that is struck by something as it makes its N-th system call.
+"""A command that is struck by something as it makes a certain system call.
 
 The command is traced from its start, and every entry into a system call counts from the first that reaches another
 process (ptrace) on; what comes before only reads.  The call at which it is struck by SIGKILL is not made.
@@ -19,15 +19,17 @@ _O_EXITKILL: Final = 1 << 20
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its status (negative: the signal), how many calls it made, and what it said on stderr."""
+    """How a command ended: its status (negative: the signal), which calls it made, by number, and what it said on
+    stderr."""
 
     status: int
-    calls: int
+    calls: tuple[int, ...]
     said: str
 
 
-def strike(words: Sequence[str], number: int, blow: Callable[[int], None]) -> Outcome:
-    """Run a command; call `blow` with its process id as it enters its system call `number` (from 1 on; 0: never)."""
+def strike(words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]) -> Outcome:
+    """Run a command; call `blow` with its process id as it enters a system call, once, as soon as `when` says so of the
+    numbers of those made so far, the one it enters being the last."""
     go, ready = os.pipe()
     source, sink = os.pipe()
     pid = os.fork()
@@ -45,7 +47,8 @@ def strike(words: Sequence[str], number: int, blow: Callable[[int], None]) -> Ou
     pt.interrupt(pid)
     os.write(ready, b"!")
     os.close(ready)
-    calls, is_entry, status = 0, True, 0
+    calls: list[int] = []
+    is_entry, is_struck, status = True, False, 0
     while True:
         _, raw = os.waitpid(pid, 0x40000000)
         if not os.WIFSTOPPED(raw):
@@ -53,9 +56,11 @@ def strike(words: Sequence[str], number: int, blow: Callable[[int], None]) -> Ou
             break
         number_of_signal = (raw >> 8) & 0xFF
         if number_of_signal == pt.SYSCALL_STOP:
-            if is_entry and (calls or pt.read_registers(pid)[cpu.ORIG_RAX] == _SYS_PTRACE):
-                calls += 1
-                if calls == number:
+            made = pt.read_registers(pid)[cpu.ORIG_RAX] if is_entry else -1
+            if is_entry and (calls or made == _SYS_PTRACE):
+                calls.append(made)
+                if not is_struck and when(calls):
+                    is_struck = True
                     blow(pid)
             is_entry = not is_entry
             number_of_signal = 0
@@ -66,4 +71,4 @@ def strike(words: Sequence[str], number: int, blow: Callable[[int], None]) -> Ou
         except ProcessLookupError:
             continue  # it was killed
     with open(source, "rb") as file:  # noqa: PTH123
-        return Outcome(status, calls, file.read().decode(errors="replace"))
+        return Outcome(status, tuple(calls), file.read().decode(errors="replace"))
