@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from katana_cc.diff.compare import Outcome
+from katana_cc.diff.marks import is_marked
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.relayout import leads_along, misaligned
@@ -145,7 +146,7 @@ def take_over_table(diff: Diff, place: Place, old_place: Place, why: str) -> boo
     if place not in diff.changes.edits:
         diff.changes.edits[place] = old_place
         if diff.changes.pointers.pop(place, None) or diff.changes.initialisers.pop(place, None):
-            diff.take_back(place, {Code.POINTER_TAKEN_OVER, Code.INITIALISER_KEPT})
+            diff.take_back(place, {Code.POINTER_TAKEN_OVER, Code.INITIALISER_KEPT, Code.INITIALISER_TAKEN})
         text = f"{why}; this table becomes as the new build has it, if nothing has written to it (or it is refused)"
         diff.reason(Code.TABLE_TAKEN_OVER, INFO, place, text)
     return True
@@ -153,6 +154,12 @@ def take_over_table(diff: Diff, place: Place, old_place: Place, why: str) -> boo
 
 def _keep_value(diff: Diff, place: Place, old_place: Place) -> None:
     """Note that the live value stays; the new initial one can be asked for where it is that of one variable."""
-    if not diff.view(diff.new, place.unit).is_shared(place.section):
+    view = diff.view(diff.new, place.unit)
+    if not view.is_shared(place.section):
         diff.changes.initialisers[place] = old_place
+        if is_marked(diff, place):
+            diff.changes.taken.add(place)
+            text = "its initial value changed; it is taken over, as KATANA_TAKE_INITIALISER in the source says"
+            diff.reason(Code.INITIALISER_TAKEN, INFO, place, text)
+            return
     diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")

@@ -52,11 +52,11 @@ class Changes:
     and `moved` variables, whose live value is carried over; `retargeted` is code that stays as it is, but for the
     fields that lead to a variable that moved, as (new, old) sections; `pointers[new]` are the old variable and the
     offsets of function pointers to rewrite in it; `initialisers[new]` are old variables that keep their live value
-    although the initial one changed; `reliances` tell which replaced function's old code relies on which other one
-    (new places).  `padded` are replaced functions whose jump also covers padding behind the old one; `renewed` ones
-    take no place: all their callers change.  `walked` says of which types objects on the heap are made anew, and how
-    they are found.  `hooks` are functions of the user's that run when the patch is applied or reverted, in their
-    order.
+    although the initial one changed, but those in `taken`, as the source says; `reliances` tell which replaced
+    function's old code relies on which other one (new places).  `padded` are replaced functions whose jump also covers
+    padding behind the old one; `renewed` ones take no place: all their callers change.  `walked` says of which types
+    objects on the heap are made anew, and how they are found.  `hooks` are functions of the user's that run when the
+    patch is applied or reverted, in their order.
     """
 
     replaced: dict[Place, Place] = field(default_factory=dict)
@@ -66,6 +66,7 @@ class Changes:
     recreated: set[Place] = field(default_factory=set)
     pointers: dict[Place, tuple[Place, tuple[int, ...]]] = field(default_factory=dict)
     initialisers: dict[Place, Place] = field(default_factory=dict)
+    taken: set[Place] = field(default_factory=set)
     reliances: list[Found] = field(default_factory=list)
     padded: set[Place] = field(default_factory=set)
     renewed: set[Place] = field(default_factory=set)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
 
 SECTION: Final = ".katana.hooks"
+_MARK: Final = 7  # KATANA_TAKE_INITIALISER: a record of a variable
 # Address within the wrapper (relocated), number of the macro, place in the source, size of the name with its NUL.
 _HEAD: Final = Struct("<QIII")
 _ALIGNMENT: Final = 8
@@ -59,25 +60,48 @@ def hooks_in(elf: ElfFile) -> tuple[HookRecord, ...]:
     Raises:
         FormatError: the records are not as `katana.h` makes them.
     """
-    found = [pair for s in elf.sections if s.name == SECTION for pair in _records(elf, s)]
-    return tuple(record for _, record in sorted(found, key=lambda pair: pair[0]))
+    found = [r for r in _records(elf) if r.number != _MARK]
+    return tuple(HookRecord(HookKind(r.number), r.name, r.section) for r in sorted(found, key=lambda r: r.order))
 
 
-def _records(elf: ElfFile, section: Section) -> Iterator[tuple[int, HookRecord]]:
-    """(place in the source, record) of each."""
+def marked_variables(view: ObjectView) -> frozenset[str]:
+    """The variables of an object that are to take their new initial values; none where its records cannot be read,
+    which `note_hooks` refuses."""
+    try:
+        return frozenset(r.name for r in _records(view.elf) if r.number == _MARK)
+    except FormatError:
+        return frozenset()
+
+
+class _Record(NamedTuple):
+    order: int
+    number: int
+    name: str
+    section: int
+
+
+def _records(elf: ElfFile) -> Iterator[_Record]:
+    for section in elf.sections:
+        if section.name == SECTION:
+            yield from _records_of(elf, section)
+
+
+def _records_of(elf: ElfFile, section: Section) -> Iterator[_Record]:
     data = elf.contents(section)
     targets = {r.offset: elf.symbols[r.symbol].section for r in elf.relocations(section.number)}
     at = 0
     while at < len(data):
-        if at + _HEAD.size > len(data) or at not in targets:
+        if at + _HEAD.size > len(data):
             raise FormatError(f"{SECTION} holds no record at {at:#x}", where=elf.where)
         _, number, order, size = _HEAD.unpack_from(data, at)
+        if (at in targets) is (number == _MARK):
+            raise FormatError(f"{SECTION} holds no record at {at:#x}", where=elf.where)
         text = data[at + _HEAD.size : at + _HEAD.size + size]
-        if number not in set(HookKind) or len(text) != size or text[-1:] != b"\0":
+        if number not in {*HookKind, _MARK} or len(text) != size or text[-1:] != b"\0":
             raise FormatError(
                 f"{SECTION} holds a record at {at:#x} of a later katana.h, or a damaged one", where=elf.where
             )
-        yield order, HookRecord(HookKind(number), text[:-1].decode("utf-8", "surrogateescape"), targets[at])
+        yield _Record(order, number, text[:-1].decode("utf-8", "surrogateescape"), targets.get(at, 0))
         at = -(-(at + _HEAD.size + size) // _ALIGNMENT) * _ALIGNMENT
 
 

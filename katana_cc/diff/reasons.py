@@ -42,6 +42,7 @@ class Code(StrEnum):
     BUILD_TIME = "build-time-only"
     HOOK_LEFT_OUT = "hook-left-out"
     INITIALISER_KEPT = "initialiser-kept"
+    INITIALISER_TAKEN = "initialiser-taken"
     ENUMERATOR_ADDED = "enumerator-added"
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
     # Needs a decision: `patch/needs.py` names the option that grants each.
@@ -104,6 +105,7 @@ _ORDER: Final = (
     Code.CONSTANT_CHANGED,
     Code.CONSTANT_RECREATED,
     Code.POINTER_TAKEN_OVER,
+    Code.INITIALISER_TAKEN,
     Code.INITIALISER_KEPT,
     Code.ENUMERATOR_ADDED,
     Code.FUNCTION_REMOVED,

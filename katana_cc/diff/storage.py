@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from katana_cc.diff.marks import names_marked
 from katana_cc.diff.program import Place, Program
-from katana_cc.diff.reasons import NEEDS, REFUSED, Code
+from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind
 from katana_cc.dwarf.detail import lines_only
 from katana_cc.dwarf.dies import DebugInfo
@@ -133,10 +134,17 @@ def check_storage(diff: Diff) -> None:
     _refuse_restyled(diff, old, new)
     for unit, name, at in _missing(old, new):
         diff.lost.add((unit, name))
-        _note(diff, Code.STORAGE_LOST, NEEDS, name, at, _LOST)
-    for _unit, name, at in _missing(new, old):
+        _note(diff, Code.STORAGE_LOST, *_judged(diff, old.counterparts[unit], name, _LOST), name, at)
+    for unit, name, at in _missing(new, old):
         if not at.constant:
-            _note(diff, Code.STORAGE_UNKNOWN, NEEDS, name, at, _UNKNOWN)
+            _note(diff, Code.STORAGE_UNKNOWN, *_judged(diff, unit, name, _UNKNOWN), name, at)
+
+
+def _judged(diff: Diff, unit: int | None, name: str, text: str) -> tuple[str, str]:
+    """(severity, words): nobody has to decide where the source of the new unit has decided."""
+    if unit is not None and names_marked(diff, unit, name):
+        return INFO, f"{text}; the source says so: KATANA_TAKE_INITIALISER"
+    return NEEDS, text
 
 
 def _refuse_restyled(diff: Diff, old: _Side, new: _Side) -> None:
@@ -148,10 +156,10 @@ def _refuse_restyled(diff: Diff, old: _Side, new: _Side) -> None:
             styles = _style(ways), _style(after.kept.get(name))
             if styles[1] and styles[0] != styles[1]:
                 text = f"the compiler keeps it {styles[1]}, and kept it {styles[0]}; its live value would be misread"
-                _note(diff, Code.STORAGE_RESTYLED, REFUSED, name, after.declaration(name), text)
+                _note(diff, Code.STORAGE_RESTYLED, REFUSED, text, name, after.declaration(name))
 
 
-def _note(diff: Diff, code: Code, severity: str, name: str, at: Unstored, text: str) -> None:
+def _note(diff: Diff, code: Code, severity: str, text: str, name: str, at: Unstored) -> None:
     diff.changes.reasons.append(Reason(code.value, severity, name, at.file, at.line, text))
 
 

@@ -71,7 +71,7 @@ class _Builder:
         for new, (old, offsets) in sorted(self.changes.pointers.items()):
             edits += [self.edits.pointer(new, old, at) for at in offsets]
         edits += [self.edits.untouched(m.old) for _, m in sorted(self.changes.moved.items()) if m.takes_nothing]
-        edits += self.edits.initialisers(self.changes.initialisers)
+        edits += self.edits.initialisers(self.changes.initialisers, self.changes.taken)
         for new, old in sorted(self.changes.retargeted.items()):
             edits += self.edits.retargeted(new, old)
         self._drain()

@@ -207,7 +207,7 @@ class _Reader:
         pointers = self._pointers(section)
         result = []
         for i, (address, old, new, name, flags) in enumerate(EDIT.iter_unpack(raw)):
-            _zero(old | new | flags & ~1)
+            _zero(old | new | flags & ~3 | (flags == 2))
             ends = []
             for at in (EXPECTED_AT, REPLACEMENT_AT):
                 number = pointers.pop(i * EDIT.size + at, 0)
@@ -215,7 +215,7 @@ class _Reader:
                 if symbol is None or symbol.type != c.STT_SECTION or symbol.value or symbol.section not in index:
                     raise FormatError(f"{section.name}: entry {i} names no carried section")
                 ends.append(index[symbol.section])
-            result.append(DataEdit(self._name(strings, name), address, ends[0], ends[1], bool(flags)))
+            result.append(DataEdit(self._name(strings, name), address, ends[0], ends[1], bool(flags), flags == 3))
         if pointers:
             raise FormatError(f"{section.name}: relocations for an edit that is not there")
         return tuple(result)

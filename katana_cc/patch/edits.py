@@ -7,7 +7,7 @@ compared are the final bytes of the old output, with the fields that the dynamic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -29,8 +29,11 @@ class Edits:
         self.old = self.diff.old
         self.old_tables = self.old.tables
 
-    def initialisers(self, changed: Mapping[Place, Place]) -> list[DataEdit]:
-        """The new initial values of variables, each under a name of its own: `limit`, or `a.c:limit` if several are."""
+    def initialisers(self, changed: Mapping[Place, Place], taken: Collection[Place]) -> list[DataEdit]:
+        """The new initial values of variables, each under a name of its own: `limit`, or `a.c:limit` if several are.
+
+        The source says of those in `taken` that they are to be taken over.
+        """
         labels = {place: self.carrier.view(place).label(place.section) for place in changed}
         several = {name for name, times in Counter(labels.values()).items() if times > 1}
         result = []
@@ -38,7 +41,9 @@ class Edits:
             name = labels[place]
             if name in several:
                 name = f"{PurePath(self.carrier.view(place).file or self.diff.new.unit_name(place.unit)).name}:{name}"
-            result.append(replace(self.whole(place, old_place), name=name, is_initialiser=True))
+            result.append(
+                replace(self.whole(place, old_place), name=name, is_initialiser=True, is_taken=place in taken)
+            )
         return result
 
     def whole(self, place: Place, old_place: Place) -> DataEdit:

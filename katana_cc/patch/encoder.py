@@ -102,7 +102,7 @@ def _edits(po: PatchObject, strings: StringTable, section_symbols: dict[int, int
     for e in po.data_edits:
         for at, section in ((EXPECTED_AT, e.expected), (REPLACEMENT_AT, e.replacement)):
             relocations.append(NewRelocation(len(entries) + at, kind, section_symbols[section], 0))
-        entries += EDIT.pack(e.address, 0, 0, _name(strings, e.name), int(e.is_initialiser))
+        entries += EDIT.pack(e.address, 0, 0, _name(strings, e.name), e.is_initialiser | e.is_taken << 1)
     return _table("edits", bytes(entries), EDIT.size, relocations=tuple(relocations))
 
 

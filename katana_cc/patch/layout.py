@@ -28,12 +28,14 @@ NOTE_HEAD: Final = struct.Struct("<III")  # n_namesz, n_descsz, n_type
 NOTE_AT: Final = 64  # straight after the ELF header
 NOTE_MARK: Final = b"Katana patch "
 MARK_AT: Final = NOTE_AT + NOTE_HEAD.size
-DIGEST_AT: Final = MARK_AT + len(b"Katana patch 6 ")
+DIGEST_AT: Final = MARK_AT + len(b"Katana patch %d " % FORMAT_VERSION)
 DIGEST_SIZE: Final = 32  # hex digits
 UNQUOTED: Final = "/:@+,=~"  # beside letters, digits, "_.-"
 FUNCTION: Final = struct.Struct("<QQQII32s")  # address, size, new (relocated), name, 0, SHA-256
 PART: Final = struct.Struct("<QQII32s")  # address, size, function, 0, SHA-256
-EDIT: Final = struct.Struct("<QQQII")  # address, expected, replacement (both relocated), name, 1: an initial value
+EDIT: Final = struct.Struct(
+    "<QQQII"
+)  # address, expected, replacement (both relocated), name, 1: an initial value, 3: to be taken
 RELIANCE: Final = struct.Struct("<IIII")  # caller, callee, basis, name of the function in between
 TRANSFORM: Final = struct.Struct("<QQQIIII")  # address, new (relocated), old size, name, kind, fields, type
 FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer points to

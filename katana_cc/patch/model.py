@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from katana_cc.transform.model import Transformation
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -95,6 +95,7 @@ class DataEdit:
 
     With `is_initialiser` it is a variable whose initial value changed.  Its live value is kept, unless somebody asks
     for the new initial one by `name`; then whatever lives there is overwritten, and `expected` tells the old one.
+    With `is_taken` too the source asks for it, and nobody has to.
     """
 
     name: str
@@ -102,6 +103,7 @@ class DataEdit:
     expected: int
     replacement: int
     is_initialiser: bool = False
+    is_taken: bool = False
 
     @property
     def is_condition(self) -> bool:

@@ -286,7 +286,7 @@ def _taken(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
             f"{Option.TAKE_INITIALISER}: the patch has no new initial value of {', '.join(unknown)} ({offered})",
             where=po.identity.output,
         )
-    return frozenset(asked & {e.name for e in po.data_edits if e.is_initialiser})
+    return frozenset(e.name for e in po.data_edits if e.is_initialiser and (e.is_taken or e.name in asked))
 
 
 def _refuse_later_wish(plan: Plan, target: Target, taken: frozenset[str]) -> None:

@@ -70,7 +70,9 @@ class _Proof:
         self.irrelevance = Irrelevance(old, new, debug.lines, patch)
         self.handlers = Handlers(self.judge)
         self.edits = {
-            e.address: Carried(e.replacement) for e in patch.data_edits if not (e.is_initialiser or e.is_condition)
+            e.address: Carried(e.replacement)
+            for e in patch.data_edits
+            if not (e.is_initialiser or e.is_condition) or e.is_taken
         }
         self._done: set[Place] = set()
         self._moved: dict[Target, tuple[Carried, Transformation]] = {}

@@ -135,8 +135,12 @@ def _changes(s: Summary, po: PatchObject) -> Topic:
     points += [f"{d.name} is new: {d.kind}, {count(d.size, 'byte')}" for d in s.new_data]
     points += [f"{d.name}: {count(d.size, 'byte')} at {d.address:#x}, rewritten where it is" for d in s.rewritten]
     points += [
-        f"{d.name} ({count(d.size, 'byte')} at {d.address:#x}) keeps its live value; --take-initialiser {d.name} gives "
-        "it the new initial one"
+        f"{d.name} ({count(d.size, 'byte')} at {d.address:#x}) "
+        + (
+            "gets its new initial value, as the source says; what it holds is lost until a revert"
+            if d.is_taken
+            else f"keeps its live value; --take-initialiser {d.name} gives it the new initial one"
+        )
         for d in s.initialisers
     ]
     points += [

@@ -36,7 +36,8 @@ def to_json(po: PatchObject, data: bytes) -> dict[str, Any]:
         "new_functions": [_thing(f) for f in summary.new_functions],
         "new_data": [_thing(d) for d in summary.new_data],
         "new_initial_values": [
-            {"name": d.name, "address": f"{d.address:#x}", "size": d.size} for d in summary.initialisers
+            {"name": d.name, "address": f"{d.address:#x}", "size": d.size, "taken": d.is_taken}
+            for d in summary.initialisers
         ],
         "rewritten_data": [{"name": d.name, "address": f"{d.address:#x}", "size": d.size} for d in summary.rewritten],
         "carried_over": list(summary.carried_over),

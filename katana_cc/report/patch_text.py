@@ -74,8 +74,9 @@ def change_lines(summary: Summary) -> list[str]:
     rewritten = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.rewritten]
     lines += _block("Data rewritten in place", rewritten)
     lines += _block("Functions that stay, and are made to use variables made anew", [(n,) for n in summary.retargeted])
-    initial = [(d.name, f"{count(d.size, 'byte')} at {d.address:#x}") for d in summary.initialisers]
-    lines += _block("New initial values, taken with --take-initialiser only", initial)
+    initial = [((d.name, f"{count(d.size, 'byte')} at {d.address:#x}"), d) for d in summary.initialisers]
+    lines += _block("New initial values, taken as the source says", [i for i, d in initial if d.is_taken])
+    lines += _block("New initial values, taken with --take-initialiser only", [i for i, d in initial if not d.is_taken])
     lines += _block("New imports, found by name", [_import(r) for r in summary.new_imports])
     used = [_import(r) for r in summary.imports if r not in summary.new_imports]
     lines += _block("Used of libraries, as before", used)

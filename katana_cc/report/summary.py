@@ -47,12 +47,17 @@ class NewThing(NamedTuple):
     section: str
 
 
+_TAKEN: Final = {True: "taken", False: "not taken"}
+
+
 class RewrittenDatum(NamedTuple):
-    """Data rewritten in place: read-only, or pointers; or the initial value that a variable gets if it is asked for."""
+    """Data rewritten in place: read-only, or pointers; or the initial value that a variable gets if it is asked for, or
+    with `is_taken` without that."""
 
     name: str
     address: int
     size: int
+    is_taken: bool = False
 
 
 class UsersHook(NamedTuple):
@@ -191,8 +196,9 @@ def headline(summary: Summary) -> str:
         words.append(count(variables, "new variable"))
     if summary.rewritten:
         words.append(count(len(summary.rewritten), "data edit"))
-    if summary.initialisers:
-        words.append(f"{count(len(summary.initialisers), 'new initial value')} not taken")
+    for number, how in ((sum(d.is_taken is taken for d in summary.initialisers), how) for taken, how in _TAKEN.items()):
+        if number:
+            words.append(f"{count(number, 'new initial value')} {how}")
     words += hook_words(summary)
     return ", ".join(words) or "nothing carried"
 
@@ -283,7 +289,7 @@ def clean(text: str) -> str:
 
 def _rewritten(po: PatchObject, initialisers: bool) -> tuple[RewrittenDatum, ...]:
     edits = (e for e in po.data_edits if e.is_initialiser is initialisers and not e.is_condition)
-    return tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size) for e in edits)
+    return tuple(RewrittenDatum(e.name, e.address, po.sections[e.replacement].size, e.is_taken) for e in edits)
 
 
 def _kind(section: PatchSection) -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.report.summary import headline, summarise
 from tests.live.programs import HEAD
 from tests.live.server import katana, katana_json, serving
+from tests.support.installation import ROOT
 from tests.support.project import Build, Project, Result, Variant
 
 SOURCE = (
@@ -29,6 +31,7 @@ int main(void) {
 }
 """
 )
+INCLUDE = f"{ROOT}/wrappers/libexec/katana/include"
 VARIANTS = [Variant("gcc", "-O2", "pie"), Variant("clang", "-O0", "nopie")]
 
 
@@ -109,6 +112,41 @@ def test_wishes_that_cannot_be_met(changed: tuple[Path, Path, Result]) -> None:
         assert server.ask("q") == "5 old 1 3"
 
 
+@pytest.mark.parametrize("variant", [*VARIANTS, Variant("g++", "-O2", "pie")], ids=str)
+def test_taken_where_the_source_says_so(variant: Variant, tmp_path: Path) -> None:
+    """A bug: it has to be named at each apply, on each host; or one that has no mark is overwritten."""
+    if not variant.available():
+        pytest.skip(f"{variant} needs a tool that is not installed")
+    mark = (
+        "#if __has_include(<katana.h>)\n#include <katana.h>\n"
+        "KATANA_TAKE_INITIALISER(limit);\nKATANA_TAKE_INITIALISER(step);\n#endif\nint main(void)"
+    )
+    project = Project(tmp_path, variant)
+    name = "a.cc" if variant.compiler.endswith("++") else "a.c"
+    flags = [f"-I{INCLUDE}", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-sign-compare"]
+    old = project.build({name: SOURCE}, compile_flags=flags)
+    source = SOURCE.replace("int main(void)", mark)
+    for here, value in (("/*LIMIT*/ 5", "9"), ('/*BANNER*/ "old"', '"new"'), ("/*STEP*/ 3", "7")):
+        source = source.replace(here, value)
+    result = project.checked(old, project.build({name: source}, compile_flags=flags))
+    kept, taken = (result.about(f"initialiser-{how}") for how in ("kept", "taken"))
+    assert (len(kept), len(taken)) == (1, 2)
+    assert "2 new initial values taken, 1 new initial value not taken" in headline(summarise(result.patch))
+    old.path.chmod(0o755)
+    patch = tmp_path / "patch.kpo"
+    patch.write_bytes(result.data)
+    with serving(old.path) as server:
+        server.ask("s 77")
+        assert katana("apply", patch, "--pid", server.pid).returncode == 0
+        assert server.ask("q") == "9 old 1 7"
+        assert katana("apply", patch, "--pid", server.pid).stdout.endswith("already applied\n")
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("q") == "77 old 1 3"
+        banner = next(e.name for e in result.patch.data_edits if not e.is_taken)
+        assert katana("apply", patch, "--pid", server.pid, "--take-initialiser", banner).returncode == 0
+        assert server.ask("q") == "9 new 1 7"
+
+
 FOLDED = (
     HEAD
     + r"""
@@ -149,3 +187,20 @@ def test_static_without_storage_is_decided_by_name(tmp_path: Path) -> None:
         assert server.ask("q 1") == "301", "what the new build says"
         assert katana("revert", "--pid", server.pid).returncode == 0
         assert server.ask("q 1") == "801"
+
+
+def test_static_without_storage_that_the_source_has_decided_on(tmp_path: Path) -> None:
+    """A bug: the mark is for those with storage only."""
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie"))
+    flags = [f"-I{INCLUDE}"]
+    old = project.build({"a.c": FOLDED.replace("/*WRITE*/", "level = x;")}, compile_flags=flags)
+    marked = FOLDED.replace("int main(void)", "#include <katana.h>\nKATANA_TAKE_INITIALISER(level);\nint main(void)")
+    result = project.diff(old, project.build({"a.c": marked}, compile_flags=flags))
+    assert (result.needs, result.about("data-storage-lost")) == ([], ["level"])
+    patch = tmp_path / "patch.kpo"
+    patch.write_bytes(result.data)
+    old.path.chmod(0o755)
+    with serving(old.path) as server:
+        assert server.ask("s 8") == "808"
+        assert katana("apply", patch, "--pid", server.pid).returncode == 0
+        assert server.ask("q 1") == "301"

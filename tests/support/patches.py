@@ -92,7 +92,11 @@ def sample() -> PatchObject:
         sections,
         symbols,
         (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,)),),
-        (DataEdit("banner", 0x402000, 5, 6), DataEdit("limit", 0x404010, 5, 6, True)),
+        (
+            DataEdit("banner", 0x402000, 5, 6),
+            DataEdit("limit", 0x404010, 5, 6, True),
+            DataEdit("depth", 0x404020, 5, 6, True, True),
+        ),
         (Reliance(0, 0, Basis.BODY_SEEN, "walk"),),
         (DataTransform(fresh, 0x404080, 1, handed=(Handed(2, 3, 0, 0, 1, 4, 8),)), DataTransform(conn)),
         (

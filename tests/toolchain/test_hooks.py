@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.diff.hooks import SECTION, hooks_in
+from katana_cc.diff.hooks import SECTION, hooks_in, marked_variables
+from katana_cc.diff.view import ObjectView
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError
 from katana_cc.patch.model import HookKind
@@ -43,6 +44,7 @@ ALL = [
     (HookKind.BEFORE_REVERT, "stay"),
     (HookKind.AFTER_REVERT, "drop"),
 ]
+_PROGRAM = (".text", ".data", ".rodata", ".bss")
 WRAPPERS = ["katana_before_hook_fill", "katana_after_hook_tell", "katana_before_revert_hook_stay",
             "katana_after_revert_hook_drop"]  # fmt: skip
 
@@ -104,6 +106,29 @@ def test_under_other_options(compiler: str, flags: Sequence[str], tmp_path: Path
     """A bug: a warning, or a record that is not found."""
     elf = compiled(tmp_path, "#define STEP 1\n#define NEW 1\n" + PROGRAM, *flags, compiler=compiler)
     assert recorded(elf) == ALL
+
+
+@pytest.mark.parametrize(
+    "flags", [["-std=c99", "-O2"], ["-O0", "-fPIC"], ["-xc++", "-std=c++98", "-O2"], ["-xc++", "-O0"]], ids=" ".join
+)
+def test_mark_of_a_variable(compiler: str, flags: Sequence[str], tmp_path: Path) -> None:
+    """A bug: a warning, or it changes what the compiler makes of the program."""
+    source = "static int limit = 5;\nint answer(int x) { return x + limit; }\n"
+    mark = "#include <katana.h>\nKATANA_TAKE_INITIALISER(limit);\n"
+    plain = compiled(tmp_path, source, *flags, compiler=compiler)
+    marked = compiled(tmp_path, source + mark, *flags, compiler=compiler)
+    names = {s.name for s in plain.sections}
+    assert {s.name for s in marked.sections} - names == {SECTION}
+    before, after = ({s.name: bytes(e.contents(s)) for s in e.sections if s.name in _PROGRAM} for e in (plain, marked))
+    assert before == after
+    assert marked_variables(ObjectView(marked)) == {"limit"}
+    wrong = source + mark.replace("limit", "limits")
+    (tmp_path / "a.c").write_text(wrong)
+    done = subprocess.run(
+        [compiler, INCLUDE, *flags, "-c", "a.c", "-o", "a.o"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "limits" in done.stderr
 
 
 @pytest.mark.parametrize("standard", ["-std=c++98", "-std=c++11", "-std=c++20", "-fno-exceptions"])

@@ -21,6 +21,11 @@
  *     KATANA_TRANSFORM(struct conn_v1, struct conn, renew);
  *     KATANA_TRANSFORM_BACK(struct conn, struct conn_v1, recall);         the way back, for `katana revert`
  *
+ * A variable whose initial value is to be taken over when it changes, in place of the live value that is kept otherwise:
+ *
+ *     static int limit = 200;
+ *     KATANA_TAKE_INITIALISER(limit);
+ *
  * Nothing of this is ever called by the program itself.  A function runs when a patch brings it: when the build that
  * the patch starts from did not have it, or had other code in its place.
  *
@@ -28,8 +33,9 @@
  * the linker's --gc-sections), and a record of it in the section .katana.hooks of the object.  That section is of the
  * kind that linkers leave out of what they make (SHF_EXCLUDE), and holds, for each record, aligned to 8:
  *
- *     8  an address within the small function        4  size of the text with its NUL
- *     4  which macro, by its number below               the text: the name of your function
+ *     8  an address within the small function, 0       4  size of the text with its NUL
+ *        of a variable                                     the text: the name of your function or variable
+ *     4  which macro, by its number below
  *     4  a number that grows in the order of the source
  *
  * C and C++; gcc and clang.  docs/hooks.md of Katana tells more.
@@ -57,10 +63,11 @@
 /* Assembled into the function it stands in: the place that the record names is the one it is made at. */
 #define KATANA_TEXT_(word) KATANA_TEXT_OF_(word)
 #define KATANA_TEXT_OF_(word) #word
-#define KATANA_RECORD_(number, text)                                                                                   \
-  __asm__ __volatile__("6610:\n\t.pushsection .katana.hooks,\"e\",@progbits\n\t.balign 8\n\t.quad 6610b\n\t"           \
-                       ".long " number ", " KATANA_TEXT_(__COUNTER__) ", 6612f - 6611f\n6611:\t.asciz \"" text             \
-                       "\"\n6612:\t.balign 8\n\t.popsection")
+#define KATANA_ENTRY_(place, number, text)                                                                             \
+  ".pushsection .katana.hooks,\"e\",@progbits\n\t.balign 8\n\t.quad " place "\n\t"                                     \
+  ".long " number ", " KATANA_TEXT_(__COUNTER__) ", 6612f - 6611f\n6611:\t.asciz \"" text                              \
+  "\"\n6612:\t.balign 8\n\t.popsection"
+#define KATANA_RECORD_(number, text) __asm__ __volatile__("6610:\n\t" KATANA_ENTRY_("6610b", number, text))
 
 /* An exception may not leave a hook: there is nobody to catch it. */
 #if defined __cplusplus && defined __cpp_exceptions
@@ -114,5 +121,9 @@
 #define KATANA_TRANSFORM(from, to, f) KATANA_CONVERT_("5", katana_transform_hook_##f, from, to, f)
 #define KATANA_TRANSFORM_BACK(from, to, f) KATANA_CONVERT_("6", katana_transform_back_hook_##f, from, to, f)
 #define KATANA_AFTER_REVERT(f) KATANA_HOOK_("4", katana_after_revert_hook_##f, f)
+/* No code, and no use of the variable: it is compiled as without.  Its size is asked for so that a wrong name is an error. */
+#define KATANA_TAKE_INITIALISER(variable)                                                                              \
+  __asm__(KATANA_ENTRY_("0", "7", #variable));                                                                         \
+  typedef char katana_take_initialiser_##variable[sizeof(variable) ? 1 : -1] __attribute__((unused))
 
 #endif
