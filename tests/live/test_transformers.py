@@ -220,6 +220,26 @@ def test_no_way_back(tmp_path: Path) -> None:
         assert live.ask("s 0") == BEFORE[0]
 
 
+@pytest.mark.parametrize("functions", [FORTH + BACK, FORTH], ids=["there and back", "there"])
+def test_all_processes_or_none(functions: str, tmp_path: Path) -> None:
+    """The function says no to an object of one process.  A bug: the others, whose objects it had made, keep them, or
+    have lost what they held."""
+    made = make(tmp_path, OLD, new(functions.replace("/*CHECK*/", "if (before->port == 25) return 5;")))
+    with serving(made.old.path) as one, serving(made.old.path) as two, serving(made.old.path) as three:
+        everyone = (one, two, three)
+        for live, first in zip(everyone, (10, 20, 30), strict=True):
+            live.ask(f"f {first}")
+        before = [told(live) for live in everyone]
+        pids = [live.pid for live in everyone]
+        done = katana("apply", made.path, "--pid", *pids, *STATIC)
+        assert done.returncode == ExitStatus.HOOK, done.stderr
+        assert f"pid {two.pid}" in done.stderr
+        assert [told(live) for live in everyone] == before
+        two.ask("f 40")
+        katana_json("apply", made.path, "--pid", *pids, *STATIC)
+        assert [live.ask("s 0").split()[1] for live in everyone] == ["10", "40", "30"]
+
+
 def test_while_other_threads_allocate(tmp_path: Path) -> None:
     """A function calls malloc while no thread runs.  A bug: it waits for a lock of a thread that is stopped."""
     made = make(tmp_path, OLD, new(FORTH + BACK))
