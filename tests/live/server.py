@@ -12,6 +12,7 @@ from typing import Any
 
 from katana_cc.patch.codec import encode, patch_id
 from katana_cc.patch.model import PatchObject
+from tests.support import forks
 
 
 class Server:
@@ -93,6 +94,8 @@ def identity(po: PatchObject) -> str:
 
 def katana(*words: str | Path | int) -> subprocess.CompletedProcess[str]:
     """Run the command; never raises."""
+    if words[0] in forks.COMMANDS:
+        return forks.run([str(w) for w in words])
     program = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", program, *(str(w) for w in words)], capture_output=True, text=True, check=False
