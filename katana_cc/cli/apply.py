@@ -17,9 +17,9 @@ from katana_cc.cli.selection import (
     tell_passed_over,
     untangle,
 )
+from katana_cc.cli.signed import add_trust, policy_of, read_signed
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
-from katana_cc.patch.files import read_patch
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
@@ -45,11 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --dry-run: tell of every object on the heap, not only of the first ones (--json always does)",
     )
     add_grants(parser)
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Applies, and says what was done to whom."""
-    data, po = read_patch(arguments.po)
+    data, po = read_signed(arguments.po, policy_of(arguments))
     granted = grants_of(arguments)
     refuse_unless_ready(po, granted)
     identity = patch_id(data)

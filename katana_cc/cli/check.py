@@ -1,33 +1,60 @@
-"""`katana check [PO]`: verify the store, or one patch object."""
+"""`katana check [PO | BUNDLE]`: verify the store, one patch object, or a bundle of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
+from katana_cc.cli.signed import add_trust, policy_of, read_signed
 from katana_cc.errors import ExitStatus
+from katana_cc.report.summary import clean
+from katana_cc.trust.policy import Policy
 
-HELP = "verify the store, or one patch object"
+HELP = "verify the store, one patch object, or a bundle of them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("po", nargs="?", metavar="PO", help="a patch object; without it, the store is verified")
+    parser.add_argument(
+        "po",
+        nargs="?",
+        metavar="PO",
+        help="a patch object, or the folder of a bundle; without it, the store is verified",
+    )
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Prints `ok` with what was checked, or each problem on a line of its own."""
-    return _store(arguments.json) if arguments.po is None else _patch(arguments.po, arguments.json)
+    if arguments.po is None:
+        return _store(arguments.json)
+    if Path(arguments.po).is_dir():
+        return _bundle(Path(arguments.po), policy_of(arguments), arguments.json)
+    return _patch(arguments.po, policy_of(arguments), arguments.json)
 
 
-def _patch(path: str, as_json: bool) -> ExitStatus:
+def _bundle(folder: Path, trust: Policy, as_json: bool) -> ExitStatus:
+    from katana_cc.release.checking import check_bundle
+
+    found = check_bundle(folder, trust)
+    if as_json:
+        print(json.dumps({"path": str(folder), "ok": not found, "problems": found}, indent=2))
+    else:
+        for problem in found:
+            print(f"{folder}: {clean(problem)}")
+        if not found:
+            print(f"{folder}: ok" + (", signed" if trust.keys else ""))
+    return ExitStatus.INVALID_PATCH if found else ExitStatus.DONE
+
+
+def _patch(path: str, trust: Policy, as_json: bool) -> ExitStatus:
     from katana_cc.patch.checks import check_file
     from katana_cc.patch.codec import patch_id
-    from katana_cc.patch.files import read_patch
     from katana_cc.release.proving import check_equivalence
 
-    data, po = read_patch(path)
+    data, po = read_signed(path, trust)
     found = check_file(path, data, po)
     different, unchecked = ([], "the patch object is not well-formed") if found else check_equivalence(po)
     found += different

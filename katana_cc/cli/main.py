@@ -27,10 +27,11 @@ COMMANDS: Final = {
     "apply": "put a patch object into running processes",
     "run": "start a program with patches in it, from before its main",
     "revert": "take a patch out of running processes",
+    "update": "fetch what is newest for what runs here, and apply it",
     "status": "what runs, and what is applied to it",
     "answer": "say what no build can tell: which field was renamed",
     "explain": "what a patch object changes, and whether it is safe",
-    "check": "verify the store, or one patch object",
+    "check": "verify the store, one patch object, or a bundle of them",
     "gc": "drop what no release, patch or present output needs",
 }
 

@@ -6,7 +6,7 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", dest="output", metavar="DIR", type=Path, help="where the bundle goes (default: patches-since-NAME)"
     )
+    parser.add_argument(
+        "--sign", metavar="KEY", type=Path, help="sign all files of the bundle, and what is published (Ed25519, PEM)"
+    )
+    parser.add_argument(
+        "--publish",
+        metavar="URL",
+        help="also add the patches to a mirror: a folder, or a place that fsspec writes to; `katana update` reads it",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     arguments = parser.parse_args(argv)
@@ -49,16 +57,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> ExitStatus:
     if (arguments.name is None) == (arguments.since is None):
         raise UsageError("say either NAME or --since NAME", remedy="See `katana-release --help`.")
+    if arguments.since is None and (arguments.sign or arguments.publish or arguments.output):
+        raise UsageError("-o, --sign and --publish are of a bundle", remedy="add --since NAME")
     gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
     store = Store(find_store(), create=True)
     ingested = ingest_staged(store)
     _warn(ingested)
     if arguments.name is not None:
         return _name(store, arguments, ingested)
-    from katana_cc.release.bundle import write_bundle  # late: the diff would cost a third of naming a release
+    return _bundle(store, arguments)
 
+
+def _bundle(store: Store, arguments: argparse.Namespace) -> ExitStatus:
+    # Late: the diff would cost a third of naming a release.
+    from katana_cc.release.bundle import make_bundle, write_bundle
+
+    sign = _signer(arguments.sign)
     folder = arguments.output or Path(f"patches-since-{arguments.since}")
-    manifest = write_bundle(store, arguments.since, folder)
+    bundle = make_bundle(store, arguments.since)
+    manifest = bundle.manifest
+    write_bundle(bundle, folder, sign)
+    if arguments.publish is not None:
+        from katana_cc.release.mirror import publish, published
+        from katana_cc.release.places import place
+
+        publish(place(arguments.publish), published(bundle), sign)
     if arguments.json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
         return _status(manifest)
@@ -68,7 +91,23 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
         print(f"{same['output']}: {same['release']} needs no patch")
     for lost in manifest["missing"]:
         print(f"{lost['output']}: {lost['release']}: NO PATCH, the present build is not recorded: {lost['reason']}")
+    if arguments.publish is not None:
+        print(f"published: {arguments.publish}")
     return _status(manifest)
+
+
+def _signer(path: Path | None) -> Callable[[bytes], bytes] | None:
+    """What signs with the key of a file; read before anything is made."""
+    if path is None:
+        return None
+    from katana_cc.trust import ed25519
+
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the key cannot be read: {error.strerror}", where=str(path)) from error
+    key = ed25519.private_key(pem, str(path))
+    return lambda data: ed25519.sign(key, data)
 
 
 def _status(manifest: dict[str, Any]) -> ExitStatus:

@@ -10,9 +10,9 @@ from typing import Final
 
 from katana_cc.cli.grants import add_grants, grants_of
 from katana_cc.cli.selection import seconds
+from katana_cc.cli.signed import add_trust, policy_of, read_signed
 from katana_cc.errors import ExitStatus, KatanaError, TargetError, UsageError
 from katana_cc.patch.codec import patch_id
-from katana_cc.patch.files import read_patch
 from katana_cc.patch.model import PatchObject
 from katana_cc.patch.needs import Grant, Option, needs_of
 from katana_cc.process.apply import apply_patch
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wait", type=seconds, default=5.0, metavar="SECONDS", help="for a safe moment (default 5)")
     add_grants(parser)
+    add_trust(parser)
     parser.add_argument("program", metavar="PROGRAM", help="what to start; it is looked for on PATH")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="its arguments")
 
@@ -42,8 +43,10 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         raise UsageError("say --patch PO, once for each patch", remedy="`katana patches` lists them.")
     granted = grants_of(arguments)
     try:
+        trust = policy_of(arguments)
+        read = [read_signed(word, trust) for word in arguments.patch]
         # Hooks are for a process that has state already; the new build, started, runs none either.
-        patches = [(patch_id(data), replace(po, hooks=())) for data, po in map(read_patch, arguments.patch)]
+        patches = [(patch_id(data), replace(po, hooks=())) for data, po in read]
         for _, po in patches:
             granted += _met_at_the_start(po)
             refuse_unless_ready(po, granted)

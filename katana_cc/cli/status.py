@@ -12,6 +12,7 @@ from katana_cc.cli.selection import passed_over_json, process_id, tell_passed_ov
 from katana_cc.errors import ExitStatus, KatanaError, UsageError
 from katana_cc.process import survey
 from katana_cc.report.debugger import gdb_lines
+from katana_cc.report.metrics import metrics
 from katana_cc.report.moves import moved_line, moves_json
 
 HELP = "what runs, and what is applied to it"
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pid", type=process_id, metavar="PID", help="one process, with the builds it runs")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument("--prometheus", action="store_true", help="as metrics, for a textfile collector")
     form.add_argument("--gdb", action="store_true", help="as commands for gdb, which then sees into new code")
     form.add_argument(
         "--symfs",
@@ -53,6 +55,9 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     if arguments.json:
         processes = [_as_json(p) for p in found]
         print(json.dumps({"processes": processes, "passed_over": passed_over_json(passed_over)}, indent=2))
+        return ExitStatus.DONE
+    if arguments.prometheus:
+        print(*metrics(found, len(passed_over)), sep="\n")
         return ExitStatus.DONE
     if arguments.gdb:
         print(*gdb_lines(found) or ["# no patch is applied"], sep="\n")

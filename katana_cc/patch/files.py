@@ -23,11 +23,20 @@ def read_patch(path: str | Path) -> tuple[bytes, PatchObject]:
     Raises:
         InvalidPatchError: it cannot be read, or is no valid patch object (see `codec.decode`).
     """
+    data = contents(path)
+    return data, decode(data, str(path))
+
+
+def contents(path: str | Path) -> bytes:
+    """The bytes of a file that is to be a patch object.
+
+    Raises:
+        InvalidPatchError: it cannot be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except ValueError:  # a NUL in it
         raise InvalidPatchError("no file can have that name", where=repr(path)) from None
     except OSError as error:
         remedy = "`katana patches` lists the patch objects made, with their paths"
         raise InvalidPatchError(f"cannot be read: {error.strerror}", where=str(path), remedy=remedy) from error
-    return data, decode(data, str(path))

@@ -107,6 +107,37 @@ def pids_mapping(pids: Iterable[int], build_id: str) -> Found:
     return _search(pids, lambda pid: _maps_build(pid, build_id))
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Which processes map which builds, by build-id; and those that nobody may look into."""
+
+    builds: dict[str, tuple[int, ...]]
+    passed_over: tuple[int, ...]
+
+
+def running_builds(pids: Iterable[int], *, must_match: bool) -> Running:
+    """The builds that processes run, with those who run each.
+
+    Raises:
+        TargetError: with `must_match`, when one cannot be looked into.
+    """
+    builds: dict[str, list[int]] = {}
+    passed_over = []
+    for pid in pids:
+        try:
+            with Target(pid) as target:
+                found = {m.build_id for m in target.modules if m.build_id}
+        except (OSError, KatanaError):
+            if must_match:
+                raise
+            if _is_forbidden(pid):
+                passed_over.append(pid)
+            continue
+        for build_id in found:
+            builds.setdefault(build_id, []).append(pid)
+    return Running({build_id: tuple(pids) for build_id, pids in builds.items()}, tuple(passed_over))
+
+
 def patched_pids(pids: Iterable[int]) -> Found:
     """Those that hold a mapping katana made; reads /proc/PID/maps only."""
     return _search(pids, lambda pid: MEMFD_PREFIX.encode() in Path(f"/proc/{pid}/maps").read_bytes())

@@ -1,4 +1,11 @@
-"""Packing what a fleet needs: every patch from a release to the present build, and a manifest."""
+"""Packing what a fleet needs: every patch from a release to the present build, a manifest, and what people read.
+
+    manifest.json       what is in it (`docs/manifest.schema.json`)      RELEASE-NOTES.md    for people
+    *.kpo               the patches                                      index.html          for a change-approval board
+    SHA256SUMS          of all of them, for `sha256sum --check`          *.sig               signatures, if asked for
+
+The same store gives the same bytes: nothing in it tells when, where or by whom it was made.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +14,173 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from katana_cc.errors import StoreError, UsageError
+from katana_cc.patch.model import PatchObject
 from katana_cc.release.emit import emit
 from katana_cc.release.naming import current_snapshots, unrecorded
-from katana_cc.snapshot.store import Store
+from katana_cc.release.notes import notes, overall
+from katana_cc.report.html import bundle_page
+from katana_cc.report.patch_json import to_json
+from katana_cc.snapshot.model import Snapshot
+from katana_cc.snapshot.store import Release, Store
 from katana_cc.snapshot.words import plain
+from katana_cc.trust.policy import SUFFIX
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT: Final = 2
+SUMS: Final = "SHA256SUMS"
+# Of each patch, beside what tells which it is: the same names as in `katana show PO --json`.
+_TOLD: Final = (
+    "summary", "changed_functions", "new_functions", "new_data", "carried_over", "types_carried_over",
+    "new_initial_values", "rewritten_data", "hooks", "needs", "reasons",
+)  # fmt: skip
+Sign = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One patch of a bundle: its fields in the manifest, its contents as a value, its file."""
+
+    fields: dict[str, Any]
+    patch: PatchObject
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """All patches from a release to the present build, sorted by output and release, and the manifest."""
+
+    manifest: dict[str, Any]
+    patches: tuple[Packed, ...]
+
+
+def make_bundle(store: Store, since: str) -> Bundle:
+    """Every patch from release `since`, and from each later one, to the current snapshots.
+
+    The manifest is {"format": 2, "since": …, "patches": [{"output", "from", "to", "from_build_id", "to_build_id",
+    "verdict", "file", "size", "sha256", "id", "summary", "changed_functions", …}], "unchanged": [{"output",
+    "release"}], "missing": [{"output", "release", "reason"}]}.  What is missing was released, and no patch leads from
+    it to the present build, since that is not recorded.
+
+    Raises:
+        StoreError: no such release, or nothing is recorded.
+    """
+    reasons = unrecorded(store)
+    current = {s.output: s for s in current_snapshots(store, reasons)}
+    packed: list[Packed] = []
+    unchanged: list[dict[str, str]] = []
+    missing: list[dict[str, str]] = []
+    for release, old in _builds_since(store, since):
+        new = current.get(old.output)
+        if new is None:
+            missing.append({"output": old.output, "release": release.name, "reason": reasons[old.output]})
+            continue
+        made = _packed(store, old, new, release)
+        if made is None:
+            unchanged.append({"output": old.output, "release": release.name})
+        else:
+            packed.append(made)
+    packed.sort(key=lambda p: (p.fields["output"], p.fields["from"]))
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "since": since,
+        "patches": [p.fields for p in packed],
+        "unchanged": unchanged,
+        "missing": missing,
+    }
+    return Bundle(manifest, tuple(packed))
+
+
+def _builds_since(store: Store, since: str) -> Iterator[tuple[Release, Snapshot]]:
+    releases = store.releases()
+    names = [r.name for r in releases]
+    if since not in names:
+        near = difflib.get_close_matches(since, names, 3)
+        known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
+        raise StoreError(f"there is no release {since}", where=str(store.folder), remedy=known)
+    seen: set[tuple[str, str]] = set()
+    for release in releases[names.index(since) :]:
+        for identifier in release.snapshots:
+            old = store.snapshot(identifier)
+            if (old.output, old.build_id) not in seen:
+                seen.add((old.output, old.build_id))
+                yield release, old
+
+
+def _packed(store: Store, old: Snapshot, new: Snapshot, release: Release) -> Packed | None:
+    made = None if new.build_id == old.build_id else emit(store, old, new, release.name)[0]
+    if made is None:
+        return None
+    data = made.path.read_bytes()
+    told = to_json(made.patch, data)
+    fields = {
+        "output": new.output,
+        "from": made.row.from_name,
+        "to": made.row.to_name,
+        "from_build_id": old.build_id,
+        "to_build_id": new.build_id,
+        "verdict": made.row.verdict,
+        "file": f"{made.path.parent.name}-{made.path.name}",
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "id": made.row.id,
+        **{name: told[name] for name in _TOLD},
+    }
+    return Packed(fields, made.patch, data)
+
+
+def write_bundle(bundle: Bundle, folder: Path, sign: Sign | None = None) -> None:
+    """Write a bundle as a folder, which appears whole or not at all; `sign` makes the signature of each file.
+
+    Raises:
+        StoreError: it cannot be written.
+        UsageError: the folder exists and is not empty.
+    """
+    _refuse_unless_free(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        for name, data in _files(bundle, sign):
+            (work / name).write_bytes(data)
+        work.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        work.rename(folder)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise _unwritable(folder, error) from error
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _files(bundle: Bundle, sign: Sign | None) -> Iterator[tuple[str, bytes]]:
+    manifest = bundle.manifest
+    verdict, conclusion = overall(manifest)
+    title = f"Patches since {manifest['since']}"
+    page = bundle_page(title, verdict, conclusion, manifest, [(p.patch, p.data) for p in bundle.patches])
+    files: list[tuple[str, bytes]] = [
+        ("manifest.json", (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()),
+        ("RELEASE-NOTES.md", notes(title, manifest).encode()),
+        ("index.html", page.encode()),
+        *((p.fields["file"], p.data) for p in bundle.patches),
+    ]
+    files.append((SUMS, _sums(files)))
+    for name, data in files:
+        yield name, data
+        if sign is not None:
+            yield name + SUFFIX, sign(data)
+
+
+def _sums(files: Sequence[tuple[str, bytes]]) -> bytes:
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files)).encode()
 
 
 def _refuse_unless_free(folder: Path) -> None:
@@ -36,87 +200,3 @@ def _unwritable(folder: Path, error: OSError) -> StoreError:
     return StoreError(
         f"the bundle cannot be written: {plain(error)}", where=str(folder), remedy="Free space, or use -o DIR."
     )
-
-
-def write_bundle(store: Store, since: str, folder: Path) -> dict[str, Any]:
-    """Write a folder with every patch from release `since`, and from each later one, to the current snapshots.
-
-    The folder appears whole or not at all.  Returns the manifest, which is also in `manifest.json`:
-    {"format": 1, "since": …, "patches": [{"output", "from", "to", "from_build_id", "to_build_id", "verdict", "file",
-    "size", "sha256", "id"}], "unchanged": [{"output", "release"}], "missing": [{"output", "release", "reason"}]}.
-    What is missing was released, and no patch leads from it to the present build, since that is not recorded.
-
-    Raises:
-        StoreError: no such release, or nothing is recorded.
-        UsageError: the folder exists and is not empty.
-    """
-    releases = store.releases()
-    names = [r.name for r in releases]
-    if since not in names:
-        near = difflib.get_close_matches(since, names, 3)
-        known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
-        raise StoreError(f"there is no release {since}", where=str(store.folder), remedy=known)
-    _refuse_unless_free(folder)
-    reasons = unrecorded(store)
-    current = {s.output: s for s in current_snapshots(store, reasons)}
-    patches: list[dict[str, Any]] = []
-    unchanged: list[dict[str, str]] = []
-    missing: list[dict[str, str]] = []
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        seen: set[tuple[str, str]] = set()
-        for release in releases[names.index(since) :]:
-            for identifier in release.snapshots:
-                old = store.snapshot(identifier)
-                new = current.get(old.output)
-                if (old.output, old.build_id) in seen:
-                    continue
-                seen.add((old.output, old.build_id))
-                if new is None:
-                    missing.append({"output": old.output, "release": release.name, "reason": reasons[old.output]})
-                    continue
-                made = None if new.build_id == old.build_id else emit(store, old, new, release.name)[0]
-                if made is None:
-                    unchanged.append({"output": old.output, "release": release.name})
-                    continue
-                data = made.path.read_bytes()
-                name = f"{made.path.parent.name}-{made.path.name}"
-                (work / name).write_bytes(data)
-                patches.append(
-                    {
-                        "output": new.output,
-                        "from": made.row.from_name,
-                        "to": made.row.to_name,
-                        "from_build_id": old.build_id,
-                        "to_build_id": new.build_id,
-                        "verdict": made.row.verdict,
-                        "file": name,
-                        "size": len(data),
-                        "sha256": hashlib.sha256(data).hexdigest(),
-                        "id": made.row.id,
-                    }
-                )
-        patches.sort(key=lambda p: (p["output"], p["from"]))
-        manifest = {
-            "format": MANIFEST_FORMAT,
-            "since": since,
-            "patches": patches,
-            "unchanged": unchanged,
-            "missing": missing,
-        }
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        work.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise _unwritable(folder, error) from error
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return manifest

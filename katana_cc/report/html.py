@@ -1,6 +1,9 @@
-"""An explanation as one self-contained HTML page: no script, nothing loaded, fit for print and for dark screens."""
+"""Explanations as self-contained HTML pages: no script, nothing loaded, fit for print and for dark screens."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2  # noqa: TID251 - the one importer
 
@@ -11,6 +14,20 @@ from katana_cc.report.summary import clean, location, summarise
 
 def page(po: PatchObject, data: bytes) -> str:
     """The page that explains `po`, whose file is `data`.  All text is escaped."""
+    return _rendered("explanation.html.j2", {"e": explain(po, data), "s": summarise(po)})
+
+
+def bundle_page(
+    title: str, verdict: str, conclusion: str, manifest: Mapping[str, Any], patches: Sequence[tuple[PatchObject, bytes]]
+) -> str:
+    """The page of a bundle: what is in it, then the explanation of each patch, in the order of the manifest."""
+    values = {key: manifest[key] for key in ("patches", "unchanged", "missing")}
+    explanations = [(explain(po, data), summarise(po)) for po, data in patches]
+    head = {"title": title, "verdict": verdict, "conclusion": conclusion}
+    return _rendered("bundle.html.j2", {**head, **values, "explanations": explanations})
+
+
+def _rendered(name: str, values: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("katana_cc.report"),
         autoescape=True,
@@ -19,5 +36,4 @@ def page(po: PatchObject, data: bytes) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("explanation.html.j2")
-    return template.render(e=explain(po, data), s=summarise(po), location=location)
+    return environment.get_template(name).render(location=location, **values)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from katana_cc.cli.main import main
 from katana_cc.cli.release import main as release
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.patch import codec
-from katana_cc.release.bundle import write_bundle
+from katana_cc.release.bundle import make_bundle, write_bundle
 from katana_cc.release.emit import emit_patches
 from katana_cc.release.naming import name_release, unrecorded
 from katana_cc.snapshot.garbage import collect
@@ -39,6 +40,13 @@ def rebuild(project: Project, factor: int) -> list[str]:
     """Build again with another factor; the lines that the build would print."""
     build = project.build({"main.c": MAIN, "a.c": SOURCE.format(factor)})
     return list(emit_patches(project.store, build.snapshot))
+
+
+def written(project: Project, since: str, folder: Path) -> dict[str, Any]:
+    """Write a bundle; its manifest."""
+    bundle = make_bundle(project.store, since)
+    write_bundle(bundle, folder)
+    return bundle.manifest
 
 
 def test_changed_link_emits_a_patch_that_every_tool_accepts(project: Project) -> None:
@@ -95,7 +103,7 @@ def test_naming_the_new_build_leaves_its_patch_the_same(project: Project, tmp_pa
     rebuild(project, 5)
     (before,) = project.store.patches()
     name_release(project.store, "v2", deployed=True)
-    (packed,) = write_bundle(project.store, "v1", tmp_path / "bundle")["patches"]
+    (packed,) = written(project, "v1", tmp_path / "bundle")["patches"]
     assert (packed["id"], packed["to"]) == (before.id, "v2")
     (after,) = project.store.patches()
     assert codec.patch_id(Path(after.path).read_bytes()) == before.id
@@ -105,25 +113,27 @@ def test_bundle_holds_every_later_release_and_is_reproducible(project: Project, 
     rebuild(project, 5)
     name_release(project.store, "v2", deployed=True)
     rebuild(project, 7)
-    manifest = write_bundle(project.store, "v1", tmp_path / "one")
-    write_bundle(project.store, "v1", tmp_path / "two")
+    manifest = written(project, "v1", tmp_path / "one")
+    written(project, "v1", tmp_path / "two")
     assert [p["from"] for p in manifest["patches"]] == ["v1", "v2"]
     files = sorted(p.name for p in (tmp_path / "one").iterdir())
-    assert files == sorted(["manifest.json", *(p["file"] for p in manifest["patches"])])
+    read = ["manifest.json", "RELEASE-NOTES.md", "SHA256SUMS", "index.html"]
+    assert files == sorted([*read, *(p["file"] for p in manifest["patches"])])
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path / "one", check=True)
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert json.loads((tmp_path / "one" / "manifest.json").read_text()) == manifest
 
 
 def test_bundle_since_the_present_build_is_empty(project: Project, tmp_path: Path) -> None:
-    manifest = write_bundle(project.store, "v1", tmp_path / "bundle")
+    manifest = written(project, "v1", tmp_path / "bundle")
     assert manifest["patches"] == []
     assert manifest["unchanged"] == [{"output": "prog", "release": "v1"}]
 
 
 def test_unknown_release_suggests_the_nearest(project: Project, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no release v11") as caught:
-        write_bundle(project.store, "v11", tmp_path / "bundle")
+        written(project, "v11", tmp_path / "bundle")
     assert "v1?" in caught.value.remedy
     assert not (tmp_path / "bundle").exists()
 
@@ -132,7 +142,7 @@ def test_bundle_never_mixes_with_other_files(project: Project, tmp_path: Path) -
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine").touch()
     with pytest.raises(UsageError, match="not empty"):
-        write_bundle(project.store, "v1", tmp_path / "bundle")
+        written(project, "v1", tmp_path / "bundle")
     assert [p.name for p in (tmp_path / "bundle").iterdir()] == ["mine"]
 
 
@@ -146,9 +156,10 @@ def test_bundle_that_cannot_be_written_leaves_nothing(
     def full(*_arguments: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    bundle = make_bundle(project.store, "v1")
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StoreError, match="the disk is full"):
-        write_bundle(project.store, "v1", target)
+        write_bundle(bundle, target)
     assert list(target.parent.iterdir()) == []
 
 

@@ -1,0 +1,1 @@
+"""Signatures of what hosts are given, and whom they trust."""
