@@ -8,6 +8,7 @@ from pathlib import Path
 
 from katana_cc.cli.signed import add_trust, policy_of, read_signed
 from katana_cc.errors import ExitStatus
+from katana_cc.patch.files import is_folder
 from katana_cc.report.summary import clean
 from katana_cc.trust.policy import Policy
 
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     """Prints `ok` with what was checked, or each problem on a line of its own."""
     if arguments.po is None:
         return _store(arguments.json)
-    if Path(arguments.po).is_dir():
+    if is_folder(arguments.po):
         return _bundle(Path(arguments.po), policy_of(arguments), arguments.json)
     return _patch(arguments.po, policy_of(arguments), arguments.json)
 

@@ -17,6 +17,14 @@ def is_file(word: str) -> bool:
         return False
 
 
+def is_folder(word: str) -> bool:
+    """The same of a folder."""
+    try:
+        return Path(word).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_patch(path: str | Path) -> tuple[bytes, PatchObject]:
     """The bytes of a patch object and what they hold.
 
