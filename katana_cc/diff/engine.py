@@ -13,6 +13,7 @@ from functools import cached_property
 
 from katana_cc.diff.alike import loaded_alike
 from katana_cc.diff.compare import Comparison, Outcome
+from katana_cc.diff.compilers import note_compilers
 from katana_cc.diff.correlate import Correlation, correlate
 from katana_cc.diff.data import compare_constant, compare_variable
 from katana_cc.diff.debug import DebugCache
@@ -138,6 +139,7 @@ class Diff:
     def run(self) -> Changes:
         """All changes with their reasons."""
         check_outputs(self)
+        note_compilers(self)
         check_storage(self)
         self.makers = find_makers(self)
         find_moves(self)

@@ -44,6 +44,7 @@ class Code(StrEnum):
     INITIALISER_KEPT = "initialiser-kept"
     INITIALISER_TAKEN = "initialiser-taken"
     ENUMERATOR_ADDED = "enumerator-added"
+    COMPILED_OTHERWISE = "compiled-otherwise"
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
     # Needs a decision: `patch/needs.py` names the option that grants each.
     MAIN_ACTIVE = "function-always-active"
@@ -90,6 +91,7 @@ class Code(StrEnum):
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.
 _ORDER: Final = (
+    Code.COMPILED_OTHERWISE,
     Code.HOOK,
     Code.FUNCTION_CHANGED,
     Code.FUNCTION_NEW,
