@@ -15,6 +15,7 @@ from katana_cc.patch import codec
 from katana_cc.patch.build import build_patch
 from katana_cc.patch.model import Identity, PatchObject
 from katana_cc.release.deployed import differing_builds
+from katana_cc.release.flags import changed_flags
 from katana_cc.release.proving import prove
 from katana_cc.report.summary import one_line
 from katana_cc.snapshot.model import Snapshot
@@ -88,7 +89,8 @@ def emit_patches(store: Store, snapshot: Snapshot) -> Iterator[str]:
     for release, identifier in differing_builds(store, snapshot):
         emitted, changes = emit(store, store.snapshot(identifier), snapshot, release.name)
         if emitted is not None:
-            yield one_line(emitted.patch, _shown(emitted.path))
+            flags = changed_flags(store, store.snapshot(identifier), snapshot)
+            yield one_line(emitted.patch, _shown(emitted.path), f"flags changed ({flags})" if flags else "")
             continue
         kept = [r.subject for r in changes.reasons if r.code == Code.INITIALISER_KEPT.value]
         if kept:

@@ -36,7 +36,7 @@ PAGE: Final = ROOT / "docs" / "builds.md"
 _FLAGS: Final = "-g -ffunction-sections -fdata-sections"
 # What configure runs compile to ask a question is no output of the program.
 _PROBES: Final = re.compile(
-    r"(^|/)(conftest|CMakeFiles/([0-9.]+/CompilerId|CMakeTmp|CMakeScratch)|meson-private|debian/)"
+    r"(^|/)(conftest|CMakeFiles/([0-9.]+|CMakeTmp|CMakeScratch|CheckTypeSize)/|meson-private|debian/)"
 )
 
 
@@ -145,6 +145,7 @@ def look_at_packages(folder: Path, known: set[str], work: Path) -> str:
     files = debug = strange = 0
     for package in sorted(folder.parent.glob("*.deb")):
         place = work / "debs" / package.stem
+        place.mkdir(parents=True)
         subprocess.run(["dpkg-deb", "-x", package, place], check=True)
         for path in place.rglob("*"):
             if path.is_symlink() or not path.is_file() or path.open("rb").read(4) != b"\x7fELF":

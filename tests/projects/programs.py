@@ -84,6 +84,7 @@ PROGRAMS: Final = (
     Program(
         "gzip", _AUTOTOOLS, "./configure && make -j2", "make -j2", "make -j2 check",
         Edit("gzip.c", "Written by Jean-loup Gailly.", "Written by Jean-loup Gailly and others."),
+        needs=("texinfo",),
     ),
     Program(
         "json-c", "CMake, Ninja", _CMAKE.format("Ninja") + " && cmake --build build", "cmake --build build",
