@@ -5,6 +5,7 @@
 #              ONLY=pie-data runs and writes a part
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
 # make torture katana killed, or its target, at every system call it makes (half an hour)
+# make builds  real programs, built with Katana and without: writes docs/builds.md (half an hour)
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
 # make deps    what the tests and benches need from the system (the demo needs gcc, make and python3-venv only)
@@ -22,7 +23,7 @@ OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$
 MINUTES ?= 5
 JOBS ?= $(shell nproc)
 
-.PHONY: all .venv demo test test-rest lint matrix fuzz torture bench deps clean
+.PHONY: all .venv demo test test-rest lint matrix fuzz torture builds bench deps clean
 all: .venv
 
 .venv: $(STAMP)
@@ -72,6 +73,11 @@ fuzz: .venv
 # Whoever patches is struck at every single system call.
 torture: .venv
 	KATANA_TORTURE=1 KATANA_TESTS=all $(BIN)/python3 -m pytest tests/live/test_torture.py
+
+# `python3 -m tests.projects.builds zlib` builds one.
+builds: deps .venv
+	@.ci/need meson:meson libtoolize:libtool autoreconf:autoconf automake:automake dh:debhelper
+	$(BIN)/python3 -m tests.projects.builds
 
 bench: .venv
 	bench/run

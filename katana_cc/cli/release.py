@@ -6,16 +6,18 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from katana_cc import __version__
 from katana_cc.cli.main import Formatter, run_reporting_errors
-from katana_cc.errors import ExitStatus, UsageError
+from katana_cc.errors import ExitStatus, StoreError, UsageError
+from katana_cc.release.escaped import escaped
 from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
 from katana_cc.snapshot.store import Store, find_store
 
+_MOST_TOLD: Final = 5
 _RETIRED = "%s: no patches are made from it any more"
 
 
@@ -60,9 +62,16 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
     if arguments.since is None and (arguments.sign or arguments.publish or arguments.output):
         raise UsageError("-o, --sign and --publish are of a bundle", remedy="add --since NAME")
     gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
-    store = Store(find_store(), create=True)
-    ingested = ingest_staged(store)
+    try:
+        store = Store(find_store(), create=True)
+        ingested = ingest_staged(store)
+    except StoreError:
+        _tell_escaped(Path.cwd(), frozenset(), frozenset())
+        raise
     _warn(ingested)
+    if store.folder.name == ".katana":  # else nothing tells where the project is
+        known = {row.build_id for row in store.snapshot_rows()}
+        _tell_escaped(store.folder.absolute().parent, known, {gap.path for gap in store.gaps()})
     if arguments.name is not None:
         return _name(store, arguments, ingested)
     return _bundle(store, arguments)
@@ -137,6 +146,15 @@ def _name(store: Store, arguments: argparse.Namespace, ingested: Ingested) -> Ex
     for output in sorted(lost.keys() - dict(ingested.failed).keys()):
         print(f"katana-release: {output} is not part of {arguments.name}: {lost[output]}", file=sys.stderr)
     return ExitStatus.DONE
+
+
+def _tell_escaped(root: Path, known: Set[str], told: Set[str]) -> None:
+    """What was built here and is not recorded: the commonest reason is a second compiler that was not wrapped."""
+    found = [one for one in escaped(root, known) if one.path not in told]
+    for one in found[:_MOST_TOLD]:
+        print(f"katana-release: {one.path} is not recorded: {one.reason}", file=sys.stderr)
+    if len(found) > _MOST_TOLD:
+        print(f"katana-release: nor are {len(found) - _MOST_TOLD} more", file=sys.stderr)
 
 
 def _warn(ingested: Ingested) -> None:

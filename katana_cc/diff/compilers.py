@@ -50,9 +50,8 @@ def difference(before: tuple[str, ...], after: tuple[str, ...]) -> str:
     was, now = (Counter(word for producer in all_ for word in _words(producer)) for all_ in (before, after))
     if was == now:
         return ""
-    gone, come = " ".join((was - now).elements()), " ".join((now - was).elements())
-    changes = [f"{verb} {words}" for verb, words in (("with", come), ("and before with", gone)) if words]
-    return f"compiled {' '.join(changes)}; what only that changes is replaced too".replace("compiled and", "compiled")
+    gone, come = (" ".join(words.elements()) or "none" for words in (was - now, now - was))
+    return f"compiled otherwise ({gone} -> {come}); what only that changes is replaced too"
 
 
 def _words(producer: str) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -22,13 +22,14 @@ from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError
 from katana_cc.recorder import linkmap
 from katana_cc.recorder.inputs import Inputs
-from katana_cc.recorder.linkmap import Contribution
+from katana_cc.recorder.linkmap import Contribution, Input
 from katana_cc.recorder.record import ObjectRecord
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
 
 _HEAD: Final = 1 << 16
+_NAMED: Final = 5  # objects in a note
 
 
 class StagedLink(NamedTuple):
@@ -141,7 +142,8 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
 
-    contributions = linkmap.parse((staged.folder / info["map"]).read_bytes(), info["output"])
+    map_text = (staged.folder / info["map"]).read_bytes()
+    contributions = linkmap.parse(map_text, info["output"])
     with Inputs(store, info, contributions, output) as inputs:
         # What is new is read meanwhile, where there are processors for it.
         _check_complete(output, [*chain.from_iterable(contributions.values())])
@@ -150,6 +152,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     inputs.remember()
     units, records = inputs.units, inputs.records
     notes = [f"{units[i].name}: {r.problem}" for i, r in enumerate(records) if r.problem]
+    notes += _undone(inputs, linkmap.with_debug_information(map_text))
     used = {unit for unit, _ in placed.addresses} | {unit for unit, _, _ in placed.unplaced}
     if not used:
         raise FormatError("the link map places no section of any object", where=info["output"])
@@ -199,6 +202,27 @@ def _check_complete(output: ElfFile, contributions: Sequence[Contribution]) -> N
     if left:
         what = f"the link map is incomplete: it does not say where {functions[left[0]]} comes from"
         raise FormatError(what, where=output.where, remedy="Link again; is the disk full?")
+
+
+def _undone(inputs: Inputs, with_debug: Set[Input]) -> list[str]:
+    """What objects of the project show of flags that undid ours, wherever those stood: in words."""
+    shared, bare = [], []
+    for unit, record, key in zip(inputs.units, inputs.records, inputs.keys, strict=True):
+        if unit.name.startswith("/"):
+            continue  # the C runtime's, or a library's
+        if ".text" in record.section_names:
+            shared.append(unit.name)
+        if key not in with_debug and any(name.startswith(".text") for name in record.section_names):
+            bare.append(unit.name)
+    words = (
+        (shared, "functions share a section (-fno-function-sections, or assembly)"),
+        (bare, "there is no debug information (-g0, or assembly)"),
+    )
+    return [f"flags: in {_some(names)}, {what}" for names, what in words if names]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _commons(output: ElfFile, records: Iterable[ObjectRecord]) -> dict[str, tuple[int, int]]:

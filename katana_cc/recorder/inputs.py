@@ -60,6 +60,7 @@ class Inputs:
         self, store: Store, info: Mapping[str, Any], contributions: Mapping[Input, list[Contribution]], output: ElfFile
     ) -> None:
         self.units: list[Unit] = []
+        self.keys: list[Input] = []  # what the map calls each unit
         self.records: list[ObjectRecord] = []  # of each unit
         self._store = store
         self._staged = f"{store.folder}/staged/objects"
@@ -213,6 +214,7 @@ class Inputs:
         if self._taken[name] > 1:
             name += f"#{self._taken[name]}"
         self.units.append(Unit(name, blob))
+        self.keys.append(key)
         self.records.append(made)
         return len(self.units) - 1, made
 

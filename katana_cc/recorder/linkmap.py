@@ -59,6 +59,14 @@ def parse(data: bytes, where: str = "link map") -> dict[Input, list[Contribution
     return _by_input(rows, base)
 
 
+def with_debug_information(data: bytes) -> set[Input]:
+    """The inputs that contribute to `.debug_info`, of which `parse` tells nothing."""
+    text = data.decode("utf-8", "surrogateescape")
+    gnu = re.findall(r"\n \.debug_info\s+0x[0-9a-f]+\s+0x[0-9a-f]+ (\S.*)", text, re.ASCII)
+    others = re.findall(r"\n[ 0-9a-fx]+ {9}(\S.*):\(\.debug_info\)", text, re.ASCII)
+    return {_file_and_member(path) for path in gnu + others}
+
+
 _Row = tuple[str, str, str, str]  # section, address, size, path: as the map spells them
 
 

@@ -88,7 +88,8 @@ def emit_patches(store: Store, snapshot: Snapshot) -> Iterator[str]:
     for release, identifier in differing_builds(store, snapshot):
         emitted, changes = emit(store, store.snapshot(identifier), snapshot, release.name)
         if emitted is not None:
-            yield one_line(emitted.patch, _shown(emitted.path))
+            otherwise = [r.text for r in changes.reasons if r.code == Code.COMPILED_OTHERWISE.value]
+            yield one_line(emitted.patch, _shown(emitted.path), otherwise[0].partition(";")[0] if otherwise else "")
             continue
         kept = [r.subject for r in changes.reasons if r.code == Code.INITIALISER_KEPT.value]
         if kept:

@@ -232,8 +232,8 @@ def allowance(summary: Summary) -> str:
     return " ".join(summary.options)
 
 
-def one_line(po: PatchObject, path: str) -> str:
-    """The line a link prints after it made the patch object at `path`."""
+def one_line(po: PatchObject, path: str, remark: str = "") -> str:
+    """The line a link prints after it made the patch object at `path`; `remark` says more of the whole build."""
     summary = summarise(po)
     start = f"katana: {po.identity.output} ({from_name(po.identity)} → {to_name(po.identity)}): "
     if po.verdict is Verdict.REFUSED:
@@ -243,9 +243,10 @@ def one_line(po: PatchObject, path: str) -> str:
             text += f": {reason_line(refusals[0])}"
         if len(refusals) > 1:
             text += f" (and {len(refusals) - 1} more)"
+        text += f"; {remark}" if remark else ""
         return clean(f"{start}{text}: {path}")
     verdict = f"needs {allowance(summary) or 'a decision'}" if po.verdict is Verdict.NEEDS else str(po.verdict)
-    return clean(f"{start}{headline(summary)}, {verdict}: {path}")
+    return clean(f"{start}{headline(summary)}{remark and f', {remark}'}, {verdict}: {path}")
 
 
 def reason_line(reason: Reason) -> str:

@@ -18,7 +18,8 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        series = (folder / "debian/patches/series").read_text().split("\n")
+        listed = folder / "debian/patches/series"
+        series = listed.read_text().split("\n") if listed.exists() else []
         self.series = [s.split()[0] for s in series if s.strip() and not s.startswith("#")]
         self.applied = 0
 

@@ -68,4 +68,9 @@ def install(prefix: Path) -> Installation:
             shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / source, target)
+    for name, module in (("katana", "main"), ("katana-release", "release")):
+        call = f"import sys; from katana_cc.cli.{module} import main; sys.exit(main())"
+        command = prefix / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec "${{0%/*}}/python3" -c \'{call}\' "$@"\n')
+        command.chmod(0o755)
     return Installation(prefix)

@@ -25,7 +25,7 @@ def test_other_options(tmp_path: Path) -> None:
     new = project.build(SOURCES, compile_flags=["-O3", "-fno-strict-aliasing"])
     (found,) = said(project.checked(old, new))
     assert found[0].endswith(", and 1 more")
-    assert found[1].startswith("compiled with -O3 -fno-strict-aliasing; ")
+    assert found[1].startswith("compiled otherwise (none -> -O3 -fno-strict-aliasing); ")
 
 
 def test_other_compiler(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_other_compiler(tmp_path: Path) -> None:
     project.variant = Variant("clang", "-O2", "pie")
     found = said(project.diff(old, project.build(SOURCES)))
     assert found
-    assert all("clang version" in text and "before with GNU C" in text for _, text in found)
+    assert all("(GNU C" in text and "-> " in text and "clang version" in text for _, text in found)
 
 
 def test_same_options(tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_same_options(tmp_path: Path) -> None:
     ("before", "after", "text"),
     [
         (["GNU C17 12.2.0 -O2 -g"], ["GNU C17 12.2.0 -g3 -O2"], ""),
-        (["GNU C17 12.2.0 -O2"], ["GNU C17 12.3.0 -O2"], "compiled with GNU C17 12.3.0 and before with GNU C17 12.2.0"),
-        (["GNU C17 12.2.0 -O2 -fwrapv"], ["GNU C17 12.2.0 -O2"], "compiled before with -fwrapv"),
+        (["GNU C17 12.2.0 -O2"], ["GNU C17 12.3.0 -O2"], "compiled otherwise (GNU C17 12.2.0 -> GNU C17 12.3.0)"),
+        (["GNU C17 12.2.0 -O2 -fwrapv"], ["GNU C17 12.2.0 -O2"], "compiled otherwise (-fwrapv -> none)"),
         (["GNU AS 2.40", "GNU C17 1"], ["GNU C17 1", "GNU AS 2.40"], ""),
     ],
 )

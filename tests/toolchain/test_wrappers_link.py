@@ -392,13 +392,6 @@ def test_lto_that_is_kept_is_a_gap_to_be(katana: Installation, compiler: str, so
     assert only_link(sources / ".katana")["lto"] is True
 
 
-def test_flags_that_weaken_a_record_are_noted(katana: Installation, sources: Path) -> None:
-    build(katana, sources, "gcc", "-g0", "-fno-function-sections", "main.c", "g.c", "-o", "prog")
-    notes = only_link(sources / ".katana")["notes"]
-    assert any("-g0" in note for note in notes)
-    assert any("-fno-function-sections" in note for note in notes)
-
-
 # ---- failures to record ----
 
 

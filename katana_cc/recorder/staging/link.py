@@ -38,11 +38,6 @@ class Link:
             notes.append(f"build-id: the link asks for {self.options.build_id.decode()}")
         elif not self.options.build_id and not self.build_id_added:
             notes.append("build-id: none added, since the link has a linker script of its own")
-        flags = self.environ.get(b"KATANA_LINK_NOTES", b"").split()
-        if b"g0" in flags:
-            notes.append("flags: -g0 on the link line, so objects may hold no debug information")
-        if b"no-function-sections" in flags:
-            notes.append("flags: -fno-function-sections on the link line, so functions may share sections")
         return notes
 
 
