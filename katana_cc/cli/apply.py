@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from katana_cc.cli.grants import add_grants, grants_of
+from katana_cc.cli.grants import add_grants, function_name, grants_of
 from katana_cc.cli.selection import (
     add_selection,
     candidates,
@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all-objects",
         action="store_true",
         help="with --dry-run: tell of every object on the heap, not only of the first ones (--json always does)",
+    )
+    parser.add_argument(
+        "--at",
+        type=function_name,
+        default=None,
+        metavar="FUNCTION",
+        help="apply it when a thread enters this function, which --wait is the time for",
     )
     add_grants(parser)
 
@@ -82,6 +89,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         hook_timeout=arguments.hook_timeout,
         must_match=listing is None,
         select=select,
+        at=arguments.at or "",
     )
     over = sorted(passed_over)
     tell_passed_over("katana apply", over, f"this build of {po.identity.output} runs there")

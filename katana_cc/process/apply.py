@@ -27,6 +27,7 @@ from katana_cc.patch.needs import Grant
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.entries import entry_of
 from katana_cc.process.follow import forth
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
@@ -97,6 +98,8 @@ class _Work:
     may_have_escaped: bool = False  # a hook ran: something may lead into the mapping
     is_reset: bool = False
     hook_timeout: float = DEFAULT_TIMEOUT
+    at: str = ""
+    entries: tuple[int, ...] = ()
 
 
 def apply_patch(
@@ -110,6 +113,7 @@ def apply_patch(
     hook_timeout: float = DEFAULT_TIMEOUT,
     must_match: bool = True,
     select: Callable[[], Iterable[int]] | None = None,
+    at: str = "",
 ) -> tuple[ApplyReport, ...]:
     """Apply `po` to every process of `pids`, or to none.
 
@@ -121,6 +125,7 @@ def apply_patch(
         hook_timeout: seconds that each of the user's hooks may take.
         must_match: a process of another build is an error; else it is left out.
         select: gives the pids once more, after the commit, to find children forked meanwhile.
+        at: a function that a thread has to enter first; "": none.
 
     Returns:
         One report a process, in the order of `pids`.
@@ -137,6 +142,8 @@ def apply_patch(
             while todo:
                 fresh = _plan_all(po, patch_id, todo, granted, must_match)
                 works.extend(fresh)
+                for work in fresh if at else ():
+                    work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
                 for work in fresh:
                     _look(work, dry_run)
                 if not dry_run:
@@ -340,7 +347,8 @@ def _commit(work: _Work, wait: float) -> CommitReport:
     if any(m.made for m in plan.ledger.moves) or any(kinds.values()):
         handover = Handover(target, plan.ledger, kinds, work.hook_timeout)
         work.may_have_escaped = True
-    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover)
+    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover,
+                    work.entries, work.at)  # fmt: skip
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
