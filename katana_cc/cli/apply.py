@@ -23,6 +23,7 @@ from katana_cc.patch.files import read_patch
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.report.forecast import forecast_json, forecast_lines
 from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
 from katana_cc.report.objects import object_lines, object_preview_lines, objects_json
@@ -165,6 +166,8 @@ def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
         if report.seen.heap is not None:
             lines += object_preview_lines(report.seen.heap, every=every)
             lines += map(clean, heap_handed_lines(plan.ledger.kinds, report.seen.heap))
+    if report.forecast is not None:
+        lines += map(clean, forecast_lines(report.forecast))
     if report.refusal is not None:
         lines += f"refused: {report.refusal.what}".split("\n")
         lines.append(report.refusal.remedy)
@@ -190,6 +193,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "objects": objects_json(seen.heap if seen else None, report.leftover, every=report.seen is not None),
         "words": words_json(report.seen) if report.seen is not None else [],
         "refusal": report.refusal.what if report.refusal is not None else None,
+        "forecast": forecast_json(report.forecast),
         "dropped": [{"variable": name, "text": text} for name, text in cargo.dropped] if cargo else [],
         "unresolved": [p.name for p in plan.resolution.pending] if report.outcome.startswith("would") else [],
         "threads": commit.threads if commit else None,

@@ -107,12 +107,17 @@ class Finder:
         """The guarded functions on the stack of a thread found inside, innermost first, and the address at which it
         goes on when it has left the outermost of them; None where the stack tells of none."""
         i = order.index(busy.tid)
-        frames = self._backtrace(registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]).frames
-        guards = [self.guard_of_pc(f.pc) if f.is_exact else self.guard_of_return(f.pc) for f in frames]
+        trace = self._backtrace(registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS])
+        frames = trace.frames
+        guards = self.guards_of(trace)
         inside = [n for n, guard in enumerate(guards) if guard is not None]
         names = tuple(dict.fromkeys(guard.name for guard in guards if guard is not None)) or (busy.function,)
         after = inside[-1] + 1 if inside else len(frames)
         return names, frames[after].pc if after < len(frames) else None
+
+    def guards_of(self, trace: Backtrace) -> list[Guard | None]:
+        """For each frame the guard it is inside of."""
+        return [self.guard_of_pc(f.pc) if f.is_exact else self.guard_of_return(f.pc) for f in trace.frames]
 
     def guard_of_pc(self, pc: int) -> Guard | None:
         """The guard an instruction pointer is inside of."""
@@ -184,8 +189,7 @@ class Finder:
     ) -> Activity | None:
         """Unwind a thread with hits, or on an odd stack."""
         trace = self._backtrace(words)
-        for frame in trace.frames:
-            guard = self.guard_of_pc(frame.pc) if frame.is_exact else self.guard_of_return(frame.pc)
+        for frame, guard in zip(trace.frames, self.guards_of(trace), strict=True):
             if guard is not None:
                 return Activity(tid, guard.name, frame.pc, frame.depth)
         if trace.is_complete:

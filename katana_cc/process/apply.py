@@ -29,6 +29,7 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.entries import entry_of
 from katana_cc.process.follow import forth
+from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inject import inject, unmap
@@ -63,7 +64,7 @@ class ApplyReport:
     `refusal` what speaks against it; `map_pause_us` is how long one thread stood while the mapping was made,
     `register_pause_us` while the new frames were registered (0: no need, or done before); `leftover` is what became of
     the old blocks of objects on the heap; `hooks` are those of the user's that ran: one after the patch may have
-    failed."""
+    failed; `forecast` (dry run) tells which replaced functions are on stacks."""
 
     pid: int
     name: str
@@ -76,6 +77,7 @@ class ApplyReport:
     refusal: RefusedError | None = None
     leftover: Leftover = NOTHING_LEFT
     hooks: tuple[HookRun, ...] = ()
+    forecast: Forecast | None = None
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class _Work:
     hook_timeout: float = DEFAULT_TIMEOUT
     at: str = ""
     entries: tuple[int, ...] = ()
+    forecast: Forecast | None = None
 
 
 def apply_patch(
@@ -146,6 +149,8 @@ def apply_patch(
                     work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
                 for work in fresh:
                     _look(work, dry_run)
+                    if dry_run and not work.plan.is_applied:
+                        work.forecast = forecast(work.target, work.plan.guards, max(0.1, SECONDS / len(fresh)))
                 if not dry_run:
                     _inject_and_commit(fresh, wait, hook_timeout)
                 todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
@@ -170,7 +175,7 @@ def apply_patch(
         pauses = work.map_pause_us, work.register_pause_us
         found = work.seen, work.refusal
         head = work.target.pid, work.target.name, outcome, work.plan, work.report
-        reports.append(ApplyReport(*head, *pauses, *found, work.leftover, work.hooks))
+        reports.append(ApplyReport(*head, *pauses, *found, work.leftover, work.hooks, work.forecast))
     return tuple(reports)
 
 

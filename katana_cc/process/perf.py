@@ -182,6 +182,11 @@ class Sampler:
         self._open[tid] = fd, ring
         return True
 
+    @property
+    def count(self) -> int:
+        """How many threads are sampled."""
+        return len(self._open)
+
     def take(self) -> Iterator[Sample]:
         """The samples since the last time."""
         for tid, (_, ring) in self._open.items():

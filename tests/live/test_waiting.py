@@ -129,7 +129,7 @@ def _descriptors(pid: int) -> set[str]:
     return found
 
 
-def test_what_never_leaves_is_named(tmp_path: Path) -> None:
+def test_what_never_leaves_is_named(tmp_path: Path, inside: tuple[Built, PatchObject]) -> None:
     """A bug: after five seconds the user knows no more than after one try."""
     patch = write_patch(tmp_path, inside[1])
     with serving(inside[0].output) as server:
