@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from katana_cc.cli.grants import add_grants, grants_of
+from katana_cc.cli.grants import add_grants, function_name, grants_of
 from katana_cc.cli.selection import (
     add_selection,
     candidates,
@@ -23,6 +23,7 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.report.forecast import forecast_json, forecast_lines
 from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
 from katana_cc.report.objects import object_lines, object_preview_lines, objects_json
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all-objects",
         action="store_true",
         help="with --dry-run: tell of every object on the heap, not only of the first ones (--json always does)",
+    )
+    parser.add_argument(
+        "--at",
+        type=function_name,
+        default=None,
+        metavar="FUNCTION",
+        help="apply it when a thread enters this function, which --wait is the time for",
     )
     add_grants(parser)
     add_trust(parser)
@@ -83,6 +91,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         hook_timeout=arguments.hook_timeout,
         must_match=listing is None,
         select=select,
+        at=arguments.at or "",
     )
     over = sorted(passed_over)
     tell_passed_over("katana apply", over, f"this build of {po.identity.output} runs there")
@@ -158,6 +167,8 @@ def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
         if report.seen.heap is not None:
             lines += object_preview_lines(report.seen.heap, every=every)
             lines += map(clean, heap_handed_lines(plan.ledger.kinds, report.seen.heap))
+    if report.forecast is not None:
+        lines += map(clean, forecast_lines(report.forecast))
     if report.refusal is not None:
         lines += f"refused: {report.refusal.what}".split("\n")
         lines.append(report.refusal.remedy)
@@ -183,6 +194,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "objects": objects_json(seen.heap if seen else None, report.leftover, every=report.seen is not None),
         "words": words_json(report.seen) if report.seen is not None else [],
         "refusal": report.refusal.what if report.refusal is not None else None,
+        "forecast": forecast_json(report.forecast),
         "dropped": [{"variable": name, "text": text} for name, text in cargo.dropped] if cargo else [],
         "unresolved": [p.name for p in plan.resolution.pending] if report.outcome.startswith("would") else [],
         "threads": commit.threads if commit else None,

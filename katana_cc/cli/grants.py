@@ -12,7 +12,7 @@ def add_grants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-active",
         action="append",
-        type=_function_name,
+        type=function_name,
         default=[],
         metavar="FUNCTION",
         help="replace it even while it runs: calls in progress go on in its old code",
@@ -70,7 +70,7 @@ def grants_of(arguments: argparse.Namespace) -> list[Grant]:
     return granted
 
 
-def _function_name(text: str) -> str:
+def function_name(text: str) -> str:
     """For argparse: the name of a function, which is not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must name a function")

@@ -112,6 +112,12 @@ class System(Protocol):
     @property
     def SYS_MEMFD_CREATE(self) -> int: ...
     @property
+    def SYS_PERF_EVENT_OPEN(self) -> int: ...
+    @property
+    def PERF_REGISTERS(self) -> Mapping[int, int]:
+        """Bit of a register in perf's masks → its index in a row."""
+
+    @property
     def EINTR(self) -> int: ...
     @property
     def ALLOCATE(self) -> bytes:

@@ -101,6 +101,24 @@ class Finder:
                 return found
         return None
 
+    def departure(
+        self, order: Sequence[int], registers: memoryview, busy: Activity
+    ) -> tuple[tuple[str, ...], int | None]:
+        """The guarded functions on the stack of a thread found inside, innermost first, and the address at which it
+        goes on when it has left the outermost of them; None where the stack tells of none."""
+        i = order.index(busy.tid)
+        trace = self._backtrace(registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS])
+        frames = trace.frames
+        guards = self.guards_of(trace)
+        inside = [n for n, guard in enumerate(guards) if guard is not None]
+        names = tuple(dict.fromkeys(guard.name for guard in guards if guard is not None)) or (busy.function,)
+        after = inside[-1] + 1 if inside else len(frames)
+        return names, frames[after].pc if after < len(frames) else None
+
+    def guards_of(self, trace: Backtrace) -> list[Guard | None]:
+        """For each frame the guard it is inside of."""
+        return [self.guard_of_pc(f.pc) if f.is_exact else self.guard_of_return(f.pc) for f in trace.frames]
+
     def guard_of_pc(self, pc: int) -> Guard | None:
         """The guard an instruction pointer is inside of."""
         i = bisect_right(self._starts, pc) - 1
@@ -170,11 +188,8 @@ class Finder:
         self, tid: int, words: memoryview, hits: list[tuple[int, int]], is_odd: bool, pid: int, regions: MemoryMap
     ) -> Activity | None:
         """Unwind a thread with hits, or on an odd stack."""
-        if self._unwinder is None:
-            self._unwinder = self._make_unwinder()
-        trace = self._unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF.order)})
-        for frame in trace.frames:
-            guard = self.guard_of_pc(frame.pc) if frame.is_exact else self.guard_of_return(frame.pc)
+        trace = self._backtrace(words)
+        for frame, guard in zip(trace.frames, self.guards_of(trace), strict=True):
             if guard is not None:
                 return Activity(tid, guard.name, frame.pc, frame.depth)
         if trace.is_complete:
@@ -189,6 +204,11 @@ class Finder:
             assert guard is not None
             return Activity(tid, guard.name, beyond[0][1], -1, trace.why)
         return None
+
+    def _backtrace(self, words: memoryview) -> Backtrace:
+        if self._unwinder is None:
+            self._unwinder = self._make_unwinder()
+        return self._unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF.order)})
 
     @staticmethod
     def _home_stack(tid: int, pid: int, words: memoryview, regions: MemoryMap) -> tuple[int, int]:

@@ -27,7 +27,9 @@ from katana_cc.patch.needs import Grant
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.entries import entry_of
 from katana_cc.process.follow import forth
+from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inject import inject, unmap
@@ -62,7 +64,7 @@ class ApplyReport:
     `refusal` what speaks against it; `map_pause_us` is how long one thread stood while the mapping was made,
     `register_pause_us` while the new frames were registered (0: no need, or done before); `leftover` is what became of
     the old blocks of objects on the heap; `hooks` are those of the user's that ran: one after the patch may have
-    failed."""
+    failed; `forecast` (dry run) tells which replaced functions are on stacks."""
 
     pid: int
     name: str
@@ -75,6 +77,7 @@ class ApplyReport:
     refusal: RefusedError | None = None
     leftover: Leftover = NOTHING_LEFT
     hooks: tuple[HookRun, ...] = ()
+    forecast: Forecast | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +100,9 @@ class _Work:
     may_have_escaped: bool = False  # a hook ran: something may lead into the mapping
     is_reset: bool = False
     hook_timeout: float = DEFAULT_TIMEOUT
+    at: str = ""
+    entries: tuple[int, ...] = ()
+    forecast: Forecast | None = None
 
 
 def apply_patch(
@@ -110,6 +116,7 @@ def apply_patch(
     hook_timeout: float = DEFAULT_TIMEOUT,
     must_match: bool = True,
     select: Callable[[], Iterable[int]] | None = None,
+    at: str = "",
 ) -> tuple[ApplyReport, ...]:
     """Apply `po` to every process of `pids`, or to none.
 
@@ -121,6 +128,7 @@ def apply_patch(
         hook_timeout: seconds that each of the user's hooks may take.
         must_match: a process of another build is an error; else it is left out.
         select: gives the pids once more, after the commit, to find children forked meanwhile.
+        at: a function that a thread has to enter first; "": none.
 
     Returns:
         One report a process, in the order of `pids`.
@@ -137,8 +145,12 @@ def apply_patch(
             while todo:
                 fresh = _plan_all(po, patch_id, todo, granted, must_match)
                 works.extend(fresh)
+                for work in fresh if at else ():
+                    work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
                 for work in fresh:
                     _look(work, dry_run)
+                    if dry_run and not work.plan.is_applied:
+                        work.forecast = forecast(work.target, work.plan.guards, max(0.1, SECONDS / len(fresh)))
                 if not dry_run:
                     _inject_and_commit(fresh, wait, hook_timeout)
                 todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
@@ -163,7 +175,7 @@ def apply_patch(
         pauses = work.map_pause_us, work.register_pause_us
         found = work.seen, work.refusal
         head = work.target.pid, work.target.name, outcome, work.plan, work.report
-        reports.append(ApplyReport(*head, *pauses, *found, work.leftover, work.hooks))
+        reports.append(ApplyReport(*head, *pauses, *found, work.leftover, work.hooks, work.forecast))
     return tuple(reports)
 
 
@@ -345,7 +357,8 @@ def _commit(work: _Work, wait: float) -> None:
     if any(m.made for m in plan.ledger.moves) or any(kinds.values()):
         handover = Handover(target, plan.ledger, kinds, work.hook_timeout)
         work.may_have_escaped = True
-    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover)
+    commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover,
+                    work.entries, work.at)  # fmt: skip
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

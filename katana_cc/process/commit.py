@@ -10,7 +10,7 @@ That it was done is told (`told`) while signals are still held back: one that en
 known what was written, or what the target now uses would be taken from it.
 
 When a thread is inside, or does not stop, or a register or a stack holds what nothing explains, everything is let go
-and tried again after a pause, until the time is up; nothing has been touched then.
+and tried again later (theory in `waiting`), until the time is up; nothing has been touched then.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ from katana_cc.process.registers import write as write_registers
 from katana_cc.process.rehearsal import Rehearsal, UnevenError
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
+from katana_cc.process.waiting import Waiting
 from katana_cc.process.words import Seeker
 
-_FIRST_PAUSE = 0.001
-_LONGEST_PAUSE = 0.05
 _BUFFER = 1 << 20
 _SHARE = 10  # of the time between two stops in which a target runs, as a multiple of the stop
 
@@ -55,7 +54,8 @@ class Commit:
 
     `snapshot`: (address, bytes) that must still be there.  `resets`: (address, bytes) written before the edits, without
     comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
-    `handover`: what calls functions of the program's that make some of them.
+    `handover`: what calls functions of the program's that make some of them.  `entries`: the addresses of the function
+    that a thread has to enter first, which the user calls `named`.
     """
 
     ledger_base: int
@@ -68,6 +68,8 @@ class Commit:
     resets: tuple[tuple[int, bytes], ...] = ()
     carry: Carry | None = None
     handover: Handover | None = None
+    entries: tuple[int, ...] = ()
+    named: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,8 @@ class CommitReport:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No garbage collection and no catchable signal may stretch the stop, or end us within it."""
-    everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+def _uncollected() -> Iterator[None]:
+    """No garbage collection may stretch the stop."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -99,6 +99,16 @@ def _undisturbed() -> Iterator[None]:
         gc.unfreeze()
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No catchable signal may stretch the stop, or end us within it."""
+    everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+    try:
+        yield
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -122,9 +132,16 @@ def run(
     bulk = BulkReader(memory=target.memory, capacity=_BUFFER)
     finder = Finder(commit.guards, bulk, make_unwinder)
     rehearsal = Rehearsal(target, commit.carry) if commit.carry is not None else None
+    waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named)
     try:
-        _try(target, commit, finder, bulk, rehearsal, wait, told)
+        if rehearsal is not None:
+            _try(target, commit, finder, bulk, rehearsal, waiting, told)
+            return
+        # Collected once, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
+        with _uncollected():
+            _try(target, commit, finder, bulk, rehearsal, waiting, told)
     finally:
+        waiting.close()
         if rehearsal is not None:
             rehearsal.close()
 
@@ -135,22 +152,22 @@ def _try(
     finder: Finder,
     bulk: BulkReader,
     rehearsal: Rehearsal | None,
-    wait: float,
+    waiting: Waiting,
     told: Callable[[CommitReport], None],
 ) -> None:
-    deadline = time.monotonic() + wait
-    tries = 0
-    pause = _FIRST_PAUSE
     cargo = None
     failure: BusyError | StrayWordsError | HeapError
+    begun = ended = 0
+    if rehearsal is not None:
+        rehearsal.prepare()
+    regions = read_map(target.pid)
+    waiting.before_first()
     while True:
-        tries += 1
+        waiting.tries += 1
         threads = Threads(target.pid)
-        if rehearsal is not None:
-            rehearsal.prepare()
-        regions = read_map(target.pid)
+        collected = _uncollected() if rehearsal is not None else contextlib.nullcontext()
         try:
-            with _undisturbed(), first_in_line():
+            with collected, _undisturbed(), first_in_line():
                 begun = time.perf_counter_ns()
                 try:
                     threads.seize()
@@ -167,6 +184,8 @@ def _try(
                                 if commit.handover is not None:
                                     cargo = commit.handover.made(threads, commit.carry, cargo)
                             _write(target, commit, threads, cargo)
+                        else:
+                            waiting.found_inside(threads.order, threads.registers, finder, busy)
                     finally:
                         # Also where it is refused: the program must not notice.
                         repaired = threads.repair_system_calls()
@@ -175,10 +194,10 @@ def _try(
                     ended = time.perf_counter_ns()
                 if busy is None:
                     pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
-                    told(CommitReport(count, tries, *pauses, repaired, cargo))
+                    told(CommitReport(count, waiting.tries, *pauses, repaired, cargo))
             if busy is None:
                 return
-            failure = _busy_error(target, commit, busy, tries, wait)
+            failure = _busy_error(target, commit, busy, waiting)
         except BusyError as error:
             failure = error
         except StrayWordsError as error:
@@ -187,14 +206,16 @@ def _try(
             failure = error
         except HeapError as error:
             failure = error
-        # Where a look takes long, the target shall run most of the time.
-        pause = max(pause, _SHARE * (ended - begun) / 1e9) if commit.carry else pause
-        if time.monotonic() + pause > deadline:
+        if commit.carry is not None:
+            # Where a look takes long, the target shall run most of the time.
+            waiting.lengthen(_SHARE * (ended - begun) / 1e9)
+        if not waiting.again():
             if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
                 raise failure
             rehearsal.look_at_the_whole()
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        if rehearsal is not None:
+            rehearsal.prepare()
+        regions = read_map(target.pid)
 
 
 def _map_reader(pid: int) -> Callable[[], MemoryMap]:
@@ -273,11 +294,17 @@ def _undo(target: Target, done: Sequence[tuple[int, bytes]], tid: int) -> None:
             target.memory.write(address, data, tid)
 
 
-def _busy_error(target: Target, commit: Commit, busy: Activity, tries: int, wait: float) -> BusyError:
+def _busy_error(target: Target, commit: Commit, busy: Activity, waiting: Waiting) -> BusyError:
     may = any(g.name == busy.function and g.allowable and not g.allowed for g in commit.guards)
-    option = f"--allow-active {busy.function}"
+    remedy = "nothing was touched; wait longer (--wait)"
+    if never_left := waiting.never_left():
+        names = ", ".join(never_left)
+        remedy = f"nothing was touched; on a stack at every look: {names}; wait longer (--wait)"
+    if may:
+        remedy += f", or let it be active: --allow-active {busy.function}"
+    who = describe(busy, thread_name(target.pid, busy.tid))
     return BusyError(
-        f"no safe moment in {tries} tries over {wait:g} s: {describe(busy, thread_name(target.pid, busy.tid))}",
+        f"no safe moment in {waiting.tries} tries over {waiting.limit:g} s: {who}",
         where=target.where,
-        remedy="nothing was touched; wait longer (--wait)" + (f", or let it be active: {option}" if may else ""),
+        remedy=remedy,
     )

@@ -49,6 +49,11 @@ SYS_MUNMAP: Final = 11
 SYS_CLOSE: Final = 3
 SYS_EXIT_GROUP: Final = 231
 SYS_MEMFD_CREATE: Final = 319
+SYS_PERF_EVENT_OPEN: Final = 298
+# Bit of a register in perf's masks -> its index here (asm/perf_regs.h).
+PERF_REGISTERS: Final = dict(enumerate((RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, RIP))) | dict(
+    enumerate((R8, R9, R10, R11, R12, R13, R14, R15), 16)
+)
 
 SYS_RESTART_SYSCALL: Final = 219
 NUMBERED_SYSCALL_SIZE: Final = 7  # mov $NUMBER, %eax (B8 imm32); syscall
