@@ -52,7 +52,8 @@ class Commit:
 
     `snapshot`: (address, bytes) that must still be there.  `resets`: (address, bytes) written before the edits, without
     comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
-    `handover`: what calls functions of the program's that make some of them.
+    `handover`: what calls functions of the program's that make some of them.  `leaving`: the ledgers, by base and
+    state, of patches that go as this one comes.
     """
 
     ledger_base: int
@@ -65,6 +66,7 @@ class Commit:
     resets: tuple[tuple[int, bytes], ...] = ()
     carry: Carry | None = None
     handover: Handover | None = None
+    leaving: tuple[tuple[int, Phase], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +217,15 @@ def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None
     memory, tid = target.memory, threads.order[0]
     state = commit.ledger_base + ledgers.STATE_OFFSET
     phase = step(commit.phase, commit.begin)
-    memory.write(state, ledgers.encode_state(phase), tid)
-    done: list[tuple[int, bytes]] = []
+    leaving = [
+        (base + ledgers.STATE_OFFSET, before, step(before, Step.BEGIN_REVERT)) for base, before in commit.leaving
+    ]
+    done = [(at, ledgers.encode_state(before)) for at, before, _ in leaving]
+    done.append((state, ledgers.encode_state(commit.phase)))
     try:
+        for at, _, going in leaving:
+            memory.write(at, ledgers.encode_state(going), tid)
+        memory.write(state, ledgers.encode_state(phase), tid)
         for address, data in commit.resets:
             memory.write(address, data, tid)
         if cargo is not None:
@@ -226,9 +234,11 @@ def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None
             done.append((edit.address, edit.expected))
             memory.write(edit.address, edit.replacement, tid)
     except TargetError:
-        _undo(target, [(state, ledgers.encode_state(commit.phase)), *done], tid)
+        _undo(target, done, tid)
         raise
     memory.write(state, ledgers.encode_state(step(phase, commit.end)), tid)
+    for at, _, going in leaving:
+        memory.write(at, ledgers.encode_state(step(going, Step.END_REVERT)), tid)
 
 
 def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tuple[int, bytes]]) -> None:

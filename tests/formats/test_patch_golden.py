@@ -19,20 +19,20 @@ def golden(version: int) -> bytes:
     return bytes.fromhex(Path(__file__).with_name(f"patch_v{version}.hex").read_text())
 
 
-def test_version_6_stays_readable() -> None:
-    assert decode(golden(6), "golden") == sample()
+def test_version_7_stays_readable() -> None:
+    assert decode(golden(7), "golden") == sample()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 def test_earlier_versions_are_refused_by_their_number(version: int) -> None:
     """The first does not say what old code relies on; of all, patches can be made again."""
-    with pytest.raises(InvalidPatchError, match=f"format version {version}; this katana reads version 6"):
+    with pytest.raises(InvalidPatchError, match=f"format version {version}; this katana reads version 7"):
         decode(golden(version), "golden")
 
 
-def test_version_6_is_still_written_to_the_byte() -> None:
-    assert encode(sample()) == golden(6)
+def test_version_7_is_still_written_to_the_byte() -> None:
+    assert encode(sample()) == golden(7)
 
 
 def test_its_identity_stays_the_same() -> None:
-    assert patch_id(golden(6)) == "da5f56359c7d0c22789c4c67167893f0"
+    assert patch_id(golden(7)) == "0306aced1fb3bae30f5af4bee1afc32d"

@@ -72,7 +72,7 @@ Patch = tuple[Path, PatchObject]
 def test_readelf_accepts_it(patch: Patch) -> None:
     path, po = patch
     out = _silent("readelf", "-aW", path, cwd=path.parent)
-    assert "Katana patch 6 " in out
+    assert "Katana patch 7 " in out
     assert "arning" not in out
     for symbol in po.symbols:
         assert symbol.name in out
@@ -99,7 +99,7 @@ def test_eu_elflint_finds_no_error(patch: Patch, strictness: list[str]) -> None:
 
 def test_eu_readelf_accepts_it(patch: Patch) -> None:
     path, _ = patch
-    assert "Katana patch 6 " in _silent("eu-readelf", "-a", path, cwd=path.parent)
+    assert "Katana patch 7 " in _silent("eu-readelf", "-a", path, cwd=path.parent)
 
 
 def test_gdb_adds_its_symbols(patch: Patch) -> None:
