@@ -257,12 +257,31 @@ def find_module(target: Target, po: PatchObject) -> Module:
             where=target.where,
             remedy="restart the process with the new build",
         )
+    if (became := _made_by_patch(target, po)) is not None:
+        raise became
     newer = any(m.build_id == po.identity.to_build_id for m in target.modules)
     remedy = "it runs the new build already" if newer else "see `katana status --pid` for the builds it runs"
     raise NotThisBuildError(
         f"does not run {po.identity.output} with build-id {po.identity.from_build_id}",
         where=target.where,
         remedy=remedy,
+    )
+
+
+def _made_by_patch(target: Target, po: PatchObject) -> NotThisBuildError | None:
+    """What to say where the build that the patch starts from is there by another patch only."""
+    at = po.identity.from_build_id
+    by = next((m.ledger for m in target.patches if m.ledger is not None and m.ledger.to_build_id == at), None)
+    if by is None:
+        return None
+    start, end = by.from_release or by.from_build_id[:12], po.identity.to_release or po.identity.to_build_id[:12]
+    since = by.from_release or "NAME"
+    return NotThisBuildError(
+        f"runs {by.output} of {start}, with patch {by.patch_id} to the build that this one starts from; a patch leads "
+        "from the build that a process was started from",
+        where=target.where,
+        remedy=f"apply the patch from {start} to {end}, which takes the place of that one (`katana patches`; "
+        f"`katana-release --since {since}` makes it where {start} is deployed)",
     )
 
 
