@@ -181,8 +181,8 @@ def _prepared(
     for m in moves:
         if not (module.holds(m.old) and module.holds(m.old + max(m.transformation.old_size, 1) - 1)):
             raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
-    inherited = heritage(po, earlier.leaving, target.where)
     refuse_other_moves(po, earlier.leaving, moves, kinds, target.where)
+    inherited = heritage(po, earlier.leaving, target.where)
     size = len(ledgers.encode(ledger_of(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
     size += edits_room(po, earlier.leaving)
     layout = dataclasses.replace(lay_out(po, size, len(registries)), heritage=inherited)
