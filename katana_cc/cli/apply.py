@@ -22,6 +22,7 @@ from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
+from katana_cc.process.ledger import Ledger
 from katana_cc.process.permission import refuse_unless_ready
 from katana_cc.report.forecast import forecast_json, forecast_lines
 from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
@@ -124,7 +125,7 @@ def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
         if report.commit is not None:
             tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
             print(f"{head}{tries}: {edited(len(plan.ledger.edits), report.commit.threads, report.commit.pause_us)}")
-            for line in (*_moved_lines(report), *map(clean, hook_lines(report.hooks))):
+            for line in (*_replaced_lines(plan.leaving), *_moved_lines(report), *map(clean, hook_lines(report.hooks))):
                 print(f"  {line}")
         else:
             print(head)
@@ -134,6 +135,11 @@ def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
     if len(reports) > 1:
         counts = {outcome: sum(r.outcome == outcome for r in reports) for outcome in {r.outcome for r in reports}}
         print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+
+
+def _replaced_lines(leaving: Sequence[Ledger]) -> list[str]:
+    """Whose place the patch takes."""
+    return [f"in the place of {g.patch_id} (to {g.to_release or g.to_build_id[:12]})" for g in leaving]
 
 
 def _moved_lines(report: ApplyReport) -> list[str]:
@@ -150,7 +156,7 @@ def _moved_lines(report: ApplyReport) -> list[str]:
 def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
     plan = report.plan
     where = "the earlier mapping is used again" if plan.existing else "new mapping"
-    lines = [f"{where}: {plan.base:#x}, {plan.layout.size} bytes, {plan.name}"]
+    lines = [f"{where}: {plan.base:#x}, {plan.layout.size} bytes, {plan.name}", *_replaced_lines(plan.leaving)]
     lines += [f"code      {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.new]
     lines += [f"variable  {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.data]
     for edit in plan.ledger.edits:
@@ -189,6 +195,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
         "edits": [
             {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in plan.ledger.edits
         ],
+        "replaces": [g.patch_id for g in plan.leaving],
         "hooks": hooks_json(report.hooks),
         "moves": moves_json(plan.ledger.moves, report.seen),
         "objects": objects_json(seen.heap if seen else None, report.leftover, every=report.seen is not None),

@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
 def _patch_lines(patch: survey.PatchStatus) -> list[str]:
     ledger = patch.ledger
     kept = ", memory kept" if patch.state == "reverted" else ""
+    kept += f" (in use by {', '.join(patch.used_by)})" if patch.used_by else ""
     if ledger is None:
         return [f"{patch.state:8} {patch.name}: a katana died before anything led to it ({patch.size} bytes)"]
     start = f"{ledger.from_release} ({ledger.from_build_id})" if ledger.from_release else ledger.from_build_id
@@ -120,6 +121,7 @@ def _patch_as_json(patch: survey.PatchStatus) -> dict[str, Any]:
             "functions": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.new],
             "moves": moves_json(ledger.moves),
             "image": patch.image,
+            "used_by": list(patch.used_by),
             "variables": [{"name": r.name, "address": r.address, "size": r.size} for r in ledger.data],
         }
     return result

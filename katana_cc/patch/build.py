@@ -18,6 +18,7 @@ from katana_cc.diff.reasons import by_weight, verdict_of
 from katana_cc.diff.view import Kind
 from katana_cc.dwarf import sections as dwarf
 from katana_cc.elf import constants as c
+from katana_cc.patch.brought import layouts, things
 from katana_cc.patch.carrying import Carrier
 from katana_cc.patch.edits import Edits
 from katana_cc.patch.model import (
@@ -89,6 +90,7 @@ class _Builder:
             identity, Verdict.SAFE, (), sections, tuple(self.carrier.symbols), replacements, tuple(edits), reliances,
             (*transforms, *staying(self.diff), *types(self.diff)),
             tuple(Hook(h.kind, h.name, self._function(place)) for place, h in self.changes.hooks.items()),
+            things(self.carrier), layouts(self.carrier),
         )  # fmt: skip
         return with_sources(patch, self._origins())
 

@@ -13,6 +13,7 @@ from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.errors import FormatError, InvalidPatchError
 from katana_cc.patch.layout import (
     ABSOLUTE_64,
+    BROUGHT,
     DIGEST_AT,
     DIGEST_SIZE,
     EDIT,
@@ -20,6 +21,7 @@ from katana_cc.patch.layout import (
     FUNCTION,
     HANDED,
     HOOK,
+    LAYOUT,
     LINKER_TYPES,
     MACHINES,
     MARK_AT,
@@ -40,12 +42,15 @@ from katana_cc.patch.layout import (
 )
 from katana_cc.patch.model import (
     Basis,
+    Brought,
+    BroughtKind,
     DataEdit,
     DataTransform,
     Handed,
     Hook,
     HookKind,
     Identity,
+    NewLayout,
     PatchObject,
     PatchRelocation,
     PatchSection,
@@ -107,6 +112,8 @@ class _Reader:
             self._reliances(),
             self._transforms(po_symbol),
             self._hooks(po_symbol),
+            self._brought(),
+            self._layouts(),
         )
         try:
             validate(po)
@@ -263,6 +270,22 @@ class _Reader:
             result.append(Hook(HookKind(kind), self._name(strings, name), symbol))
         if pointers:
             raise FormatError(f"{section.name}: relocations for a hook that is not there")
+        return tuple(result)
+
+    def _brought(self) -> tuple[Brought, ...]:
+        strings = self._table("strings")[1]
+        result = []
+        for section, kind, name, zero, digest in BROUGHT.iter_unpack(self._table("brought")[1]):
+            _zero(zero)
+            result.append(Brought(section, BroughtKind(kind), self._name(strings, name), digest))
+        return tuple(result)
+
+    def _layouts(self) -> tuple[NewLayout, ...]:
+        strings = self._table("strings")[1]
+        result = []
+        for name, zero, digest in LAYOUT.iter_unpack(self._table("layouts")[1]):
+            _zero(zero)
+            result.append(NewLayout(self._name(strings, name), digest))
         return tuple(result)
 
     def _reasons(self) -> tuple[Reason, ...]:

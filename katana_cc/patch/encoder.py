@@ -13,6 +13,7 @@ from katana_cc.errors import FormatError, InvalidPatchError
 from katana_cc.patch import transforms
 from katana_cc.patch.layout import (
     ABSOLUTE_64,
+    BROUGHT,
     DIGEST_AT,
     DIGEST_SIZE,
     EDIT,
@@ -20,6 +21,7 @@ from katana_cc.patch.layout import (
     FUNCTION,
     HANDED,
     HOOK,
+    LAYOUT,
     MACHINES,
     NEW_AT,
     NOTE_HEAD,
@@ -60,6 +62,8 @@ def encode(po: PatchObject) -> bytes:
             *transforms.written(po, lambda text: _name(strings, text)),
             _handed(po),
             _hooks(po, strings),
+            _brought(po, strings),
+            _layouts(po, strings),
             _table("symbols", order, 4, 4),
             # From here on no name is added.
             _table("strings", bytes(strings.data), 0, 1),
@@ -125,6 +129,16 @@ def _hooks(po: PatchObject, strings: StringTable) -> NewSection:
         relocations.append(NewRelocation(len(entries), kind, h.symbol, 0))
         entries += HOOK.pack(0, h.kind, _name(strings, h.name), 0, 0)
     return _table("hooks", bytes(entries), HOOK.size, relocations=tuple(relocations))
+
+
+def _brought(po: PatchObject, strings: StringTable) -> NewSection:
+    entries = b"".join(BROUGHT.pack(b.section, b.kind, _name(strings, b.name), 0, b.digest) for b in po.brought)
+    return _table("brought", entries, BROUGHT.size, 4)
+
+
+def _layouts(po: PatchObject, strings: StringTable) -> NewSection:
+    entries = b"".join(LAYOUT.pack(_name(strings, x.name), 0, x.digest) for x in po.layouts)
+    return _table("layouts", entries, LAYOUT.size, 4)
 
 
 def _note(po: PatchObject) -> bytes:

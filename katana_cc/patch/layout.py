@@ -19,8 +19,8 @@ PREFIX: Final = ".katana."
 TABLES: Final = tuple(
     PREFIX + n
     for n in (
-        "functions", "parts", "edits", "reliances", "transforms", "fields", "handed", "hooks", "symbols", "strings",
-        "reasons",
+        "functions", "parts", "edits", "reliances", "transforms", "fields", "handed", "hooks", "brought",
+        "layouts", "symbols", "strings", "reasons",
     )
 )  # fmt: skip
 
@@ -41,6 +41,8 @@ TRANSFORM: Final = struct.Struct("<QQQIIII")  # address, new (relocated), old si
 FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer points to
 HANDED: Final = struct.Struct("<IIiIQQQQQ")  # transformation, hook, back or -1, 0, old, new, count, strides
 HOOK: Final = struct.Struct("<QIIII")  # function (relocated), kind, name, 0, 0
+BROUGHT: Final = struct.Struct("<IIII32s")  # section, kind, name, 0, digest
+LAYOUT: Final = struct.Struct("<II32s")  # name, 0, digest
 NEW_AT, EXPECTED_AT, REPLACEMENT_AT, TRANSFORM_NEW_AT = 16, 8, 16, 8
 MACHINES: Final = {machine: of(machine).name for machine in SUPPORTED}
 ABSOLUTE_64: Final = {machine: of(machine).relocations.ABSOLUTE[8] for machine in SUPPORTED}  # "the address S + A"
@@ -87,7 +89,17 @@ def validate(po: PatchObject) -> None:
     count, symbols = len(po.sections), len(po.symbols)
     if po.verdict is Verdict.REFUSED:
         need(
-            not (count or symbols or po.replacements or po.data_edits or po.reliances or po.transforms or po.hooks),
+            not (
+                count
+                or symbols
+                or po.replacements
+                or po.data_edits
+                or po.reliances
+                or po.transforms
+                or po.hooks
+                or po.brought
+                or po.layouts
+            ),
             "a refused change that carries something",
         )
     for s in po.sections:
@@ -135,6 +147,13 @@ def validate(po: PatchObject) -> None:
                 (each.old, each.old_stride, t.old_size), (each.new, each.new_stride, t.new_size)
             ):  # fmt: skip
                 need(start + (each.number - 1) * stride < size, f"{name}: handed beyond its end")
+    for b in po.brought:
+        need(bool(b.name), "it brings a thing without a name")
+        need(0 <= b.section < count, f"it brings {b.name}: no section {b.section}")
+    need(len({b.section for b in po.brought}) == len(po.brought), "it brings two things in one section")
+    digests = [b.digest for b in po.brought] + [x.digest for x in po.layouts]
+    need(all(len(digest) == 32 for digest in digests), "a digest of another size")
+    need(all(x.name for x in po.layouts), "a layout without a name")
     for h in po.hooks:
         need(bool(h.name), "a hook without a name")
         need(0 <= h.symbol < symbols and po.symbols[h.symbol].section is not None, f"hook {h.name}: no symbol of ours")

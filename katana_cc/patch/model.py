@@ -219,6 +219,40 @@ class Hook:
     symbol: int
 
 
+class BroughtKind(IntEnum):
+    """What kind of thing a patch brings.  Numbers on disk are append-only."""
+
+    FUNCTION = 1
+    CONSTANT = 2
+    VARIABLE = 3
+
+    @property
+    def word(self) -> str:
+        """As people say."""
+        return self.name.lower()
+
+
+UNKNOWN = bytes(32)  # the digest of what cannot be told from other things
+
+
+class Brought(NamedTuple):
+    """A thing that the old build has not, in a carried section of its own: what another patch from the same build calls
+    by the same `name` is the same thing.  `digest` tells the type of a variable (`katana_cc.patch.brought`)."""
+
+    section: int
+    kind: BroughtKind
+    name: str
+    digest: bytes
+
+
+class NewLayout(NamedTuple):
+    """An aggregate that the new build lays out otherwise than the old one, or alone has: its name with the keyword, and
+    a digest of how."""
+
+    name: str
+    digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One thing a person should know of the change: an enumerated code, what it is about, where, in words.
@@ -260,3 +294,5 @@ class PatchObject:
     reliances: tuple[Reliance, ...] = ()
     transforms: tuple[DataTransform, ...] = ()
     hooks: tuple[Hook, ...] = ()
+    brought: tuple[Brought, ...] = ()
+    layouts: tuple[NewLayout, ...] = ()

@@ -210,7 +210,7 @@ def _plan_all(
 def _carry(work: _Work) -> Carry | None:
     """The variables of a process that move; None when none does."""
     plan = work.plan
-    if not (plan.ledger.moves or plan.ledger.kinds) or plan.is_applied:
+    if not plan.ledger.moves_data or plan.is_applied or plan.takes_over_moves:
         return None
     own = plan.base, plan.base + plan.layout.size
     module = plan.module.start, plan.module.end
@@ -261,7 +261,7 @@ def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float)
     for work in works:
         if work.plan.is_applied:
             continue
-        if work.plan.existing is None or not _is_same_code(work):
+        if work.plan.existing is None:
             work.plan, work.map_pause_us = inject(work.target, work.plan)
             work.is_injected = True
     for work in works:
@@ -294,9 +294,9 @@ def _run_before(work: _Work, wait: float, timeout: float) -> None:
     plan, target = work.plan, work.target
     if plan.found is Bytes.TORN or not any(h.kind is HookKind.BEFORE for h in plan.ledger.hooks):
         return
-    data = plan.data_part()
-    if not work.is_injected and data is not None:
-        target.memory.write(*data)  # now, since the hooks may write to these variables
+    if not work.is_injected:
+        for address, data in plan.resets():
+            target.memory.write(address, data)  # now, since the hooks may write to these variables
         work.is_reset = True
     work.may_have_escaped = True
     work.hooks = run_hooks(target, plan.ledger, HookKind.BEFORE, wait, timeout)
@@ -318,22 +318,6 @@ def _register(work: _Work, wait: float) -> None:
             raise
 
 
-def _is_same_code(work: _Work) -> bool:
-    """Whether the earlier mapping of this patch holds what we would write now (ledger state and variables aside)."""
-    plan = work.plan
-    if plan.existing is None:
-        return False
-    if plan.found is Bytes.TORN:
-        return True  # it was whole before its first edit
-    if plan.resolution.pending:
-        return False
-    image = plan.image
-    end = next((p.offset for p in plan.layout.parts if p.protection & 2), plan.layout.size)
-    there = work.target.memory.read(plan.base, end)
-    # The state and what is registered are not its contents.
-    return there[:12] == image[:12] and there[16:56] == image[16:56] and there[64:] == image[64:end]
-
-
 def _commit(work: _Work, wait: float) -> None:
     """Sets `work.report` in the same instant as the patch is in: a signal may end us right behind it."""
 
@@ -348,17 +332,20 @@ def _commit(work: _Work, wait: float) -> None:
         phase = reused.ledger.state
         if plan.found is Bytes.TORN:
             edits = reused.ledger.edits
-        else:
-            data = plan.data_part()
-            resets = (data,) if data and not work.is_reset else ()
+        elif not work.is_reset:
+            resets = plan.resets()
+    if plan.leaving:
+        edits = plan.writes(target)
     steps = Step.BEGIN_COMMIT, Step.END_COMMIT
     handover = None
     kinds = {k.name: k.made for k in plan.ledger.kinds}
-    if any(m.made for m in plan.ledger.moves) or any(kinds.values()):
+    is_made = any(m.made for m in plan.ledger.moves) or any(kinds.values())
+    if is_made and not plan.takes_over_moves:
         handover = Handover(target, plan.ledger, kinds, work.hook_timeout)
         work.may_have_escaped = True
+    leaving = tuple((g.base, g.state) for g in plan.leaving)
     commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover,
-                    work.entries, work.at)  # fmt: skip
+                    work.entries, work.at, leaving)  # fmt: skip
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
@@ -374,7 +361,8 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
                 _clear_up(work, wait)
             try:
                 with Target(work.target.pid) as again:
-                    revert_one(again, work.plan.patch_id, wait, Wishes(discards_all=True))
+                    wishes = Wishes(discards_all=True)
+                    revert_one(again, work.plan.patch_id, wait, wishes, back_to=_replaced_in(again, work.plan))
             except KatanaError as error:
                 if _is_there(work.target.pid):
                     stuck.append(f"the patch stays applied to pid {work.target.pid}: {error.what}")
@@ -385,6 +373,12 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
                 with Target(work.target.pid) as again:
                     _remove(again, work.plan, wait)
     return stuck
+
+
+def _replaced_in(target: Target, plan: Plan) -> Ledger | None:
+    """The patch that was in force before, as it stands now."""
+    bases = [g.base for g in plan.leaving]
+    return next((m.ledger for m in target.patches if m.base in bases and m.ledger is not None), None)
 
 
 def _remove(target: Target, plan: Plan, wait: float) -> None:

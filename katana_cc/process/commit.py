@@ -55,7 +55,8 @@ class Commit:
     `snapshot`: (address, bytes) that must still be there.  `resets`: (address, bytes) written before the edits, without
     comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
     `handover`: what calls functions of the program's that make some of them.  `entries`: the addresses of the function
-    that a thread has to enter first, which the user calls `named`.
+    that a thread has to enter first, which the user calls `named`.  `leaving`: the ledgers, by base and state, of
+    patches that go as this one comes.
     """
 
     ledger_base: int
@@ -70,6 +71,7 @@ class Commit:
     handover: Handover | None = None
     entries: tuple[int, ...] = ()
     named: str = ""
+    leaving: tuple[tuple[int, Phase], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +258,15 @@ def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None
     memory, tid = target.memory, threads.order[0]
     state = commit.ledger_base + ledgers.STATE_OFFSET
     phase = step(commit.phase, commit.begin)
-    memory.write(state, ledgers.encode_state(phase), tid)
-    done: list[tuple[int, bytes]] = []
+    leaving = [
+        (base + ledgers.STATE_OFFSET, before, step(before, Step.BEGIN_REVERT)) for base, before in commit.leaving
+    ]
+    done = [(at, ledgers.encode_state(before)) for at, before, _ in leaving]
+    done.append((state, ledgers.encode_state(commit.phase)))
     try:
+        for at, _, going in leaving:
+            memory.write(at, ledgers.encode_state(going), tid)
+        memory.write(state, ledgers.encode_state(phase), tid)
         for address, data in commit.resets:
             memory.write(address, data, tid)
         if cargo is not None:
@@ -267,9 +275,11 @@ def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None
             done.append((edit.address, edit.expected))
             memory.write(edit.address, edit.replacement, tid)
     except TargetError:
-        _undo(target, [(state, ledgers.encode_state(commit.phase)), *done], tid)
+        _undo(target, done, tid)
         raise
     memory.write(state, ledgers.encode_state(step(phase, commit.end)), tid)
+    for at, _, going in leaving:
+        memory.write(at, ledgers.encode_state(step(going, Step.END_REVERT)), tid)
 
 
 def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tuple[int, bytes]]) -> None:

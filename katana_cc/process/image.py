@@ -68,7 +68,7 @@ def with_head(po: PatchObject, layout: Layout, base: int = 0, bias: int = 0) -> 
     symbols = list(_symbols(po, layout, numbers))
     machine = po.identity.machine
     head = write_head(
-        machine, segments, sections, symbols, lambda size: _debug(po, layout, size, bias - (base - size)),
+        machine, segments, sections, symbols, lambda size: _debug(po, layout, size, bias, base - size),
         _frames(po, layout),
     )  # fmt: skip
     return replace(layout, head=head)
@@ -136,6 +136,8 @@ def _symbols(po: PatchObject, layout: Layout, numbers: dict[str, int]) -> Iterat
     for y in po.symbols:
         if y.section is None or y.section not in layout.sections or not y.name:
             continue
+        if y.section in layout.heritage.places:
+            continue  # it lives with an earlier patch, whose image has it
         where = numbers.get(_OF_GROUP[group_of(po.sections[y.section])])
         if y.type in (c.STT_FUNC, c.STT_OBJECT) and where is not None:
             at = layout.sections[y.section] + y.value
@@ -163,17 +165,16 @@ def _frames(po: PatchObject, layout: Layout) -> FrameIndex | None:
     return FrameIndex(layout.eh_frame[0], tuple(entries)) if entries else None
 
 
-def _debug(po: PatchObject, layout: Layout, head: int, shift: int) -> Sequence[tuple[str, bytes]]:
-    """Debug sections with their addresses, counted from the start of the mapping: what exists in the module is `shift`
-    bytes from its link-time address."""
+def _debug(po: PatchObject, layout: Layout, head: int, bias: int, start: int) -> Sequence[tuple[str, bytes]]:
+    """Debug sections with their addresses, counted from the `start` of the mapping."""
     return [
-        (s.name, _relocated(po, layout, s, head, shift))
+        (s.name, _relocated(po, layout, s, head, bias, start))
         for s in po.sections
         if s.name.startswith(".debug_") and not s.flags & c.SHF_ALLOC
     ]
 
 
-def _relocated(po: PatchObject, layout: Layout, section: PatchSection, head: int, shift: int) -> bytes:
+def _relocated(po: PatchObject, layout: Layout, section: PatchSection, head: int, bias: int, start: int) -> bytes:
     result = bytearray(section.data)
     for r in section.relocations:
         width = _WIDTHS.get(r.type)
@@ -181,7 +182,12 @@ def _relocated(po: PatchObject, layout: Layout, section: PatchSection, head: int
         if width is None or r.offset + width > len(result) or is_import(symbol):
             continue  # not what debug information of ours holds
         place = None if symbol.section is None else layout.sections.get(symbol.section)
-        start = shift if symbol.section is None else 0 if place is None else head + place
-        value = symbol.value + r.addend + start
+        if symbol.section is None:
+            origin = bias - start
+        elif symbol.section in layout.heritage.places:
+            origin = layout.heritage.places[symbol.section] - start
+        else:
+            origin = 0 if place is None else head + place
+        value = symbol.value + r.addend + origin
         result[r.offset : r.offset + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
     return bytes(result)

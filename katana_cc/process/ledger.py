@@ -10,10 +10,10 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from katana_cc.errors import TargetError
-from katana_cc.patch.model import HookKind
+from katana_cc.patch.model import BroughtKind, HookKind, NewLayout
 from katana_cc.process.memory import Reader
 from katana_cc.process.moves import (
     Kind,
@@ -29,7 +29,7 @@ from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 7
+VERSION: Final = 8
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -97,6 +97,18 @@ class HookEntry:
     address: int
 
 
+class Resident(NamedTuple):
+    """A thing that came with a patch, or with one that it took the place of, and where it lives: a variable has its
+    value there, a constant and the entry of a function are known to pointers by that address.  `name` and `digest` as
+    of `katana_cc.patch.model.Brought`."""
+
+    kind: BroughtKind
+    name: str
+    address: int
+    size: int
+    digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """What the ledger holds.  `base` and `size` are those of the mapping, whose first bytes the ledger is.
@@ -106,7 +118,9 @@ class Ledger:
     `registrations` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it is a word of
     its own, as the state is, and tells what was done last; the unwinders themselves know.  `moves` are the variables
     that have another layout at another place now, and those whose pointers followed them; `kinds` the types whose
-    objects on the heap have another layout now, and those on the way to them.  `hooks` run in this order.
+    objects on the heap have another layout now, and those on the way to them.  `hooks` run in this order.  `residents`
+    is all that came and has a name, `layouts` the aggregates that the new build lays out otherwise; without `is_named`
+    an earlier katana wrote it, which did not tell.
     """
 
     state: Phase
@@ -130,6 +144,19 @@ class Ledger:
     moves: tuple[Move, ...] = ()
     kinds: tuple[Kind, ...] = ()
     hooks: tuple[HookEntry, ...] = ()
+    residents: tuple[Resident, ...] = ()
+    layouts: tuple[NewLayout, ...] = ()
+    is_named: bool = True
+
+    @property
+    def fixed(self) -> tuple[MemoryEdit, ...]:
+        """The edits that tell whether the patch is applied: those that change something the program leaves alone."""
+        return tuple(e for e in self.edits if not e.is_value and e.expected != e.replacement)
+
+    @property
+    def moves_data(self) -> bool:
+        """Whether live data has another layout while it is applied."""
+        return bool(self.moves or self.kinds)
 
     def found_bytes(self, memory: Reader) -> Bytes:
         """What stands at the edits now; without edits that the program leaves alone, what the state says.
@@ -140,11 +167,11 @@ class Ledger:
         Raises:
             TargetError: the process is gone, or the module was unloaded.
         """
-        fixed = [e for e in self.edits if not e.is_value]
+        fixed = self.fixed
         if not fixed:
             return _WITHOUT_EDITS.get(self.state, Bytes.TORN)
         found = judge_bytes((e.expected, e.replacement, memory.read(e.address, len(e.expected))) for e in fixed)
-        if (self.moves or self.kinds) and found is not Bytes.FOREIGN and self.state in _LAST:
+        if self.moves_data and found is not Bytes.FOREIGN and self.state in _LAST:
             # Variables and pointers are written before the edits: only when these are all there, those are.
             return found if found is _LAST[self.state] else Bytes.TORN
         inactive = self.state in (Phase.MAPPED, Phase.REVERTED)
@@ -178,8 +205,8 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
         for item in ranges:
             yield struct.pack("<QQ", item.address, item.size) + text(item.name)
     yield struct.pack("<I", len(ledger.registrations))
-    for r in ledger.registrations:
-        yield struct.pack("<QQQQ", r.register, r.deregister, r.find, r.record)
+    for each in ledger.registrations:
+        yield struct.pack("<QQQQ", each.register, each.deregister, each.find, each.record)
     yield from packed(ledger.moves)
     yield from packed_kinds(ledger.kinds)
     yield struct.pack("<I", len(ledger.hooks))
@@ -187,6 +214,12 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
         yield struct.pack("<IQ", hook.kind, hook.address) + text(hook.name)
     yield from packed_made(ledger.moves)
     yield from packed_made(ledger.kinds)
+    yield struct.pack("<I", len(ledger.residents))
+    for r in ledger.residents:
+        yield struct.pack("<IQQ32s", r.kind, r.address, r.size, r.digest) + text(r.name)
+    yield struct.pack("<I", len(ledger.layouts))
+    for layout in ledger.layouts:
+        yield layout.digest + text(layout.name)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -241,17 +274,31 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
         moves = tuple(replace(m, made=rows) for m, rows in zip(moves, made, strict=True))
         made = unpacked_made(len(kinds), cursor)
         kinds = tuple(replace(k, made=rows) for k, rows in zip(kinds, made, strict=True))
+    is_named = version > 7
+    residents = tuple(_resident(cursor) for _ in range(cursor.count() if is_named else 0))
+    layouts = tuple(_layout(cursor) for _ in range(cursor.count() if is_named else 0))
     return Ledger(
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
         tuple(registrations), version > 1 and bool(registered), moves,
-        kinds, hooks,
+        kinds, hooks, residents, layouts, is_named,
     )  # fmt: skip
 
 
 def _hook(cursor: Cursor) -> HookEntry:
     kind, address = cursor.take("<IQ")
     return HookEntry(HookKind(kind), cursor.text(), address)
+
+
+def _resident(cursor: Cursor) -> Resident:
+    kind, address, size = cursor.take("<IQQ")
+    digest = cursor.raw(32)
+    return Resident(BroughtKind(kind), cursor.text(), address, size, digest)
+
+
+def _layout(cursor: Cursor) -> NewLayout:
+    digest = cursor.raw(32)
+    return NewLayout(cursor.text(), digest)
 
 
 def _range(cursor: Cursor) -> CodeRange:

@@ -17,10 +17,10 @@ Pure: knows no process.  Out of scope: TLS sections, and the TLS models of share
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from katana_cc.cpu import field
+from katana_cc.cpu import field as fields
 from katana_cc.cpu.choice import Cpu, of
 from katana_cc.cpu.field import Form
 from katana_cc.cpu.interface import Span
@@ -46,11 +46,24 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Heritage:
+    """What a patch takes over from one whose place it takes, by section index → address in the target: `places` of
+    variables and constants, all uses of which lead there; `entries` of functions, which is what their address means
+    (the code is the patch's own, and a jump leads to it)."""
+
+    places: Mapping[int, int] = field(default_factory=dict)
+    entries: Mapping[int, int] = field(default_factory=dict)
+
+
+NOTHING_INHERITED: Final = Heritage()
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Offsets from the base of the mapping.  Symbol indices are keys of `got`, `tls_got`, `stubs`; `veneers` is keyed
     by (section, offset of the field).  `eh_frame` is (offset, size) of all carried .eh_frame sections together;
     `sections_start` is where the ledger's room ends; `records` are what unwinders write of the frames.  `head` are
-    whole pages that lie before the base (`image.py`)."""
+    whole pages that lie before the base (`image.py`).  `heritage` tells what lives with an earlier patch."""
 
     parts: tuple[Part, ...]
     sections: Mapping[int, int]
@@ -63,12 +76,13 @@ class Layout:
     sections_start: int
     records: tuple[int, ...] = ()
     head: bytes = b""
+    heritage: Heritage = NOTHING_INHERITED
 
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """The relocated bytes: of the whole image from its base (the ledger's room zero), and of the data edits'
-    sections by section index."""
+    """The relocated bytes: of the whole image from its base (the ledger's room zero), and of the sections that are not
+    in it by section index: of data edits, and of constants that keep an inherited place."""
 
     image: bytes
     loose: Mapping[int, bytes]
@@ -140,10 +154,10 @@ def lay_out(po: PatchObject, ledger_size: int, unwinders: int = 0) -> Layout:
         for r in section.relocations:
             symbol = po.symbols[r.symbol]
             kind = cpu.relocations.relocation_kind(r.type, f"{section.name}, {symbol.name}")
-            if kind.form in field.TLS_GOT_FORMS and r.symbol not in tls_got:
+            if kind.form in fields.TLS_GOT_FORMS and r.symbol not in tls_got:
                 tls_got[r.symbol] = take(READ_ONLY, cpu.code.GOT_SLOT_SIZE)
             needs_stub = kind.form is Form.RELATIVE and _may_need_stub(cpu, symbol, r)
-            if (kind.form in field.GOT_FORMS or needs_stub) and r.symbol not in got:
+            if (kind.form in fields.GOT_FORMS or needs_stub) and r.symbol not in got:
                 got[r.symbol] = take(READ_ONLY, cpu.code.GOT_SLOT_SIZE)
             if needs_stub and r.symbol not in stubs:
                 stubs[r.symbol] = take(CODE, cpu.code.STUB_SIZE)
@@ -211,7 +225,8 @@ def link(
         image[offset : offset + len(po.sections[i].data)] = po.sections[i].data
     values = [_value(s, i, layout, base, bias, addresses) for i, s in enumerate(po.symbols)]
     for symbol, at in layout.got.items():
-        image[at : at + 8] = (_known(values, symbol, po) & (2**64 - 1)).to_bytes(8, "little")
+        value = _known(values, symbol, po) + _to_entry(layout, base, po.symbols[symbol], po.symbols[symbol].value)
+        image[at : at + 8] = (value & (2**64 - 1)).to_bytes(8, "little")
     for symbol, at in layout.tls_got.items():
         offset = po.symbols[symbol].value + _need_tls(tls_offset, po.symbols[symbol])
         image[at : at + 8] = (offset & (2**64 - 1)).to_bytes(8, "little")
@@ -227,6 +242,11 @@ def link(
             data = bytearray(section.data.ljust(section.size, b"\0"))
             _relocate(context, i, data, 0, bias + edit.address)
             loose[i] = bytes(data)
+    for i, address in layout.heritage.places.items():
+        if not po.sections[i].flags & c.SHF_WRITE:
+            data = bytearray(po.sections[i].data.ljust(po.sections[i].size, b"\0"))
+            _relocate(context, i, data, 0, address)
+            loose[i] = bytes(data)
     return Linked(bytes(image), loose)
 
 
@@ -238,6 +258,7 @@ class _Context:
     base: int
     values: Sequence[int | None]
     tls_offset: int | None
+    ends: dict[int, Mapping[int, int]] = field(default_factory=dict)
 
 
 def _relocate(context: _Context, index: int, data: bytearray, start: int, address: int) -> None:
@@ -252,9 +273,9 @@ def _relocate(context: _Context, index: int, data: bytearray, start: int, addres
         if r.offset + kind.width > section.size:
             raise InvalidPatchError(f"{kind.name} lies outside its section", where=section.name)
         place = address + r.offset
-        if kind.form in field.GOT_FORMS:
+        if kind.form in fields.GOT_FORMS:
             target = base + layout.got[r.symbol] + r.addend
-        elif kind.form in field.TLS_GOT_FORMS:
+        elif kind.form in fields.TLS_GOT_FORMS:
             target = base + layout.tls_got[r.symbol] + r.addend
         elif kind.form is Form.TLS_OFFSET:
             target = symbol.value + _need_tls(context.tls_offset, symbol) + r.addend
@@ -262,12 +283,15 @@ def _relocate(context: _Context, index: int, data: bytearray, start: int, addres
             target = symbol.size + r.addend
         else:
             target = _known(context.values, r.symbol, po) + r.addend
+            if layout.heritage.entries:
+                meant = _meant(context, section, r, kind.form is Form.RELATIVE)
+                target += _to_entry(layout, base, symbol, meant)
             if r.symbol in layout.stubs and kind.form is Form.RELATIVE:
-                is_far = not field.fits(kind, target - place)
+                is_far = not fields.fits(kind, target - place)
                 if symbol.type == c.STT_GNU_IFUNC or is_far:
                     target = base + layout.stubs[r.symbol] + r.addend
-        value = field.from_place(kind, target, place)
-        if not field.fits(kind, value):
+        value = fields.from_place(kind, target, place)
+        if not fields.fits(kind, value):
             at = layout.veneers.get((index, r.offset))
             if at is not None:
                 use = _use(cpu, section, r)
@@ -284,13 +308,37 @@ def _relocate(context: _Context, index: int, data: bytearray, start: int, addres
                 where=f"{section.name}+{r.offset:#x}",
                 remedy="build the program with -fPIC or -mno-direct-extern-access, or restart it with the new build",
             )
-        field.write(kind, data, start + r.offset, value)
+        fields.write(kind, data, start + r.offset, value)
+
+
+def _meant(context: _Context, section: PatchSection, r: PatchRelocation, is_relative: bool) -> int:
+    """The offset in the symbol's section that a field leads to; -1 where that is no use of a function's address: a
+    call, a distance in a table."""
+    offset = context.po.symbols[r.symbol].value + r.addend
+    if not is_relative:
+        return offset
+    if not section.flags & c.SHF_EXECINSTR or context.cpu.code.is_branch(section.data, r.offset, r.type):
+        return -1
+    ends = context.ends.get(id(section))
+    if ends is None:
+        ends = context.ends[id(section)] = context.cpu.code.field_ends(section.data)
+    return offset + ends.get(r.offset, r.offset + 4) - r.offset
+
+
+def _to_entry(layout: Layout, base: int, symbol: PatchSymbol, offset: int) -> int:
+    """What to add to an address at an offset of the symbol's section: the way to the entry that an earlier patch gave
+    the function, if it is the function's address."""
+    if symbol.section is None or offset or symbol.section not in layout.heritage.entries:
+        return 0
+    return layout.heritage.entries[symbol.section] - (base + layout.sections[symbol.section])
 
 
 def _value(
     symbol: PatchSymbol, index: int, layout: Layout, base: int, bias: int, addresses: Mapping[int, int]
 ) -> int | None:
     if symbol.section is not None:
+        if symbol.section in layout.heritage.places:
+            return layout.heritage.places[symbol.section] + symbol.value
         offset = layout.sections.get(symbol.section)
         return None if offset is None else base + offset + symbol.value
     if index in addresses:

@@ -164,7 +164,7 @@ def _move(
     return Move(
         t,
         old,
-        base + at,
+        layout.heritage.places.get(symbol.section, base + layout.sections[symbol.section]) + symbol.value,
         b"" if is_zero else linked.image[at : at + t.new_size],
         is_followed,
         _made(po, d, base, layout),
@@ -255,6 +255,15 @@ def with_functions(po: PatchObject, kinds: Iterable[Kind], base: int, layout: La
     """The same, with the addresses of what makes their objects."""
     known = {d.transformation.name: d for d in po.transforms if d.is_type}
     return tuple(replace(k, made=_made(po, known[k.name], base, layout)) if k.made else k for k in kinds)
+
+
+def same_moves(
+    some: Sequence[Move], some_kinds: Sequence[Kind], others: Sequence[Move], other_kinds: Sequence[Kind]
+) -> bool:
+    """Whether two patches give live data the same layouts: what is made for one is right for the other."""
+    moves = [sorted((m.name, m.old, m.stays, repr(m.transformation.steps)) for m in x) for x in (some, others)]
+    kinds = [sorted((k.name, k.begins, repr(k.transformation.steps)) for k in x) for x in (some_kinds, other_kinds)]
+    return moves[0] == moves[1] and kinds[0] == kinds[1]
 
 
 DISCARD: Final = "--discard"  # of `katana revert`

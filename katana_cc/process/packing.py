@@ -32,11 +32,14 @@ class Cursor:
         """A 32-bit number: how much of something follows."""
         return self.take("<I")[0]
 
-    def block(self) -> bytes:
-        """Bytes with their length before them."""
-        size = self.count()
+    def raw(self, size: int) -> bytes:
+        """So many bytes."""
         self._at += size
         return self._data[self._at - size : self._at]
+
+    def block(self) -> bytes:
+        """Bytes with their length before them."""
+        return self.raw(self.count())
 
     def text(self) -> str:
         """A block of UTF-8."""

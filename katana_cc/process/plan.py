@@ -3,7 +3,7 @@
 Nothing is stopped and nothing written here.  What is fixed after each step:
 
 1. the module the patch is for, by build-id in the target's memory;
-2. which earlier patches are there, and that none stands in the way;
+2. which earlier patches are there: of this same one, and those whose place it takes;
 3. that every replaced function holds the expected bytes (SHA-256);
 4. the address of every import;
 5. where everything goes, and every relocated byte;
@@ -15,10 +15,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from katana_cc.cpu.choice import of
 from katana_cc.cpu.native import code as cpu
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
@@ -26,16 +25,26 @@ from katana_cc.patch.model import PatchObject, Replacement
 from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Guard
+from katana_cc.process.draft import edits_room, ledger_of
+from katana_cc.process.earlier import Earlier, earlier_patches
 from katana_cc.process.image import with_head
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
-from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
-from katana_cc.process.link import CODE, DATA, PAGE, Layout, Linked, group_of, lay_out, link
+from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
+from katana_cc.process.link import DATA, Heritage, Layout, Linked, lay_out, link
 from katana_cc.process.modules import Module, with_build_id
-from katana_cc.process.moves import Kind, Move, entry, followed_by, kinds_of, moves_of, with_functions
-from katana_cc.process.objections import half_moved
+from katana_cc.process.moves import followed_by, kinds_of, moves_of, with_functions
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
-from katana_cc.process.phases import Bytes, Phase
+from katana_cc.process.phases import Bytes
 from katana_cc.process.place import base_for
+from katana_cc.process.standing import WithoutPatches
+from katana_cc.process.succession import (
+    exchanged,
+    guards_of,
+    heritage,
+    refuse_other_moves,
+    standing_bytes,
+    with_values,
+)
 from katana_cc.process.target import PatchMapping, Target
 from katana_cc.process.unwinders import FrameRegistry, registries_for
 
@@ -48,9 +57,11 @@ class NotThisBuildError(RefusedError):
 class Plan:
     """What applying a patch to one process comes to.
 
-    `existing` is an earlier mapping of the same patch that is used again.  `snapshot` holds (address, bytes) that must
-    still be there at the commit.  `resolution.pending` resolvers are called when the mapping is made; `image` is final
-    only after that.  `followed` are the variables that `--follow` names.
+    `existing` is an earlier mapping of the same patch that is used again: it holds what the plan would write.
+    `leaving` are the patches whose place it takes.  `snapshot` holds (address, bytes) that must still be there at the
+    commit.  `resolution.pending` resolvers are called when the mapping is made; `image` is final only after that.
+    `followed` are the variables that `--follow` names.  `over`: address → section, of functions and constants of the
+    patches that leave, which new ones are written over.
     """
 
     po: PatchObject
@@ -68,6 +79,8 @@ class Plan:
     existing: PatchMapping | None
     found: Bytes
     followed: frozenset[str]
+    leaving: tuple[Ledger, ...]
+    over: Mapping[int, int]
 
     @property
     def is_applied(self) -> bool:
@@ -87,12 +100,49 @@ class Plan:
         start = identity.from_release or identity.from_build_id[:12]
         return f"katana:{start}..{identity.to_release or identity.to_build_id[:12]}"
 
-    def data_part(self) -> tuple[int, bytes] | None:
-        """(address, initial bytes) of the writable part, if there is one."""
+    @property
+    def takes_over_moves(self) -> bool:
+        """Whether live data has its new layout already, by a patch whose place this one takes."""
+        return any(g.moves_data for g in self.leaving)
+
+    def resets(self) -> tuple[tuple[int, bytes], ...]:
+        """(address, initial bytes) of the writable part, but for what lives there already."""
         part = self.layout.parts[DATA]
         # What unwinders keep there is theirs.
-        end = min((part.offset + part.size, *self.layout.records))
-        return (self.base + part.offset, self.linked.image[part.offset : end]) if end > part.offset else None
+        start, end = part.offset, min((part.offset + part.size, *self.layout.records))
+        kept = sorted(
+            (at, at + self.po.sections[n].size)
+            for n, address in self.layout.heritage.places.items()
+            if start <= (at := address - self.base) < end
+        )
+        result = []
+        for low, high in [*kept, (end, end)]:
+            if low > start:
+                result.append((self.base + start, self.linked.image[start:low]))
+            start = max(start, high)
+        return tuple(result)
+
+    def writes(self, target: Target) -> tuple[MemoryEdit, ...]:
+        """What is written in the stop where the place of other patches is taken: from the bytes there now."""
+        values = (e for e in self.ledger.edits if e.is_value)
+        kept = {e.address for g in self.leaving for e in g.edits if e.is_value and e in self.ledger.edits}
+        there = [(e, target.memory.read(e.address, len(e.expected))) for e in values if e.address not in kept]
+        return (
+            *exchanged(target.memory, self.leaving, self.ledger.edits),
+            *(dataclasses.replace(e, expected=now) for e, now in there if now != e.replacement),
+        )
+
+    def is_same_code(self, target: Target) -> bool:
+        """Whether the earlier mapping of this patch holds what we would write now (state and variables aside)."""
+        if self.existing is None or self.resolution.pending:
+            return False
+        image = self.image
+        end = next((p.offset for p in self.layout.parts if p.protection & 2), self.layout.size)
+        if self.existing.end - self.existing.base != self.layout.size:
+            return False
+        there = WithoutPatches(target.memory, self.leaving).read(self.base, end)
+        # The state and what is registered are not its contents.
+        return there[:12] == image[:12] and there[16:56] == image[16:56] and there[64:] == image[64:end]
 
 
 def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[Grant] = ()) -> Plan:
@@ -104,22 +154,25 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
         TargetError: the process is gone.
     """
     refuse_unless_ready(po, granted)
+    module = find_module(target, po)
+    earlier = earlier_patches(target, module, patch_id)
+    linker = Linker(target.memory, target.modules, module)
+    for existing in earlier.own:
+        plan = _prepared(target, po, patch_id, granted, module, linker, earlier, existing)
+        # What was whole before its first edit is as it has to be.
+        if earlier.found is not Bytes.OLD or plan.is_same_code(target):
+            return plan
+    return _prepared(target, po, patch_id, granted, module, linker, earlier, None)
+
+
+def _prepared(
+    target: Target, po: PatchObject, patch_id: str, granted: Collection[Grant], module: Module, linker: Linker,
+    earlier: Earlier, existing: PatchMapping | None,
+) -> Plan:  # fmt: skip
+    """The plan that uses an earlier mapping of the patch again, or with a new one."""
     followed = followed_by(po, granted)
     kinds = kinds_of(po, granted)
-    module = find_module(target, po)
-    existing = _earlier_patches(target, module, patch_id)
-    found = existing.ledger.found_bytes(target.memory) if existing and existing.ledger else Bytes.OLD
-    if found is Bytes.FOREIGN:
-        raise RefusedError(
-            "this patch was applied, and its jumps were altered since",
-            where=target.where,
-            remedy="another tool has written to the process; restart it",
-        )
-    if found is Bytes.TORN and existing and existing.ledger and (existing.ledger.moves or existing.ledger.kinds):
-        raise half_moved(target.where, existing.ledger)
-    torn = existing.ledger if existing and found in (Bytes.TORN, Bytes.NEW) else None
-    originals = _compare_functions(target, module, po, torn)
-    linker = Linker(target.memory, target.modules, module)
+    originals = _compare_functions(target, module, po, earlier)
     registries = registries_for(po, module, linker)
     resolution = linker.resolve(po)
     program = target.program_module()
@@ -128,22 +181,35 @@ def prepare(target: Target, po: PatchObject, patch_id: str, granted: Collection[
     for m in moves:
         if not (module.holds(m.old) and module.holds(m.old + max(m.transformation.old_size, 1) - 1)):
             raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
-    size = len(ledgers.encode(_ledger(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
-    size += _edits_room(po)
-    layout = with_head(po, lay_out(po, size, len(registries)))
+    refuse_other_moves(po, earlier.leaving, moves, kinds, target.where)
+    inherited = heritage(po, earlier.leaving, target.where)
+    size = len(ledgers.encode(ledger_of(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
+    size += edits_room(po, earlier.leaving)
+    layout = dataclasses.replace(lay_out(po, size, len(registries)), heritage=inherited)
+    layout = with_head(po, layout)
     base = existing.base if existing else base_for(target.regions, module, layout)
+    over = {
+        address: section
+        for section, address in {**inherited.entries, **_constants(po, inherited)}.items()
+        if address != base + layout.sections[section]
+    }
     plan = Plan(
         po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
-        _ledger(po, patch_id, module, layout, base, (), (), registries, (), kinds), (), (), existing, found, followed,
+        ledger_of(po, patch_id, module, layout, base, (), (), registries, (), kinds), (), (), existing, earlier.found,
+        followed, earlier.leaving, over,
     )  # fmt: skip
     plan = _with_earlier_resolutions(plan, target)
     resolution = plan.resolution
     plan = relink(plan, base, dict.fromkeys((p.index for p in resolution.pending), module.start))
     taken = _taken(po, granted)
-    plan = _with_edits(plan, target, originals, torn, taken)
+    plan = _with_edits(plan, target, originals, earlier, taken)
     _refuse_later_wish(plan, target, taken)
     guards = _guards(po, module, {g.value for g in granted if g.option is Option.ALLOW_ACTIVE}, originals)
-    return dataclasses.replace(plan, guards=guards)
+    return dataclasses.replace(plan, guards=(*guards, *guards_of(earlier.leaving)))
+
+
+def _constants(po: PatchObject, inherited: Heritage) -> dict[int, int]:
+    return {n: at for n, at in inherited.places.items() if not po.sections[n].flags & c.SHF_WRITE}
 
 
 def _with_earlier_resolutions(plan: Plan, target: Target) -> Plan:
@@ -164,13 +230,15 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     addresses = {**plan.resolution.addresses, **resolved}
     linked = link(plan.po, plan.layout, base, plan.module.bias, addresses, plan.tls_offset)
     edits = tuple(
-        dataclasses.replace(e, replacement=_jump(plan.po, plan.po.replacements[i], plan.layout, base, e.address))
+        dataclasses.replace(e, replacement=_over(plan.over[e.address], plan.layout, base, linked, e.address))
+        if e.address in plan.over
+        else dataclasses.replace(e, replacement=_jump(plan.po, plan.po.replacements[i], plan.layout, base, e.address))
         if e.is_jump
         else e
         for i, e in enumerate(plan.ledger.edits)
     )
     moves = moves_of(plan.po, plan.module.bias, base, plan.layout, linked, plan.followed)
-    ledger = _ledger(
+    ledger = ledger_of(
         plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
         with_functions(plan.po, plan.ledger.kinds, base, plan.layout),
     )  # fmt: skip
@@ -189,6 +257,8 @@ def find_module(target: Target, po: PatchObject) -> Module:
             where=target.where,
             remedy="restart the process with the new build",
         )
+    if (became := _made_by_patch(target, po)) is not None:
+        raise became
     newer = any(m.build_id == po.identity.to_build_id for m in target.modules)
     remedy = "it runs the new build already" if newer else "see `katana status --pid` for the builds it runs"
     raise NotThisBuildError(
@@ -198,32 +268,29 @@ def find_module(target: Target, po: PatchObject) -> Module:
     )
 
 
-def _earlier_patches(target: Target, module: Module, patch_id: str) -> PatchMapping | None:
-    """The mapping of this same patch, if any; refuses when another patch of the module is in force."""
-    same = None
-    for mapping in target.patches:
-        ledger = mapping.ledger
-        if ledger is None or ledger.bias != module.bias or ledger.from_build_id != module.build_id:
-            continue
-        found = ledger.found_bytes(target.memory)
-        if ledger.patch_id == patch_id:
-            if same is None or found is not Bytes.OLD:
-                same = mapping
-        elif found is not Bytes.OLD:
-            to = ledger.to_release or ledger.to_build_id[:12]
-            raise RefusedError(
-                f"already carries another patch of {ledger.output}: {ledger.patch_id} (to {to}), {found.value}",
-                where=target.where,
-                remedy=f"revert first: katana revert --pid {target.pid} {ledger.patch_id}",
-            )
-    return same
+def _made_by_patch(target: Target, po: PatchObject) -> NotThisBuildError | None:
+    """What to say where the build that the patch starts from is there by another patch only."""
+    at = po.identity.from_build_id
+    by = next((m.ledger for m in target.patches if m.ledger is not None and m.ledger.to_build_id == at), None)
+    if by is None:
+        return None
+    start, end = by.from_release or by.from_build_id[:12], po.identity.to_release or po.identity.to_build_id[:12]
+    since = by.from_release or "NAME"
+    return NotThisBuildError(
+        f"runs {by.output} of {start}, with patch {by.patch_id} to the build that this one starts from; a patch leads "
+        "from the build that a process was started from",
+        where=target.where,
+        remedy=f"apply the patch from {start} to {end}, which takes the place of that one (`katana patches`; "
+        f"`katana-release --since {since}` makes it where {start} is deployed)",
+    )
 
 
 def _compare_functions(
-    target: Target, module: Module, po: PatchObject, torn: Ledger | None
+    target: Target, module: Module, po: PatchObject, earlier: Earlier
 ) -> dict[int, tuple[bytes, bytes]]:
     """Address → (expected bytes, bytes there now) of all replaced functions and parts; refuses when they differ.  Where
-    our own earlier edits stand, the bytes they replaced are taken."""
+    earlier edits of ours stand, the bytes they replaced are taken."""
+    without = earlier.without(target)
     result = {}
     for replacement in po.replacements:
         if replacement.size < cpu.JUMP_SIZE:
@@ -237,19 +304,14 @@ def _compare_functions(
             address = module.bias + link_time
             if not (module.holds(address) and module.holds(address + size - 1)):
                 raise InvalidPatchError(f"{replacement.name} lies outside the module", where=po.identity.output)
-            now = target.memory.read(address, size)
-            was = bytearray(now)
-            for edit in torn.edits if torn else ():
-                if edit.is_jump and address <= edit.address < address + size:
-                    at = edit.address - address
-                    was[at : at + len(edit.expected)] = edit.expected
+            was = without.read(address, size)
             if hashlib.sha256(was).digest() != digest:
                 raise RefusedError(
                     f"the code of {replacement.name} at {address:#x} is not what the build produced",
                     where=target.where,
                     remedy="a breakpoint, a probe or another patcher has altered it; remove that, or restart",
                 )
-            result[address] = (bytes(was), now)
+            result[address] = was, target.memory.read(address, size)
     return result
 
 
@@ -304,11 +366,13 @@ def _with_edits(
     plan: Plan,
     target: Target,
     originals: dict[int, tuple[bytes, bytes]],
-    torn: Ledger | None,
+    earlier: Earlier,
     taken: frozenset[str],
 ) -> Plan:
     """Add the edits, and the bytes that must still be there at the commit."""
     snapshot = [(address, now) for address, (_, now) in originals.items()]
+    snapshot += standing_bytes(target.memory, earlier.leaving)
+    without = earlier.without(target)
     edits = []
     for r in plan.po.replacements:
         address = plan.module.bias + r.address
@@ -329,12 +393,12 @@ def _with_edits(
             raise InvalidPatchError(f"data edit of {e.name} changes its size", where=plan.po.identity.output)
         now = target.memory.read(address, len(expected))
         if e.is_initialiser:
-            was = _earlier_value(torn, e.name)
+            was = _earlier_value(earlier.own_ledger, e.name)
             snapshot += [] if was else [(address, now)]
-            edits.append(was or MemoryEdit(e.name, address, now, new, False, True))
+            before = _value_before(earlier.leaving, address, now)
+            edits.append(was or MemoryEdit(e.name, address, before, new, False, True))
             continue
-        mixed = torn is not None and all(n in pair for n, *pair in zip(now, expected, new, strict=True))
-        if now != expected and not mixed:
+        if without.read(address, len(expected)) != expected:
             raise RefusedError(
                 f"the data {e.name} at {address:#x} is not what the build produced",
                 where=target.where,
@@ -343,6 +407,12 @@ def _with_edits(
         snapshot.append((address, now))
         if not e.is_condition:
             edits.append(MemoryEdit(e.name, address, expected, new, False))
+    for address, section in plan.over.items():
+        name = next(b.name for b in plan.po.brought if b.section == section)
+        new = _over(section, plan.layout, plan.base, plan.linked, address)
+        is_jump = section in plan.layout.heritage.entries
+        edits.append(MemoryEdit(name, address, without.read(address, len(new)), new, is_jump))
+    edits = with_values(earlier.leaving, edits)
     _refuse_overlap(edits)
     old = tuple(
         CodeRange(r.name, plan.module.bias + start, size)
@@ -360,6 +430,12 @@ def _earlier_value(torn: Ledger | None, name: str) -> MemoryEdit | None:
     return next((e for e in torn.edits if e.is_value and e.name == name), None) if torn else None
 
 
+def _value_before(leaving: Sequence[Ledger], address: int, now: bytes) -> bytes:
+    """What a variable held before it was given an initial value: an earlier patch's goes with that patch."""
+    given = (e for g in leaving for e in g.edits if e.is_value and e.address == address and e.replacement == now)
+    return next((e.expected for e in given), now)
+
+
 def _refuse_overlap(edits: Sequence[MemoryEdit]) -> None:
     ordered = sorted(edits, key=lambda e: e.address)
     for first, second in itertools.pairwise(ordered):
@@ -367,62 +443,15 @@ def _refuse_overlap(edits: Sequence[MemoryEdit]) -> None:
             raise InvalidPatchError(f"the edits of {first.name} and {second.name} overlap")
 
 
+def _over(section: int, layout: Layout, base: int, linked: Linked, address: int) -> bytes:
+    """What is written at a function or constant of an earlier patch: a jump, or the new contents."""
+    if section in layout.heritage.entries:
+        return cpu.jump(address, base + layout.sections[section])
+    return linked.loose[section]
+
+
 def _jump(po: PatchObject, replacement: Replacement, layout: Layout, base: int, address: int) -> bytes:
     symbol = po.symbols[replacement.symbol]
     if symbol.section is None or symbol.section not in layout.sections:
         raise InvalidPatchError(f"the replacement of {replacement.name} is not in the patch", where=po.identity.output)
     return cpu.jump(address, base + layout.sections[symbol.section] + symbol.value)
-
-
-def _ledger(
-    po: PatchObject, patch_id: str, module: Module, layout: Layout | None, base: int,
-    edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...], registries: tuple[FrameRegistry, ...],
-    moves: tuple[Move, ...] = (), kinds: tuple[Kind, ...] = (),
-) -> Ledger:  # fmt: skip
-    new, data = [], []
-    for i, section in enumerate(po.sections):
-        if layout is None or i not in layout.sections or section.name == ".eh_frame":
-            continue
-        group = group_of(section)
-        item = CodeRange(_name_of(po, i), base + layout.sections[i], section.size)
-        if group == CODE:
-            new.append(item)
-        elif group == DATA:
-            data.append(item)
-    if layout is not None:
-        # Stubs and veneers are code too: a thread may be between two of their instructions.
-        new.extend(CodeRange("import stub", base + at, cpu.STUB_SIZE) for at in layout.stubs.values())
-        new.extend(CodeRange("veneer", base + at, cpu.VENEER_SIZE) for at in layout.veneers.values())
-    identity = po.identity
-    return Ledger(
-        Phase.MAPPED, base, layout.size if layout else 0, patch_id,
-        identity.from_build_id, identity.to_build_id, identity.from_release, identity.to_release, identity.output,
-        module.bias, (base + layout.eh_frame[0], layout.eh_frame[1]) if layout else (0, 0),
-        tuple((base + p.offset, p.size, p.protection) for p in layout.parts) if layout else (),
-        edits, old, tuple(new), tuple(data),
-        tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
-        moves=moves, kinds=kinds,
-        hooks=tuple(HookEntry(h.kind, h.name, entry(po, h.symbol, layout, base)) for h in po.hooks),
-    )  # fmt: skip
-
-
-def _name_of(po: PatchObject, section: int) -> str:
-    """What a carried section is called: its function or variable, as far as a symbol says."""
-    named = [s for s in po.symbols if s.section == section and s.name and s.type in (c.STT_FUNC, c.STT_OBJECT)]
-    return max(named, key=lambda s: s.size).name if named else po.sections[section].name
-
-
-def _edits_room(po: PatchObject) -> int:
-    """An upper bound of what edits and ranges add to an empty ledger."""
-    every = [s.name for s in po.sections] + [s.name for s in po.symbols]
-    names = sum(len(name.encode("utf-8", "surrogateescape")) + 20 for name in every)
-    for r in po.replacements:
-        name = len(r.name.encode("utf-8", "surrogateescape"))
-        names += (name + 20) * (2 + len(r.parts)) + 12 + 2 * cpu.JUMP_SIZE
-    for e in po.data_edits:
-        names += len(e.name.encode("utf-8", "surrogateescape")) + 24 + 2 * po.sections[e.expected].size
-    relocations = sum(len(s.relocations) for s in po.sections if s.flags & c.SHF_ALLOC)
-    stubs = min(relocations, len(po.symbols))
-    direct = of(po.identity.machine).relocations.DIRECT
-    veneers = sum(1 for s in po.sections for r in s.relocations if r.type in direct and s.flags & c.SHF_EXECINSTR)
-    return names + 40 * stubs + 40 * veneers + 3 * 24 + PAGE // 4

@@ -14,7 +14,6 @@ from typing import Final
 from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
-from katana_cc.process.activity import Guard
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
@@ -26,6 +25,8 @@ from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.preview import preview, refuse_early, wanted
+from katana_cc.process.standing import standings
+from katana_cc.process.succession import exchanged, guards_of, standing_bytes
 from katana_cc.process.supply import (
     NOTHING_LEFT,
     Leftover,
@@ -120,7 +121,10 @@ def revert_patch(
                     refuse_early(target, carry)
         ran: dict[int, tuple[HookRun, ...]] = {}
         for target, ledger in (c for carriers in found.values() for c in carriers):
-            if ledger.found_bytes(target.memory) is Bytes.NEW:
+            if (
+                standings(target.memory, [x.ledger for x in target.patches if x.ledger is not None])[ledger.base]
+                is Bytes.NEW
+            ):
                 ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
                 refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
@@ -175,26 +179,36 @@ def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
     Raises:
         RefusedError: the bytes at the edits of one were altered by someone else.
     """
-    in_force: list[Ledger] = []
-    for mapping in target.patches:
-        ledger = mapping.ledger
-        if ledger is None or not ledger.patch_id.startswith(patch_id.lower()):
-            continue
-        try:
-            found = ledger.found_bytes(target.memory)
-        except TargetError:
-            if not target.read_map().regions:
-                raise
-            continue  # its module was unloaded (dlclose), and the edits with it
-        if found is Bytes.FOREIGN and ledger.state in (Phase.APPLIED, Phase.COMMITTING, Phase.REVERTING):
-            raise RefusedError(
-                f"the jumps of patch {ledger.patch_id} were altered by someone else",
-                where=target.where,
-                remedy="remove what altered them (a breakpoint, another patcher), or restart the process",
-            )
-        if found in (Bytes.TORN, Bytes.NEW):
-            in_force.append(ledger)
-    return in_force
+    ledgers = [m.ledger for m in target.patches if m.ledger is not None]
+    found = standings(target.memory, ledgers)
+    meant = [x for x in ledgers if x.patch_id.startswith(patch_id.lower())]
+    altered = next((x for x in meant if found[x.base] is Bytes.FOREIGN), None)
+    if altered is not None:
+        raise RefusedError(
+            f"the jumps of patch {altered.patch_id} were altered by someone else",
+            where=target.where,
+            remedy="remove what altered them (a breakpoint, another patcher), or restart the process",
+        )
+    in_force = [x for x in meant if found[x.base] is Bytes.NEW]
+    # Of those of which one was to take the place of the others, the one that came stands for all.
+    torn: dict[tuple[str, int], Ledger] = {}
+    for x in sorted((x for x in meant if found[x.base] is Bytes.TORN), key=lambda x: x.state is Phase.REVERTING):
+        torn.setdefault((x.from_build_id, x.bias), x)
+    return [*in_force, *torn.values()]
+
+
+def _torn_with(target: Target, ledger: Ledger) -> list[Ledger]:
+    """The patches that are half applied together with this one."""
+    ledgers = [m.ledger for m in target.patches if m.ledger is not None]
+    found = standings(target.memory, ledgers)
+    here = ledger.from_build_id, ledger.bias
+    return [
+        x
+        for x in ledgers
+        if found[x.base] is found[ledger.base] is Bytes.TORN
+        and (x.from_build_id, x.bias) == here
+        and x.base != ledger.base
+    ]
 
 
 def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: Wishes) -> Carry | None:
@@ -239,30 +253,55 @@ def _explained(target: Target, ledger: Ledger, carry: Carry | None) -> Carry | N
 
 
 def revert_one(
-    target: Target, patch_id: str, wait: float, wishes: Wishes = NO_WISHES, hook_timeout: float = DEFAULT_TIMEOUT
+    target: Target,
+    patch_id: str,
+    wait: float,
+    wishes: Wishes = NO_WISHES,
+    hook_timeout: float = DEFAULT_TIMEOUT,
+    back_to: Ledger | None = None,
 ) -> RevertReport:
-    """Revert in one process."""
+    """Revert in one process: to the build it was started from, or to the patch whose place this one has taken."""
     in_force = ledgers_in_force(target, patch_id)
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
     ledger = in_force[0] if in_force else None
     if ledger is None:
-        others = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
-        return RevertReport(target.pid, target.name, "nothing to revert", None, None, others)
+        carried = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
+        return RevertReport(target.pid, target.name, "nothing to revert", None, None, carried)
+    others = _torn_with(target, ledger)
+    if others and any(x.moves_data for x in (ledger, *others)):
+        raise RefusedError(
+            f"patch {ledger.patch_id} was taking the place of another when a katana was killed, and live data has "
+            "another layout with it",
+            where=target.where,
+            remedy="finish that first: katana apply one of the two patch objects; then revert",
+        )
     there = {e: target.memory.read(e.address, len(e.replacement)) for e in ledger.edits}
     # A value that the program wrote since is newer than both: it stays.
     own = [e for e in ledger.edits if not e.is_value or there[e] == e.replacement]
     kept = tuple(e.name for e in ledger.edits if e.is_value and there[e] not in (e.replacement, e.expected))
     snapshot = tuple((e.address, there[e]) for e in own)
-    guards = tuple(Guard(r.name, r.address, r.size, False) for r in ledger.new if r.size)
-    # The jumps themselves: a thread may stand at the entry of a replaced function, but not behind its first byte.
-    guards += tuple(Guard(e.name, e.address, len(e.replacement) - 1, True) for e in ledger.edits if e.is_jump)
+    guards = tuple(guards_of((ledger, *others)))
     edits = tuple(e.reversed() for e in reversed(own))
-    carry = _explained(target, ledger, _carry(target, ledger, edits, wishes))
+    if others or back_to is not None:
+        given = {e.address: e.replacement for e in back_to.edits if e.is_value} if back_to is not None else {}
+        edits = (
+            *exchanged(target.memory, (ledger, *others), back_to.edits if back_to is not None else ()),
+            *(replace(e, replacement=given.get(e.address, e.replacement)) for e in edits if e.is_value),
+        )
+        snapshot = tuple(standing_bytes(target.memory, (ledger, *others)))
+    is_moved = ledger.moves_data and (back_to is None or not back_to.moves_data)
+    carry = _explained(target, ledger, _carry(target, ledger, edits, wishes)) if is_moved else None
     steps = Step.BEGIN_REVERT, Step.END_REVERT
     kinds = {k.name: k.made for k in kinds_back(ledger.kinds)}
     is_made = any(kinds.values()) or any(made.back for m in ledger.moves for made in m.made)
-    handover = Handover(target, ledger, kinds, hook_timeout) if is_made else None
+    handover = Handover(target, ledger, kinds, hook_timeout) if is_made and is_moved else None
     commit = Commit(ledger.base, ledger.state, *steps, guards, snapshot, edits, carry=carry, handover=handover)
+    leaving = tuple((x.base, x.state) for x in others)
+    if back_to is not None:
+        leaving = (*leaving, (ledger.base, ledger.state))
+        steps = Step.BEGIN_COMMIT, Step.END_COMMIT
+        commit = replace(commit, ledger_base=back_to.base, phase=back_to.state, begin=steps[0], end=steps[1])
+    commit = replace(commit, leaving=leaving)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

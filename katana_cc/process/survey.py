@@ -11,8 +11,9 @@ from typing import Final
 from katana_cc.errors import KatanaError, TargetError
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
+from katana_cc.process.standing import standings
 from katana_cc.process.symfs import write_symfs
-from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target
+from katana_cc.process.target import MEMFD_PREFIX, Target
 from katana_cc.process.threads import status_fields
 
 _CAP_SYS_PTRACE: Final = 19  # linux/capability.h
@@ -25,6 +26,8 @@ class PatchStatus:
     `state`: "applied", "reverted" (its memory is kept), "prepared" (code in place, nothing leads to it), "half applied"
     (a katana died), "altered" (someone wrote over it), "abandoned" (no whole ledger), "unloaded" (its module is gone).
     `image` is where the mapping begins as an ELF image; None: it was made by a katana that made none.
+    `used_by` are the PO-IDs of patches in force that took the place of this one, and whose variables, or addresses of
+    functions, are in its memory.
     """
 
     state: str
@@ -33,6 +36,7 @@ class PatchStatus:
     size: int
     ledger: Ledger | None
     image: int | None = None
+    used_by: tuple[str, ...] = ()
 
     @property
     def may_run(self) -> bool:
@@ -186,7 +190,7 @@ def process_status(pid: int) -> ProcessStatus:
     """
     with Target(pid) as target:
         modules = tuple(ModuleStatus(m.path, m.build_id, m.start) for m in target.modules)
-        return ProcessStatus(pid, target.name, modules, tuple(_status(target, m) for m in target.patches))
+        return ProcessStatus(pid, target.name, modules, _statuses(target))
 
 
 def write_images(pid: int, folder: Path) -> tuple[Path, ...]:
@@ -196,21 +200,38 @@ def write_images(pid: int, folder: Path) -> tuple[Path, ...]:
         KatanaError: by its kind why it was not done.
     """
     with Target(pid) as target:
-        found = [m for m in target.patches if (s := _status(target, m)).may_run and s.image is not None]
+        running = {s.base for s in _statuses(target) if s.may_run and s.image is not None}
+        found = [m for m in target.patches if m.base in running]
         return write_symfs(target, found, folder)
 
 
-def _status(target: Target, mapping: PatchMapping) -> PatchStatus:
-    image = mapping.start if mapping.start != mapping.base else None
-    return PatchStatus(_state(target, mapping.ledger), mapping.name, mapping.base, mapping.size, mapping.ledger, image)
+def _statuses(target: Target) -> tuple[PatchStatus, ...]:
+    """How each patch of a process stands."""
+    mappings = target.patches
+    found = standings(target.memory, (m.ledger for m in mappings if m.ledger is not None))
+    in_force = [m.ledger for m in mappings if m.ledger is not None and found[m.base] in (Bytes.NEW, Bytes.TORN)]
+    return tuple(
+        PatchStatus(
+            _state(m.ledger, found.get(m.base)),
+            m.name,
+            m.base,
+            m.size,
+            m.ledger,
+            m.start if m.start != m.base else None,
+            tuple(
+                g.patch_id
+                for g in in_force
+                if any(m.start <= r.address < m.end for r in g.residents) and g is not m.ledger
+            ),
+        )
+        for m in mappings
+    )
 
 
-def _state(target: Target, ledger: Ledger | None) -> str:
+def _state(ledger: Ledger | None, found: Bytes | None) -> str:
     if ledger is None:
         return "abandoned"
-    try:
-        found = ledger.found_bytes(target.memory)
-    except TargetError:
+    if found is None:
         return "unloaded"  # dlclose took the module away
     if found is Bytes.OLD:
         return "reverted" if ledger.state in (Phase.REVERTED, Phase.REVERTING) else "prepared"

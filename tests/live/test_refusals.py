@@ -223,17 +223,18 @@ def test_verdict_that_is_not_safe_is_refused_with_its_reasons(
         _unharmed(server, code)
 
 
-def test_another_patch_of_the_same_build_has_to_be_reverted_first(
+def test_another_patch_whose_things_have_no_names_has_to_be_reverted_first(
     tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject
 ) -> None:
-    """A bug: two patches that start from the same build are mixed."""
+    """A bug: a variable of the earlier patch begins anew, and nobody is told."""
     third = build(tmp_path / "third", "server", COUNTER.replace("/*ANSWER*/", "if (x > 100) return 0;"))
     later = patch_from(counter[0], third, ("answer",), releases=("v1", "v3"))
     with serving(counter[0].output) as server:
         assert katana("apply", write_patch(tmp_path, patch), "--pid", server.pid).returncode == 0
         done = katana("apply", write_patch(tmp_path, later, "later.kpo"), "--pid", server.pid)
         assert done.returncode == 3
-        assert "revert first" in done.stderr
+        assert "it brought the variable" in done.stderr
+        assert "take that patch out first (katana revert" in done.stderr
         assert server.ask("a 1") == "11"
 
 

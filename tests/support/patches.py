@@ -10,12 +10,15 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.patch.model import (
     Basis,
+    Brought,
+    BroughtKind,
     DataEdit,
     DataTransform,
     Handed,
     Hook,
     HookKind,
     Identity,
+    NewLayout,
     PatchObject,
     PatchRelocation,
     PatchSection,
@@ -105,6 +108,12 @@ def sample() -> PatchObject:
             Hook(HookKind.TRANSFORM, "renew", 11),
             Hook(HookKind.TRANSFORM_BACK, "recall", 11),
         ),
+        (
+            Brought(1, BroughtKind.FUNCTION, "parse.o: helper", hashlib.sha256(b"helper").digest()),
+            Brought(2, BroughtKind.VARIABLE, "fresh", hashlib.sha256(b"fresh").digest()),
+            Brought(3, BroughtKind.VARIABLE, "zeroes", bytes(32)),
+        ),
+        (NewLayout("struct conn", hashlib.sha256(b"conn").digest()),),
     )
 
 
@@ -166,5 +175,7 @@ def from_object(elf: ElfFile) -> PatchObject:
         reliances=(),
         transforms=(),
         hooks=(),
+        brought=(),
+        layouts=(),
     )
     return replace(base, verdict=Verdict.SAFE, reasons=base.reasons[:2])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.errors import RefusedError, TargetError
-from katana_cc.patch.model import HookKind
+from katana_cc.patch.model import UNKNOWN, BroughtKind, HookKind, NewLayout
 from katana_cc.process.ledger import (
     HEADER_SIZE,
     REGISTERED_OFFSET,
@@ -22,6 +22,7 @@ from katana_cc.process.ledger import (
     Ledger,
     MemoryEdit,
     Registration,
+    Resident,
     encode,
     encode_registered,
     encode_state,
@@ -73,6 +74,9 @@ def example(**changes: object) -> Ledger:
         (Move(GROWS, 0x5555_9100, BASE + 0x2010, bytes(range(16)), True, MADE), Move(STAYS, 0x5555_9200, 0x5555_9200)),
         (Kind(NODE, "struct link", True, True, True, MADE[1:]), Kind(LINK)),
         (HookEntry(HookKind.BEFORE_REVERT, "drain", BASE + 0x1040), HookEntry(HookKind.AFTER, "fülle", BASE + 0x1080)),
+        (Resident(BroughtKind.VARIABLE, "a.o: f()::count", BASE + 0x2000, 4, bytes(range(32))),
+         Resident(BroughtKind.FUNCTION, "grün", 0x5554_1000, 80, UNKNOWN)),
+        (NewLayout("struct conn", bytes(range(1, 33))),),
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
 
@@ -91,7 +95,7 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([7, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([8, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
 
@@ -106,8 +110,8 @@ def test_whether_frames_are_registered_is_outside_the_checksum() -> None:
 def test_ledger_of_version_1_is_read() -> None:
     """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
     can be neither asked nor reverted."""
-    ledger = example(registrations=(), is_registered=False, moves=(), kinds=(), hooks=())
-    old = earlier(encode(ledger), 1, 24)
+    ledger = nameless(registrations=(), is_registered=False, moves=(), kinds=(), hooks=())
+    old = earlier(encode(ledger), 1, 32)
     old[56:64] = bytes([9]) * 8
     assert read_back(bytes(old) + bytes(100)) == ledger
 
@@ -115,26 +119,37 @@ def test_ledger_of_version_1_is_read() -> None:
 @pytest.mark.parametrize("version", [2, 3])
 def test_ledger_before_variables_moved_is_read(version: int) -> None:
     """It ends before the moves."""
-    ledger = example(moves=(), kinds=(), hooks=())
-    assert read_back(bytes(earlier(encode(ledger), version, 20)) + bytes(100)) == ledger
+    ledger = nameless(moves=(), kinds=(), hooks=())
+    assert read_back(bytes(earlier(encode(ledger), version, 28)) + bytes(100)) == ledger
 
 
 def test_ledger_before_types_were_walked_is_read() -> None:
     """It ends before the types."""
-    ledger = example(kinds=(), hooks=(), moves=unmade(example().moves))
-    assert read_back(bytes(earlier(encode(ledger), 4, 16)) + bytes(100)) == ledger
+    ledger = nameless(kinds=(), hooks=(), moves=unmade(example().moves))
+    assert read_back(bytes(earlier(encode(ledger), 4, 24)) + bytes(100)) == ledger
 
 
 def test_ledger_before_there_were_hooks_is_read() -> None:
     """It ends before the hooks."""
-    ledger = example(hooks=(), moves=unmade(example().moves), kinds=unmade(example().kinds))
-    assert read_back(bytes(earlier(encode(ledger), 5, 12)) + bytes(100)) == ledger
+    ledger = nameless(hooks=(), moves=unmade(example().moves), kinds=unmade(example().kinds))
+    assert read_back(bytes(earlier(encode(ledger), 5, 20)) + bytes(100)) == ledger
 
 
 def test_ledger_before_functions_made_objects_is_read() -> None:
     """It ends before them."""
-    ledger = example(moves=unmade(example().moves), kinds=unmade(example().kinds))
-    assert read_back(bytes(earlier(encode(ledger), 6, 8)) + bytes(100)) == ledger
+    ledger = nameless(moves=unmade(example().moves), kinds=unmade(example().kinds))
+    assert read_back(bytes(earlier(encode(ledger), 6, 16)) + bytes(100)) == ledger
+
+
+def test_ledger_before_things_had_names_is_read() -> None:
+    """It ends before them.  A bug: another patch takes its place as if nothing had come with it."""
+    ledger = nameless()
+    assert read_back(bytes(earlier(encode(ledger), 7, 8)) + bytes(100)) == ledger
+
+
+def nameless(**changes: object) -> Ledger:
+    """What is read of a ledger that does not tell what came."""
+    return example(**{"residents": (), "layouts": (), "is_named": False, **changes})
 
 
 def unmade(of: tuple[Any, ...]) -> tuple[Any, ...]:
