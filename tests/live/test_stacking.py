@@ -388,6 +388,33 @@ def test_katana_killed_while_one_takes_the_place_of_another(plain: Project) -> N
         assert struck
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["first time", "mapped before"])
+def test_interrupted_while_one_takes_the_place_of_another(plain: Project, is_first: bool) -> None:
+    """Ctrl-C in the stop.  A bug: what was written is not known, and memory is taken from the process; or it goes back
+    further than to the patch that it carried."""
+    program = made(plain, V1, V2, V3)
+    words = [sys.executable, "-c", PROGRAM, "apply", str(program.patches[1])]
+    with serving(program.old.path, "thread", "thread") as server:
+        apply(server, program.patches[0])
+        if not is_first:
+            apply(server, program.patches[1])
+            apply(server, program.patches[0])
+        assert server.ask("f 5") == str(1000 + 5 + 10000)
+        outcome = strike([*words, "--pid", str(server.pid)], in_stop, lambda pid: os.kill(pid, signal.SIGINT))
+        assert outcome.status == 130, outcome
+        assert server.ask("f 0") == str(1000 + 5 + 10000)
+        assert server.ask("t 0") == "two"
+        assert states(server).count("applied") == 1
+        apply(server, program.patches[1])
+        assert server.ask("t 0") == "three"
+        assert katana("revert", "--pid", server.pid).returncode == 0
+
+
+def in_stop(calls: Sequence[int]) -> bool:
+    """Whether it is writing in the stop: nowhere else are so many calls of pwrite64 in a row."""
+    return list(calls[-4:]) == [18] * 4
+
+
 def reached(number: int, calls: Sequence[int]) -> bool:
     """Whether it enters its system call of that number."""
     return len(calls) == number
