@@ -22,8 +22,9 @@ from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
-from katana_cc.process.ledger import Ledger
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.process.plan import Plan
+from katana_cc.process.succession import left_behind
 from katana_cc.report.forecast import forecast_json, forecast_lines
 from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
@@ -125,7 +126,7 @@ def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
         if report.commit is not None:
             tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
             print(f"{head}{tries}: {edited(len(plan.ledger.edits), report.commit.threads, report.commit.pause_us)}")
-            for line in (*_replaced_lines(plan.leaving), *_moved_lines(report), *map(clean, hook_lines(report.hooks))):
+            for line in (*_replaced_lines(plan), *_moved_lines(report), *map(clean, hook_lines(report.hooks))):
                 print(f"  {line}")
         else:
             print(head)
@@ -137,9 +138,11 @@ def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
         print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
 
 
-def _replaced_lines(leaving: Sequence[Ledger]) -> list[str]:
-    """Whose place the patch takes."""
-    return [f"in the place of {g.patch_id} (to {g.to_release or g.to_build_id[:12]})" for g in leaving]
+def _replaced_lines(plan: Plan) -> list[str]:
+    """Whose place the patch takes, and what it has no use for."""
+    lines = [f"in the place of {g.patch_id} (to {g.to_release or g.to_build_id[:12]})" for g in plan.leaving]
+    left = left_behind(plan.leaving, plan.ledger)
+    return [*lines, clean(f"left behind with it, since the new build has none: {', '.join(left)}")] if left else lines
 
 
 def _moved_lines(report: ApplyReport) -> list[str]:
@@ -156,7 +159,7 @@ def _moved_lines(report: ApplyReport) -> list[str]:
 def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
     plan = report.plan
     where = "the earlier mapping is used again" if plan.existing else "new mapping"
-    lines = [f"{where}: {plan.base:#x}, {plan.layout.size} bytes, {plan.name}", *_replaced_lines(plan.leaving)]
+    lines = [f"{where}: {plan.base:#x}, {plan.layout.size} bytes, {plan.name}", *_replaced_lines(plan)]
     lines += [f"code      {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.new]
     lines += [f"variable  {r.address:#x}  {r.size:6}  {r.name}" for r in plan.ledger.data]
     for edit in plan.ledger.edits:
@@ -196,6 +199,7 @@ def _as_json(report: ApplyReport) -> dict[str, Any]:
             {"kind": e.kind, "name": e.name, "address": e.address, "size": len(e.expected)} for e in plan.ledger.edits
         ],
         "replaces": [g.patch_id for g in plan.leaving],
+        "left_behind": left_behind(plan.leaving, plan.ledger),
         "hooks": hooks_json(report.hooks),
         "moves": moves_json(plan.ledger.moves, report.seen),
         "objects": objects_json(seen.heap if seen else None, report.leftover, every=report.seen is not None),

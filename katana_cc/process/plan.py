@@ -412,6 +412,7 @@ def _with_edits(
         new = _over(section, plan.layout, plan.base, plan.linked, address)
         is_jump = section in plan.layout.heritage.entries
         edits.append(MemoryEdit(name, address, without.read(address, len(new)), new, is_jump))
+        snapshot.append((address, target.memory.read(address, len(new))))
     edits = with_values(earlier.leaving, edits)
     _refuse_overlap(edits)
     old = tuple(

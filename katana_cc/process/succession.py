@@ -119,6 +119,10 @@ def refuse_other_moves(
             raise _refusal(where, ledger, f"it gave {_moved(ledger.moves, ledger.kinds)} another layout")
         if ledger.moves_data or not (moves or kinds):
             continue
+        data = next((e.name for e in ledger.fixed if not e.is_jump), None)
+        if data is not None:
+            what = f"{_moved(moves, kinds)} would get another layout, and what it was before that patch edited {data}"
+            raise _refusal(where, ledger, f"{what} may lead there")
         names = {b.name for b in po.brought}
         for r in ledger.residents:
             if r.kind is BroughtKind.VARIABLE or r.name not in names:
@@ -175,6 +179,13 @@ def exchanged(memory: Reader, leaving: Sequence[Ledger], entering: Sequence[Memo
             MemoryEdit(of.name, start, bytes(there[at] for at in every), bytes(final[at] for at in every), of.is_jump)
         )
     return tuple(result)
+
+
+def left_behind(leaving: Iterable[Ledger], entering: Ledger) -> list[str]:
+    """The variables that came with patches that leave, and of which the new one has none: by name."""
+    kept = {r.name for r in entering.residents}
+    every = (r for g in leaving for r in g.residents)
+    return [r.name for r in every if r.kind is BroughtKind.VARIABLE and r.name not in kept]
 
 
 def standing_bytes(memory: Reader, leaving: Iterable[Ledger]) -> Iterator[tuple[int, bytes]]:

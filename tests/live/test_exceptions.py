@@ -215,6 +215,21 @@ def test_exceptions_and_new_code(variant: Variant, tmp_path: Path) -> None:
             assert told(live) == told(before), name
 
 
+@pytest.mark.parametrize("variant", [GCC, Variant("clang", "-O2", "nopie")], ids=str)
+def test_exceptions_where_one_patch_takes_the_place_of_another(variant: Variant, tmp_path: Path) -> None:
+    """Each of the changes over the one before, in one process.  A bug: the unwinder finds frames of the wrong patch, or
+    a type that both bring is two types."""
+    made = [p for _, p in pairs(tmp_path, variant, BEFORE, {name: HEAD + after for name, after in AFTER.items()})]
+    with serving(made[0].old.path) as live, serving(made[0].old.path) as before:
+        for each in (*made, *reversed(made)):
+            with serving(each.new.path) as new:
+                (report,) = apply(each, live)
+                assert report.outcome in ("applied", "already applied")
+                assert told(live) == told(new)
+        revert_patch([live.pid])
+        assert told(live) == told(before)
+
+
 @pytest.mark.parametrize("variant", VARIANTS[:2] + VARIANTS[5:7], ids=str)
 def test_handler_that_changed_its_type(variant: Variant, tmp_path: Path) -> None:
     """No byte of code differs.  A bug: nothing is patched, or the old table goes on being used."""

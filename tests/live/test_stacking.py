@@ -424,3 +424,40 @@ def reached(number: int, calls: Sequence[int]) -> bool:
 def plain(tmp_path: Path) -> Project:
     """A project for what does not depend on the toolchain."""
     return Project(tmp_path, Variant("gcc", "-O2", "pie"))
+
+
+INSIDE = FRAME.replace("/*NEW*/", "/*NEW*/\nstatic int gate[2];", 1).replace(
+    "    case 'x': _exit(0);",
+    "    case 'w': if (!gate[1] && pipe(gate)) return 1; pthread_create(&t, 0, enter, 0); break;\n"
+    "    case 'o': if (write(gate[1], \"x\", 1) != 1) return 1; break;",
+)
+
+
+def test_thread_in_a_function_of_the_earlier_patch_is_waited_for(plain: Project) -> None:
+    """A bug: it goes on in code that calls functions of another patch, or that nobody guards."""
+    enter = (
+        'static void *enter(void *unused) { printf("left %d\\n", text(-1)[0]); fflush(stdout); return unused; }\n'
+        "static void *work(void *unused) {"
+    )
+    base = INSIDE.replace("static void *work(void *unused) {", enter)
+    waits = 'NOINLINE void wait_here(void) { char byte; say("inside"); while (read(gate[0], &byte, 1) < 0) {} }\n'
+    texts = [
+        base,
+        base.replace("static void *work", "static void *work")
+        .replace("NOINLINE const char *text", waits + "NOINLINE const char *text")
+        .replace("/*TEXT*/", 'if (x < 0) wait_here(); return zero ? "" : "two";'),
+        base.replace("/*TEXT*/", 'return zero ? "" : "three";'),
+    ]
+    program = made(plain, *texts)
+    with serving(program.old.path) as server:
+        apply(server, program.patches[0])
+        server.tell("w 0")
+        assert server.line() == "inside"
+        done = katana("apply", program.patches[1], "--pid", server.pid, "--wait", "0.2")
+        assert done.returncode == 4, done.stderr
+        assert "is in wait_here" in done.stderr or "is in text" in done.stderr
+        assert server.ask("t 0") == "two"
+        server.tell("o 0")
+        assert server.line() == f"left {ord('t')}"
+        apply(server, program.patches[1])
+        assert server.ask("t 0") == "three"

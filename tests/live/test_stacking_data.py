@@ -236,13 +236,16 @@ def test_three_patches_in_any_order(project: Project) -> None:
 
 
 def test_dry_run_tells_whose_place_it_takes(plain: Project) -> None:
-    program = made(plain, source(), source(answer="return 2;"), source(answer="return 3;"))
+    gauge = "static int gauge; gauge += x; return gauge;"
+    program = made(plain, source(), source(answer=gauge), source(answer="return 3;"))
     with serving(program.old.path) as server:
         first = katana_json("apply", program.patches[0], "--pid", server.pid)["patch"]
         shown = katana("apply", program.patches[1], "--pid", server.pid, "--dry-run").stdout
         assert f"in the place of {first} (to new)" in shown
-        assert server.ask("a 0") == "2"
-        assert f"in the place of {first}" in katana("apply", program.patches[1], "--pid", server.pid).stdout
+        assert "left behind with it, since the new build has none: prog.o: answer()::gauge" in shown
+        assert server.ask("a 2") == "2"
+        (done,) = katana_json("apply", program.patches[1], "--pid", server.pid)["processes"]
+        assert (done["replaces"], done["left_behind"]) == ([first], ["prog.o: answer()::gauge"])
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")

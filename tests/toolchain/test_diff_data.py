@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.patch.model import REGISTRATION
+from katana_cc.patch.model import REGISTRATION, BroughtKind
 from katana_cc.report.handlers import HandlerRow, handler_rows
 from tests.support.project import Build, Project, Result, Variant, project_in, project_of
 from tests.toolchain.test_diff_code import MAIN, NOINLINE, change
@@ -735,3 +735,47 @@ def test_table_that_is_taken_as_a_whole_is_not_rewritten_in_parts(project: Proje
     assert result.about("table-taken-over") == ["tab"]
     assert result.edited == ["tab"]
     assert not result.codes() & {"pointer-rewritten", "initialiser-kept"}
+
+
+# What a patch brings, by names that another patch from the same build has for it, too.
+
+
+def brought(result: Result) -> dict[str, tuple[int, bytes]]:
+    """Name → (kind, digest)."""
+    return {b.name: (int(b.kind), b.digest) for b in result.patch.brought}
+
+
+def test_patches_call_what_is_the_same_by_the_same_name(project: Project) -> None:
+    """A bug: one takes the place of the other, and a live value begins anew or is read as something else."""
+    before = project.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }"})
+    head = NOINLINE + "int twice(int x) { static int n; return n += x; }\n"
+    second = "struct s { int a; }; int hits; struct s *first; static volatile int calls;\nint serve(int x) { "
+    body = "calls++; hits += x; if (first) hits += first->a; return hits + twice(x); }"
+    one = project.checked(before, project.build({"main.c": MAIN, "a.c": head + second + body}))
+    shifted = "static int other(int x) { static int n; return n -= x; }\n" + head
+    later = second.replace("int a;", "int b, a;")
+    body = body.replace("twice(x)", "twice(x) - other(x)")
+    other = project.checked(before, project.build({"main.c": MAIN, "a.c": shifted + later + body}))
+    here, there = brought(one), brought(other)
+    same = {"hits", "twice", *(n for n in here if n.endswith((": calls", ": twice()::n")))}
+    assert len(same) == 4
+    for name in same:
+        assert here[name] == there[name]
+        assert any(here[name][1])
+    assert here["first"][1] != there["first"][1]
+    assert {x.name for x in one.patch.layouts} == {"struct s"}
+    assert one.patch.layouts != other.patch.layouts
+
+
+def test_what_cannot_be_told_apart_has_no_digest(plain: Project) -> None:
+    """A bug: of two variables of one name one takes the other's value."""
+    before = plain.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }"})
+    both = "if (x) { static int n; x += n++; } else { static int n; x -= n--; }"
+    after = plain.build({"main.c": MAIN, "a.c": f"int serve(int x) {{ {both} return x; }}"})
+    found = plain.checked(before, after).patch.brought
+    assert [b.digest for b in found if b.kind is BroughtKind.VARIABLE] == [bytes(32)] * 2
+    flags = ["-fno-data-sections"]
+    shared = "static int n, m; int serve(int x) { n += x; m -= n; return m; }"
+    after = plain.build({"main.c": MAIN, "a.c": shared}, compile_flags=flags)
+    found = plain.checked(before, after).patch.brought
+    assert {b.digest for b in found if b.kind is BroughtKind.VARIABLE} == {bytes(32)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import RefusedError
 from katana_cc.patch.model import PatchRelocation
-from katana_cc.process.link import lay_out, link
+from katana_cc.process.link import Heritage, lay_out, link
 from tests.support.objects import as_patch
 
 
@@ -91,6 +92,48 @@ def blank(code: bytes, fields: dict[int, PatchRelocation]) -> bytes:
     for offset in fields:
         result[offset : offset + 4] = bytes(4)
     return bytes(result)
+
+
+ENTRIES = """
+.section .text.f,"ax",@progbits
+ call g
+ lea g(%rip), %rax
+ cmpl $7, h(%rip)
+ lea g+3(%rip), %rax
+ jmp g
+.section .rodata.t,"a",@progbits
+ .quad g
+ .quad g+3
+ .long g+3-.rodata.t
+ .section .text.g,"ax",@progbits
+g: .skip 16, 0x90
+.section .data.h,"aw",@progbits
+h: .long 1
+"""
+
+
+def test_address_of_an_inherited_function_is_its_entry_and_calls_go_to_its_code(tmp_path: Path) -> None:
+    """A bug: a label in it, or a call, leads to the earlier patch's code; or its address is another one than before."""
+    (tmp_path / "a.s").write_text(ENTRIES)
+    tool("as", tmp_path / "a.s", "-o", tmp_path / "a.o")
+    po = as_patch(tmp_path / "a.o", {})
+    numbers = {s.name: i for i, s in enumerate(po.sections)}
+    entry, place, base = 0x7000_0000, 0x7100_0000, 0x7200_0000
+    heritage = Heritage({numbers[".data.h"]: place}, {numbers[".text.g"]: entry})
+    layout = replace(lay_out(po, 64), heritage=heritage)
+    linked = link(po, layout, base, 0, {}, None).image
+    at = {name: layout.sections[n] for name, n in numbers.items()}
+    text = disassemble(tmp_path, linked[at[".text.f"] :][:32], base + at[".text.f"])
+    own = base + at[".text.g"]
+    assert f"call   {own:#x}" in text
+    assert f"# {entry:#x}" in text
+    assert f"# {place:#x}" in text
+    assert f"# {own + 3:#x}" in text
+    assert f"jmp    {own:#x}" in text
+    table = linked[at[".rodata.t"] :][:20]
+    assert int.from_bytes(table[:8], "little") == entry
+    assert int.from_bytes(table[8:16], "little") == own + 3
+    assert int.from_bytes(table[16:], "little", signed=True) == own + 3 - (base + at[".rodata.t"])
 
 
 @pytest.mark.parametrize("distance", [0x100, -0x100, 0x7FFFFFFF, -0x80000000])
