@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from katana_cc import __version__
 from tests.support.installation import Installation
-from tests.support.staged import input_names, links
+from tests.support.staged import input_names, links, only_link
 
 LISTS = """cmake_minimum_required(VERSION 3.13)
 project(demo C CXX)
@@ -44,6 +46,13 @@ def generator(request: pytest.FixtureRequest) -> str:
     program = "ninja" if name == "Ninja" else "make"
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
+    return name
+
+
+@pytest.fixture(params=["Ninja", pytest.param("Unix Makefiles", marks=pytest.mark.rest)])
+def sampled(request: pytest.FixtureRequest) -> str:
+    """A generator: one at each commit, both in `make test-rest`."""
+    name: str = request.param
     return name
 
 
@@ -145,3 +154,132 @@ def test_cc_katana_cc_records_a_cmake_project_too(katana: Installation, cmake_pr
         "libshared.so",
         "tool",
     }
+
+
+def names(store: Path) -> set[str]:
+    """The names of the recorded outputs."""
+    return {Path(entry["output"]).name for entry in links(store)}
+
+
+def write(project: Path, lists: str) -> None:
+    (project / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.25)\nproject(demo VERSION 1.2 LANGUAGES C CXX)\n{lists}\n"
+    )
+
+
+def test_only_named_targets_are_recorded(katana: Installation, cmake_project: Path, sampled: str) -> None:
+    write(
+        cmake_project,
+        """set(KATANA_ALL OFF)
+include(Katana)
+add_executable(one tools/tool.cc)
+add_executable(two tools/tool.cc)
+add_subdirectory(tools)
+add_library(three SHARED shared.c)
+add_executable(alias::four ALIAS two)
+katana_enable(one three)
+set_property(TARGET tool PROPERTY KATANA ON)
+""",
+    )
+    configure_and_build(
+        katana, cmake_project, cmake_project / "build", "-G", sampled, f"-DCMAKE_MODULE_PATH={modules(katana)}"
+    )
+    assert names(cmake_project / ".katana") == {"one", "libthree.so", "tool"}
+
+
+def test_a_target_that_says_no_is_built_as_if_we_were_not_there(
+    katana: Installation, cmake_project: Path, tmp_path: Path, sampled: str
+) -> None:
+    write(
+        cmake_project,
+        """include(Katana)
+add_executable(one tools/tool.cc)
+add_executable(two tools/tool.cc)
+set_property(TARGET two PROPERTY KATANA OFF)
+""",
+    )
+    build = tmp_path / "build"
+    options = ["-G", sampled, f"-DCMAKE_MODULE_PATH={modules(katana)}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    configure_and_build(katana, cmake_project, build, *options, "-DCMAKE_CXX_FLAGS=-g0")
+    assert names(cmake_project / ".katana") == {"one"}
+    sections = [
+        subprocess.run(["readelf", "-SW", path], capture_output=True, text=True, check=True).stdout
+        for path in (build / "CMakeFiles/one.dir/tools/tool.cc.o", build / "CMakeFiles/two.dir/tools/tool.cc.o")
+    ]
+    assert [".text.main" in text for text in sections] == [True, False]
+
+
+def test_every_kind_of_library_is_recorded(katana: Installation, cmake_project: Path, sampled: str) -> None:
+    write(
+        cmake_project,
+        """include(Katana)
+add_library(kept OBJECT part.c)
+add_library(pack STATIC $<TARGET_OBJECTS:kept>)
+add_library(shared SHARED shared.c)
+add_library(plugin MODULE shared.c)
+add_library(header INTERFACE)
+add_executable(main main.c)
+target_link_libraries(main PRIVATE pack shared header)
+""",
+    )
+    configure_and_build(
+        katana, cmake_project, cmake_project / "build", "-G", sampled, f"-DCMAKE_MODULE_PATH={modules(katana)}"
+    )
+    found = {Path(entry["output"]).name: entry for entry in links(cmake_project / ".katana")}
+    assert set(found) == {"main", "libshared.so", "libplugin.so"}
+    assert input_names(found["main"]) == {"main.c.o", "libpack.a"}
+
+
+@pytest.mark.parametrize("by", ["launcher", "CC"])
+def test_options_move_the_store_and_make_it_strict(
+    katana: Installation, cmake_project: Path, tmp_path: Path, by: str
+) -> None:
+    write(cmake_project, "include(Katana)\nadd_executable(one part.c main.c shared.c)")
+    store = tmp_path / "a store"
+    options = [f"-DCMAKE_MODULE_PATH={modules(katana)}", f"-DKATANA_STORE={store}", "-DKATANA_STRICT=ON"]
+    variables = {"CC": "katana-cc"} if by == "CC" else {}
+    configure_and_build(katana, cmake_project, cmake_project / "build", *options, **variables)
+    assert only_link(store)["output_key"] == "build/one"
+    shutil.rmtree(store)
+    store.write_text("a file where a folder should be")
+    (cmake_project / "build" / "one").unlink()
+    done = katana.run("cmake", "--build", "build", cwd=cmake_project)
+    assert done.returncode != 0
+    assert b"is not recorded" in done.stdout + done.stderr
+
+
+def test_a_release_and_its_patches_are_build_targets(katana: Installation, cmake_project: Path, sampled: str) -> None:
+    write(cmake_project, "include(Katana)\nadd_executable(one part.c main.c shared.c)\nkatana_release()")
+    build = cmake_project / "build"
+    configure = ["cmake", "-G", sampled, "-S", ".", "-B", "build", f"-DCMAKE_MODULE_PATH={modules(katana)}"]
+    assert katana.run(*configure, cwd=cmake_project).returncode == 0
+    done = katana.run("cmake", "--build", build, "--target", "katana-release", cwd=cmake_project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert b"v1.2: build/one" in done.stdout
+    (cmake_project / "part.c").write_text("int part(void) { return 7; }\n")
+    done = katana.run("cmake", "--build", build, "--target", "katana-patches", cwd=cmake_project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert b"build/one" in done.stdout
+    assert list(cmake_project.glob(".katana/patches/build_one/v1.2..*.kpo"))
+
+
+def test_disabled_it_leaves_a_project_alone(katana: Installation, cmake_project: Path) -> None:
+    write(
+        cmake_project,
+        "include(Katana)\nadd_executable(one part.c main.c shared.c)\nkatana_enable(one)\nkatana_release()",
+    )
+    options = [f"-DCMAKE_MODULE_PATH={modules(katana)}", "-DKATANA_DISABLE=ON"]
+    configure_and_build(katana, cmake_project, cmake_project / "build", *options)
+    assert not (cmake_project / ".katana").exists()
+
+
+@pytest.mark.parametrize(("version", "found"), [("0.1", True), (__version__, True), ("0.2", False), ("1.0", False)])
+def test_find_package_knows_its_version(katana: Installation, cmake_project: Path, version: str, found: bool) -> None:
+    write(cmake_project, f"find_package(Katana {version} REQUIRED)\nadd_executable(one part.c main.c shared.c)")
+    done = katana.run("cmake", "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={katana.prefix}", cwd=cmake_project)
+    assert (done.returncode == 0) == found, done.stderr
+
+
+def test_the_folder_of_the_module_is_told(katana: Installation, cmake_project: Path) -> None:
+    done = katana.run("katana", "--cmake-dir", cwd=cmake_project)
+    assert Path(done.stdout.decode().strip()) == Path(modules(katana))
