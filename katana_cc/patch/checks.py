@@ -22,7 +22,7 @@ from katana_cc.errors import FormatError
 from katana_cc.patch.codec import encode
 from katana_cc.patch.layout import LINKER_TYPES, is_ours
 from katana_cc.patch.lief_reader import SecondView, second_view
-from katana_cc.patch.model import REGISTRATION, PatchObject, PatchSection, Verdict
+from katana_cc.patch.model import REGISTRATION, BroughtKind, PatchObject, PatchSection, Verdict
 
 JUMP_SIZE: Final = 5  # jmp rel32
 SEVERITIES: Final = ("info", "needs", "refused")
@@ -42,7 +42,17 @@ def check_file(path: str | Path, data: bytes, po: PatchObject) -> list[str]:
 
 def problems(po: PatchObject) -> list[str]:
     """What keeps `po` from being applied as it claims."""
-    parts = (_of_identity, _of_sections, _of_symbols, _of_functions, _of_edits, _of_frames, _of_transforms, _of_hooks)
+    parts = (
+        _of_identity,
+        _of_sections,
+        _of_symbols,
+        _of_functions,
+        _of_edits,
+        _of_frames,
+        _of_transforms,
+        _of_hooks,
+        _of_brought,
+    )
     return [text for part in parts for text in part(po)]
 
 
@@ -169,6 +179,19 @@ def _of_hooks(po: PatchObject) -> Iterator[str]:
         function = po.symbols[h.symbol]
         if function.section is None or not _is_code(po.sections[function.section]) or function.type != c.STT_FUNC:
             yield f"the hook {h.name} ({h.kind.words}) leads to no function of the patch"
+
+
+def _of_brought(po: PatchObject) -> Iterator[str]:
+    kinds = {
+        (True, False): BroughtKind.FUNCTION,
+        (False, False): BroughtKind.CONSTANT,
+        (False, True): BroughtKind.VARIABLE,
+    }
+    for b in po.brought:
+        section = po.sections[b.section]
+        is_writable = bool(section.flags & c.SHF_WRITE)
+        if not section.flags & c.SHF_ALLOC or kinds.get((_is_code(section), is_writable)) is not b.kind:
+            yield f"the {b.kind.word} {b.name}, which it brings, is in section {section.name}"
 
 
 def _is_code(s: PatchSection) -> bool:

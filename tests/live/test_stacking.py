@@ -18,6 +18,7 @@ from tests.support.project import Build, Project, Variant, project_in
 from tests.support.strike import strike
 
 WHOLE = bool(os.environ.get("KATANA_TORTURE"))
+pytestmark = pytest.mark.timeout(7200 if WHOLE else 300)
 PROGRAM = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Variables, a function whose address is stored, and a constant that pointers lead to come with a patch; a thread goes

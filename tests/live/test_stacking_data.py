@@ -43,6 +43,7 @@ int main(void) {
 }
 """
 )
+pytestmark = pytest.mark.timeout(300)
 project = project_in([Variant("gcc", "-O2", "pie"), Variant("clang", "-O0", "nopie")])
 
 

@@ -56,6 +56,10 @@ def _twice(po: PatchObject) -> PatchObject:
 
 
 BAD: dict[str, tuple[Change, str]] = {
+    "function in data": (
+        lambda po: replace(po, brought=(po.brought[0]._replace(section=2), *po.brought[2:])),
+        "the function parse.o: helper, which it brings, is in section .data.fresh",
+    ),
     "build-id": (lambda po: replace(po, identity=replace(IDENTITY, from_build_id="")), "build-id '' is not hexa"),
     "same build": (lambda po: replace(po, identity=replace(IDENTITY, to_build_id="ab" * 20)), "from a build to itself"),
     "verdict too good": (lambda po: replace(po, verdict=Verdict.SAFE), 'the verdict is "safe", but the gravest'),
