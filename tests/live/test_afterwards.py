@@ -34,7 +34,7 @@ TOOLS = {
     ],
     "dwz": [["dwz", "FILE"]],
     "patchelf --set-rpath": [["patchelf", "--set-rpath", "/a/long/path/to/libraries/that/are/not/there", "FILE"]],
-    "patchelf --set-interpreter": [["patchelf", "--set-interpreter", "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "FILE"]],
+    "patchelf --set-interpreter": [["patchelf", "--set-interpreter", "/lib64/ld-linux-x86-64.so.2", "FILE"]],
     "chrpath": [["chrpath", "-d", "FILE"]],
 }  # fmt: skip
 
