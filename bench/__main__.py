@@ -11,7 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench import builds, calls, compiles, generated, growth, memory, objects, pause, probes, recording, redis, sizes
+from bench import (
+    builds,
+    calls,
+    compiles,
+    generated,
+    growth,
+    memory,
+    objects,
+    pause,
+    peers,
+    probes,
+    recording,
+    redis,
+    sizes,
+)
 from bench.chart import chart
 from bench.figures import Figure, Report
 from bench.program import NotPermitted
@@ -26,6 +40,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 WITHOUT_WORKLOAD: Final[dict[str, Callable[[Setting], Iterator[Figure]]]] = {
     compiles.GROUP: compiles.measure,
     probes.GROUP: probes.measure,
+    peers.GROUP: peers.measure,
     pause.GROUP: pause.measure,
     calls.GROUP: calls.measure,
     growth.GROUP: growth.measure,

@@ -18,6 +18,7 @@ from typing import Final
 
 from katana_cc import __version__
 from katana_cc.errors import ExitStatus, KatanaError
+from katana_cc.settings import export
 
 COMMANDS: Final = {
     "log": "what was recorded: snapshots and releases, newest first",
@@ -32,6 +33,9 @@ COMMANDS: Final = {
     "answer": "say what no build can tell: which field was renamed",
     "explain": "what a patch object changes, and whether it is safe",
     "check": "verify the store, one patch object, or a bundle of them",
+    "config": "the settings, and what each comes from",
+    "stats": "how much the store holds",
+    "completion": "what completes katana in a shell",
     "gc": "drop what no release, patch or present output needs",
 }
 
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="katana",
         description="Patch native programs while they run.",
-        epilog="commands:\n" + "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()),
         formatter_class=Formatter,
     )
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
@@ -62,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("katana: error: say a COMMAND; `katana --help` lists them", file=sys.stderr)
         return int(ExitStatus.USAGE)
     chosen = parser.parse_args(words)
+    if chosen.command != "config":  # which tells what comes from files
+        export(os.environ)
     try:
         module = importlib.import_module(f"katana_cc.cli.{chosen.command}")
     except KatanaError as error:  # what reaches into processes, on a machine whose CPU is not known

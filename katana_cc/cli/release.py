@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
@@ -15,6 +16,7 @@ from katana_cc.cli.main import Formatter, run_reporting_errors
 from katana_cc.errors import ExitStatus, StoreError, UsageError
 from katana_cc.release.escaped import escaped
 from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
+from katana_cc.settings import export
 from katana_cc.snapshot.store import Store, find_store
 
 _MOST_TOLD: Final = 5
@@ -61,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
         raise UsageError("say either NAME or --since NAME", remedy="See `katana-release --help`.")
     if arguments.since is None and (arguments.sign or arguments.publish or arguments.output):
         raise UsageError("-o, --sign and --publish are of a bundle", remedy="add --since NAME")
+    export(os.environ)
     gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
     try:
         store = Store(find_store(), create=True)

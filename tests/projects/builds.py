@@ -11,7 +11,7 @@ one line that runs the compiler with `-g -ffunction-sections -fdata-sections`, a
 4. the program's own tests pass;
 5. one edit is made, and the rebuild leaves patch objects, none refused.
 
-With names only these are built, and the page stays as it is.
+With names only these are built; the page has the newest result of each that was ever built here.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.projects.debian import fetch, need_packages
 from tests.projects.programs import PROGRAMS, Program
@@ -266,27 +266,42 @@ def page(rows: list[Row], compiler: str) -> str:
     return "\n".join([*lines, *remarks]) + "\n"
 
 
+def slug(program: Program) -> str:
+    """A name for files: `libyaml-dpkg-buildpackage-libtool`."""
+    return f"{program.package}-{re.sub(r'[^a-z]+', '-', program.system.lower()).strip('-')}"
+
+
+def remember(results: Path, row: Row) -> list[Row]:
+    """Keep a result beside those of earlier runs; all of them, in the order of the table."""
+    known: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
+    values = asdict(row)
+    del values["program"]
+    known[slug(row.program)] = values
+    results.write_text(json.dumps(known, indent=2))
+    return [Row(p, **known[slug(p)]) for p in PROGRAMS if slug(p) in known]
+
+
 def main() -> int:
     """Build all, or those that are named; 1 if anything is not as it should be."""
     parser = argparse.ArgumentParser(description="Build real programs with and without Katana.")
-    parser.add_argument("names", nargs="*", help="packages (default: all, and write docs/builds.md)")
+    parser.add_argument("names", nargs="*", help="packages (default: all)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "builds", help="where to build")
     arguments = parser.parse_args()
+    compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     chosen = [p for p in PROGRAMS if not arguments.names or p.package in arguments.names]
-    rows = []
+    good = True
     for program in chosen:
-        work = arguments.work / f"{program.package}-{re.sub(r'[^a-z]+', '-', program.system.lower())}"
+        work = arguments.work / slug(program)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         row = build(program, work)
-        rows.append(row)
+        # At once: a run takes half an hour, and may be ended before.
+        PAGE.write_text(page(remember(arguments.work / "results.json", row), compiler))
         print(f"{program.package}, {program.system}: {'good' if row.good else row}", flush=True)
+        good = good and row.good
         if row.good:
             shutil.rmtree(work)
-    if not arguments.names:
-        compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
-        PAGE.write_text(page(rows, compiler.splitlines()[0]))
-    return int(not all(row.good for row in rows))
+    return int(not good)
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def test_11_a_very_long_command_line(katana: Installation, compiler: str, source
 
 
 @pytest.mark.parametrize(("flag", "word"), [("-fno-function-sections", "function"), ("-g0", "debug information")])
-@pytest.mark.parametrize("separately", [False, True])
+@pytest.mark.parametrize("separately", [pytest.param(False, marks=pytest.mark.rest), True])
 def test_12_a_flag_of_the_users_that_undoes_ours_wins_and_is_reported(
     katana: Installation, compiler: str, sources: Path, flag: str, word: str, separately: bool
 ) -> None:

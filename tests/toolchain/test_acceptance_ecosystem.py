@@ -292,3 +292,35 @@ def test_28_cc_changed_in_an_existing_cmake_tree_is_detected(katana: Installatio
     assert done.returncode == 6
     assert b"CMakeCache.txt was configured with" in done.stderr
     assert b"cmake --fresh" in done.stderr
+
+
+# ---- others that link through cc ----
+
+
+def test_rust_links_through_us(katana: Installation, project: Path) -> None:
+    need("rustc")
+    (project / "a.rs").write_text('fn main() { println!("{}", 42); }\n')
+    done = good(katana, project, "rustc", "-C", "linker=katana-cc", "a.rs", HOME=os.environ.get("HOME", ""))
+    assert b"not recorded" not in done.stderr
+    assert only_link(project / ".katana")["output_key"] == "a"
+    assert good(katana, project, "katana-release", "v1").stdout.startswith(b"v1: a (")
+    assert subprocess.run([project / "a"], capture_output=True, check=True).stdout == b"42\n"
+
+
+@pytest.mark.parametrize("language", ["c", "cpp"])
+def test_a_native_file_of_mesons(katana: Installation, sources: Path, language: str) -> None:
+    need("meson", "ninja", "g++")
+    suffix = "c" if language == "c" else "cc"
+    for name in ("main", "g"):
+        (sources / f"{name}.c").rename(sources / f"{name}.{suffix}")
+    (sources / "meson.build").write_text(
+        f"project('p', '{language}')\nlibrary('g', 'g.{suffix}')\nexecutable('prog', 'main.{suffix}', 'g.{suffix}')\n"
+    )
+    (sources / "native").write_text("[binaries]\nc = ['katana-cc', 'gcc']\ncpp = ['katana-c++', 'g++']\n")
+    good(katana, sources, "meson", "setup", "build", "--native-file", "native")
+    good(katana, sources, "ninja", "-C", "build")
+    assert {entry["output_key"] for entry in links(sources / ".katana")} == {"build/prog", "build/libg.so"}
+    good(katana, sources, "katana-release", "v1")
+    (sources / f"g.{suffix}").write_text(CHANGED)
+    done = good(katana, sources, "ninja", "-C", "build")
+    assert done.stdout.count(b"1 function changed, safe") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -63,6 +64,37 @@ def test_the_wheel_holds_what_the_copied_installation_does(installed: Installati
 def test_the_commands_are_in_the_wheel(installed: Installation) -> None:
     for name in ("katana", "katana-release", "katana-cc", "katana-c++", "katana-ld"):
         assert (installed.prefix / "bin" / name).stat().st_mode & 0o111
+
+
+def test_everything_works_after_the_build_tree_is_gone(installed: Installation, project: Path) -> None:
+    """A release, a patch, the module for CMake and the pages, with nothing of the checkout on any path."""
+    (project / "main.c").write_text("int g(void);\nint main(void) { return g(); }\n")
+    words = [installed.cc, "gcc", "main.c", "g.c", "-o", "prog"]
+    # Libraries of other people's are taken from the test environment; katana_cc is the wheel's.
+    libraries = sysconfig.get_paths()["purelib"]
+    site = next(installed.prefix.glob("lib/python*/site-packages"))
+    for name in ("elftools", "zstandard", "jinja2", "markupsafe"):
+        if not (site / name).exists():
+            (site / name).symlink_to(Path(libraries) / name)
+    (project / "g.c").write_text("int g(void) { return 1; }\n")
+    assert installed.run(*words, cwd=project).returncode == 0
+    done = installed.run("katana-release", "v1", cwd=project)
+    assert done.returncode == 0, done.stderr
+    (project / "g.c").write_text("int g(void) { return 2; }\n")
+    done = installed.run(*words, cwd=project)
+    assert b"1 function changed, safe" in done.stderr
+    where = installed.run(
+        installed.prefix / "bin" / "python3", "-c", "import katana_cc; print(katana_cc.__file__)", cwd=project
+    )
+    assert where.stdout.decode().startswith(str(installed.prefix))
+    folder = Path(installed.run("katana", "--cmake-dir", cwd=project).stdout.decode().strip())
+    assert {path.name for path in folder.iterdir()} == {
+        "Katana.cmake",
+        "KatanaConfig.cmake",
+        "KatanaConfigVersion.cmake",
+    }
+    pages = {path.name for path in (installed.prefix / "share" / "man" / "man1").iterdir()}
+    assert pages == {"katana.1", "katana-cc.1", "katana-release.1"}
 
 
 def test_the_wheel_holds_no_tests_and_no_links(wheel: Path) -> None:

@@ -252,6 +252,21 @@ def _is_set(environ: dict[bytes, bytes], name: bytes) -> bool:
     return environ.get(name, b"0") not in (b"", b"0")
 
 
+def _log(link: Link, text: str) -> None:
+    """A line in KATANA_LOGFILE: when, which output, what came of it.  One that cannot be written fails nothing."""
+    path = link.environ.get(b"KATANA_LOGFILE", b"")
+    if not path:
+        return
+    when = time.strftime("%Y-%m-%dT%H:%M:%S")
+    line = f"{when} {as_text(link.output)}: {text}\n".encode("utf-8", "surrogateescape")
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        os.write(file, line)  # at once, so that lines of links at the same time do not mix
+        os.close(file)
+    except OSError:
+        pass
+
+
 def warn(text: str) -> None:
     """One line on stderr, whatever the locale can say of it; a closed stderr is no reason to fail a build."""
     try:
@@ -274,7 +289,9 @@ def main(arguments: list[str]) -> int:
     try:
         if is_ahead and not os.read(0, 1):
             return 0
-        return int(not stage(link, map_path, ingester) and strict)
+        staged = stage(link, map_path, ingester)
+        _log(link, "recorded" if staged else "its ingester failed")
+        return int(not staged and strict)
     except StagingError as error:
         reason = str(error)
     except OSError as error:
@@ -284,5 +301,6 @@ def main(arguments: list[str]) -> int:
     finally:
         if ingester is not None:
             ingester.end()
+    _log(link, f"not recorded: {reason}")
     warn(f"{as_text(link.options.output)} is not recorded: {reason.replace(os.linesep, ' ')}")
     return int(strict)
