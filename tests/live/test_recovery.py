@@ -16,6 +16,7 @@ from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.situations import situation
 
 VERSION_OFFSET = 8  # of a ledger
 
@@ -37,6 +38,7 @@ def _tear(pid: int) -> None:
         target.memory.write(mapping.base + STATE_OFFSET, encode_state(Phase.COMMITTING))
 
 
+@situation(49, "half applied by a katana that died: finished")
 def test_half_applied_patch_is_finished(tmp_path: Path) -> None:
     """A bug: the bytes of the first edit are not the expected ones, so that nothing can be done any more."""
     old, patch = _two(tmp_path)
@@ -54,6 +56,7 @@ def test_half_applied_patch_is_finished(tmp_path: Path) -> None:
         assert code_of(server.pid) == before
 
 
+@situation(49, "half applied by a katana that died: undone")
 def test_half_applied_patch_is_undone(tmp_path: Path) -> None:
     """A bug: revert refuses since not every jump is there."""
     old, patch = _two(tmp_path)
@@ -107,6 +110,7 @@ def test_state_word_is_no_truth(tmp_path: Path) -> None:
         assert server.ask("a 1") == "2"
 
 
+@situation(49, "katana killed at random moments")
 def test_katana_killed_at_any_moment_leaves_a_working_target(tmp_path: Path) -> None:
     """A bug: a crash, a stopped target, or a patch that can be neither finished nor undone."""
     old, patch = _two(tmp_path)
