@@ -357,7 +357,11 @@ def _commit(work: _Work, wait: float) -> CommitReport:
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait))
+
+    def done(report: CommitReport) -> None:
+        work.report = report
+
+    return supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, done))
 
 
 def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:

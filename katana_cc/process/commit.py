@@ -109,8 +109,17 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], wait: float) -> CommitReport:
+def run(
+    target: Target,
+    commit: Commit,
+    make_unwinder: Callable[[], Unwinder],
+    wait: float,
+    done: Callable[[CommitReport], None],
+) -> CommitReport:
     """Commit, waiting up to `wait` seconds for a moment when no thread is inside.
+
+    `done` gets the report too, before any signal is let in: an interrupt (Ctrl-C) that came within the stop is raised
+    as soon as that ends, when all is written, and must not be taken for a failure before.
 
     Raises:
         BusyError: there was none; names thread, function and frame.
@@ -123,10 +132,10 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
     waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named)
     try:
         if rehearsal is not None:
-            return _try(target, commit, finder, bulk, rehearsal, waiting)
+            return _try(target, commit, finder, bulk, rehearsal, waiting, done)
         # Collected once, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
         with _uncollected():
-            return _try(target, commit, finder, bulk, rehearsal, waiting)
+            return _try(target, commit, finder, bulk, rehearsal, waiting, done)
     finally:
         waiting.close()
         if rehearsal is not None:
@@ -134,7 +143,13 @@ def run(target: Target, commit: Commit, make_unwinder: Callable[[], Unwinder], w
 
 
 def _try(
-    target: Target, commit: Commit, finder: Finder, bulk: BulkReader, rehearsal: Rehearsal | None, waiting: Waiting
+    target: Target,
+    commit: Commit,
+    finder: Finder,
+    bulk: BulkReader,
+    rehearsal: Rehearsal | None,
+    waiting: Waiting,
+    done: Callable[[CommitReport], None],
 ) -> CommitReport:
     cargo = None
     failure: BusyError | StrayWordsError | HeapError
@@ -173,9 +188,12 @@ def _try(
                 finally:
                     threads.release()
                     ended = time.perf_counter_ns()
+                if busy is None:
+                    pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
+                    report = CommitReport(count, waiting.tries, *pauses, repaired, cargo)
+                    done(report)
             if busy is None:
-                pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
-                return CommitReport(count, waiting.tries, *pauses, repaired, cargo)
+                return report
             failure = _busy_error(target, commit, busy, waiting)
         except BusyError as error:
             failure = error

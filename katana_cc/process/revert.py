@@ -266,12 +266,16 @@ def revert_one(
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
     objects = carry.objects if carry is not None else None
+    done: list[CommitReport] = []
     try:
         if carry is not None and objects is not None:
             stock(objects, wanted(target, carry), wait)
-        report = supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait))
+        report = supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, done.append))
     except BaseException:
-        give_back(objects, wait)
+        if done:
+            clear_up(objects, done[0], wait)
+        else:
+            give_back(objects, wait)
         raise
     leftover = clear_up(objects, report, wait)
     return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept, leftover=leftover)
