@@ -2,9 +2,10 @@
 # make test    everything that is checked at each commit
 # make test-rest  the same tests in the toolchains that make test leaves out, and longer ones
 # make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
-#              ONLY=pie-data runs and writes a part
+#              ONLY=pie-data runs and writes a part, ONLY=situation that of processes and their surroundings
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
-# make torture katana killed, or its target, at every system call it makes (half an hour)
+# make torture katana killed, or its target, at every system call it makes, and a million signals (half an hour)
+# make soak    a process under load is patched and unpatched ten times a second, for ten minutes: KATANA_SOAK=seconds
 # make builds  real programs, built with Katana and without: writes docs/builds.md (half an hour)
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
@@ -23,7 +24,7 @@ OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$
 MINUTES ?= 5
 JOBS ?= $(shell nproc)
 
-.PHONY: all .venv demo test test-rest lint matrix fuzz torture builds bench deps clean
+.PHONY: all .venv demo test test-rest lint matrix fuzz torture soak builds bench deps clean
 all: .venv
 
 .venv: $(STAMP)
@@ -41,7 +42,7 @@ demo: .venv
 
 deps:
 	@PYTHON='$(PYTHON)' .ci/need gcc:gcc g++:g++ make:make headers:libc6-dev ld:binutils eu-elflint:elfutils gdb:gdb strace:strace \
-		shellcheck:shellcheck clang:clang ld.lld:lld ld.mold:mold cmake:cmake ninja:ninja-build venv:python3-venv \
+		shellcheck:shellcheck musl-gcc:musl-tools clang:clang ld.lld:lld ld.mold:mold cmake:cmake ninja:ninja-build venv:python3-venv \
 		dpkg-source:dpkg-dev patch:patch ccache:ccache meson:meson \
 		libtoolize:libtool autoreconf:autoconf automake:automake dwz:dwz patchelf:patchelf debugedit:debugedit man:man-db aarch64-linux-gnu-ld:binutils-aarch64-linux-gnu qemu-aarch64:qemu-user
 
@@ -64,6 +65,7 @@ test-rest: deps .venv
 matrix: deps .venv
 	rm -f .matrix.log
 	-KATANA_MATRIX=1 KATANA_MATRIX_LOG=.matrix.log $(BIN)/python3 -m pytest -n $(JOBS) --dist loadgroup $(if $(ONLY),-k '$(ONLY)') tests/live/test_matrix.py
+	-KATANA_MATRIX_LOG=.matrix.log $(BIN)/python3 -m pytest -n $(JOBS) -m situation $(if $(ONLY),-k '$(ONLY)') tests/live
 	$(BIN)/python3 -m tests.live.matrix.page $(if $(ONLY),--part) .matrix.log
 	rm -f .matrix.log
 
@@ -73,7 +75,10 @@ fuzz: .venv
 
 # Whoever patches is struck at every single system call.
 torture: .venv
-	KATANA_TORTURE=1 KATANA_TESTS=all $(BIN)/python3 -m pytest tests/live/test_torture.py
+	KATANA_TORTURE=1 KATANA_TESTS=all $(BIN)/python3 -m pytest tests/live/test_torture.py tests/live/test_transparency.py
+
+soak: .venv
+	KATANA_SOAK=$${KATANA_SOAK:-600} $(BIN)/python3 -m pytest -s tests/live/test_soak.py
 
 # `python3 -m tests.projects.builds zlib` builds one.
 builds: deps .venv

@@ -22,6 +22,7 @@ _OF_EACH: Final = 3  # one toolchain in so many is in the sample
 def pytest_configure(config: pytest.Config) -> None:
     """Say what the mark means."""
     config.addinivalue_line("markers", "rest: not in the sample that `make test` takes")
+    config.addinivalue_line("markers", "situation(kind, text, outcome): see tests/live/situations.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from katana_cc.cpu.native import system as cpu
@@ -50,13 +51,15 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
             number = make_memfd(remote, target, plan.name)
             try:
                 handle = open_memfd(target, number)
-                os.ftruncate(handle, len(plan.layout.head) + plan.layout.size)
+                with _own_limits(target):
+                    os.ftruncate(handle, len(plan.layout.head) + plan.layout.size)
                 base = _map_parts(remote, target, plan, number)
             finally:
                 remote.syscall(cpu.SYS_CLOSE, number)
         plan = relink(plan, base, resolved)
         head, image = plan.layout.head, plan.image
-        _write_all(handle, head + image)
+        with _own_limits(target):
+            _write_all(handle, head + image)
         if target.memory.read(base - len(head), len(head) + len(image)) != head + image:
             raise TargetError("the patch did not arrive in the target's memory", where=target.where)
         _keep_in_core_files(target, plan)
@@ -68,6 +71,19 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
         if handle >= 0:
             os.close(handle)
     return plan, remote.pause_us
+
+
+@contextlib.contextmanager
+def _own_limits(target: Target) -> Iterator[None]:
+    """What the system refuses to this process, and not to the target, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise RefusedError(
+            f"the memory of the patch cannot be written: {error.strerror}",
+            where=target.where,
+            remedy="a limit of katana's own (ulimit -f), or of memory (cgroup), forbids it; nothing was changed",
+        ) from error
 
 
 def unmap(target: Target, base: int, size: int) -> None:

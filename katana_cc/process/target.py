@@ -63,6 +63,13 @@ class Target:
         self.name = fields.get("Name", "?")
         if fields.get("State", "").startswith(("Z", "X")) and "VmSize" not in fields and not self._has_threads(pid):
             raise TargetError(f"process {pid} ({self.name}) has exited (zombie)", where=where)
+        if fields.get("State", "").startswith(("Z", "X")):
+            # Its memory cannot be reached by the process id any more.
+            raise RefusedError(
+                "its first thread has ended, and others go on",
+                where=f"{where} ({self.name})",
+                remedy="restart the process with the new build",
+            )
         self.pid = pid
         self.memory = ProcessMemory(pid)
 

@@ -148,6 +148,7 @@ class Threads:
             if passes > 4:
                 if time.monotonic() > deadline:
                     tid = min(pending)
+                    self._repair(self._stopped - self._gone)
                     raise BusyError(
                         f"thread {tid} ({thread_name(self.pid, tid)}) does not stop",
                         where=f"pid {self.pid}",
@@ -243,6 +244,12 @@ class Threads:
                 count += 1
         return count
 
+    def _repair(self, tids: Iterable[int]) -> None:
+        """Of threads that stopped in vain: the program must not notice that either."""
+        self.order = sorted(tids)
+        self.read_registers()
+        self.repair_system_calls()
+
     def release(self) -> None:
         """Let every thread run on, and stop tracing.  Threads that never stopped are waited for shortly; the kernel
         releases the rest when this process ends."""
@@ -266,6 +273,8 @@ class Threads:
         while pending and time.monotonic() < deadline:
             for tid in tuple(pending):
                 if self._collect(tid):
+                    if tid not in self._gone:
+                        self._repair((tid,))
                     with contextlib.suppress(OSError):
                         pt.detach(tid)
                     pending.discard(tid)

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from tests.live.handmade import Built, build
 from tests.live.programs import COUNTER
+from tests.live.situations import FAILS, NOT_RUN, WORKS, record
 
 PTRACE_SEIZE = 0x4206
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Log what came of a test that shows a situation."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed:
+        record(item, FAILS)
+    elif report.skipped:
+        record(item, NOT_RUN)
+    elif report.when == "call":
+        record(item, WORKS)
 
 
 def _may_trace() -> bool:

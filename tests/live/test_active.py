@@ -10,6 +10,7 @@ import pytest
 from katana_cc.patch.model import PatchObject, Reason, Verdict
 from tests.live.programs import HEAD, INSIDE
 from tests.live.server import code_of, katana, mappings, serving
+from tests.live.situations import REFUSED, situation
 from tests.support.project import Build, Project, Result, Variant
 
 # gcc -O2 (-fipa-ra) keeps `seen` in a call-clobbered register across `tick`, which spares it; the new `tick` does not.
@@ -63,6 +64,7 @@ def file_of(folder: Path, data: bytes) -> Path:
     return path
 
 
+@situation(41, "allowed by name, but its old code would break", REFUSED)
 def test_old_code_that_goes_on_may_not_meet_a_new_callee(tmp_path: Path, relying: tuple[Build, Result]) -> None:
     """A bug: the old caller goes on with registers that the new callee has overwritten."""
     old, result = relying
@@ -139,6 +141,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Result]:
     return old, result
 
 
+@situation(41, "main, allowed by name")
 def test_main_is_replaced_when_it_is_allowed(tmp_path: Path, waiting: tuple[Build, Result]) -> None:
     """A bug: the patch is called safe, and never finds a moment; or any permission will do."""
     patch = file_of(tmp_path, waiting[1].data)

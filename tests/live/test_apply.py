@@ -13,11 +13,14 @@ from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import code_of, identity, katana, katana_json, mappings, serving, write_patch
+from tests.live.situations import situation
 
 KINDS = {"pie": (), "no-pie": ("-no-pie",), "static": ("-static",), "static-pie": ("-static-pie",)}
 COMPILE = {"no-pie": ("-O2", "-fno-pie"), "static": ("-O2", "-fno-pie")}
 
 
+@situation(45, "executable, position-independent or not, static or not (static-PIE)")
+@situation(40, "1 and 64 threads")
 @pytest.mark.parametrize("threads", [0, 63])
 @pytest.mark.parametrize("kind", KINDS)
 def test_answer_changes_and_changes_back(tmp_path: Path, kind: str, threads: int) -> None:
@@ -53,6 +56,7 @@ def test_program_of_another_linker_is_patched(tmp_path: Path, kind: str, linker:
         assert server.ask("a 5") == "51"
 
 
+@situation(45, "stripped after the build")
 def test_stripped_and_deleted_program_is_patched(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: symbols or the build-id are looked for in the file."""
     patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))
@@ -64,6 +68,7 @@ def test_stripped_and_deleted_program_is_patched(tmp_path: Path, counter: tuple[
         assert server.ask("a 1") == "11"
 
 
+@situation(47, "the same patch again")
 def test_applying_again_says_so(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: a second mapping, a jump to a jump, or an error."""
     patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))
@@ -76,6 +81,7 @@ def test_applying_again_says_so(tmp_path: Path, counter: tuple[Built, Built]) ->
         assert mappings(server.pid) == before
 
 
+@situation(47, "applied again after a revert")
 def test_applying_after_a_revert_uses_the_memory_again(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: mappings pile up, or the patch's own variables start with what they were left at."""
     patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))
@@ -89,6 +95,7 @@ def test_applying_after_a_revert_uses_the_memory_again(tmp_path: Path, counter: 
         assert mappings(server.pid) == before
 
 
+@situation(47, "another patch after a revert")
 def test_reverted_patch_does_not_stand_in_the_way_of_another(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: the other patch's jump is taken for someone's tampering with the reverted one."""
     po = patch_from(*counter, ("answer",))
@@ -118,6 +125,7 @@ def test_dry_run_lists_the_edits_and_touches_nothing(tmp_path: Path, counter: tu
         assert server.ask("a 5") == "6"
 
 
+@situation(43, "several processes by name")
 def test_several_processes_are_patched_together(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: only the first --pid counts."""
     patch = write_patch(tmp_path, patch_from(*counter, ("answer",)))

@@ -11,6 +11,7 @@ import pytest
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import INSIDE
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.situations import REFUSED, situation
 
 NEW = INSIDE.replace("/*ANSWER*/", "static int news; news++; return 10 * x + news;")
 
@@ -23,6 +24,7 @@ def inside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build(folder / "old", "server", INSIDE, flags=flags), build(folder / "new", "server", NEW, flags=flags)
 
 
+@situation(41, "a thread that stays inside: thread, function and frame are named", REFUSED)
 def test_thread_inside_is_named_and_nothing_touched(tmp_path: Path, inside: tuple[Built, Built]) -> None:
     """A bug: the function is replaced under the thread, or the mapping is left behind."""
     patch = write_patch(tmp_path, patch_from(*inside, ("answer",)))
@@ -52,6 +54,7 @@ def test_frame_address_is_that_of_gdb(tmp_path: Path, inside: tuple[Built, Built
         assert f", {address:#x}\n" in done.stderr
 
 
+@situation(41, "a thread that leaves is waited for")
 def test_apply_waits_for_the_thread_to_leave(tmp_path: Path, inside: tuple[Built, Built]) -> None:
     """A bug: it gives up at the first try."""
     patch = write_patch(tmp_path, patch_from(*inside, ("answer",)))
@@ -69,6 +72,7 @@ def test_apply_waits_for_the_thread_to_leave(tmp_path: Path, inside: tuple[Built
         assert server.ask("a 3") == "31"
 
 
+@situation(41, "allowed by name")
 def test_function_may_be_active_when_allowed_by_name(tmp_path: Path, inside: tuple[Built, Built]) -> None:
     """A bug: the thread inside crashes, or its call is not the old one to its end."""
     patch = write_patch(tmp_path, patch_from(*inside, ("answer",)))

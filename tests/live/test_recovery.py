@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from katana_cc.patch.codec import patch_id
+from katana_cc.patch.files import read_patch
+from katana_cc.process import commit
+from katana_cc.process.apply import apply_patch
 from katana_cc.process.ledger import STATE_OFFSET, encode_state
 from katana_cc.process.phases import Phase
+from katana_cc.process.revert import revert_patch
 from katana_cc.process.target import Target
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.situations import situation
 
 VERSION_OFFSET = 8  # of a ledger
 
@@ -37,6 +47,7 @@ def _tear(pid: int) -> None:
         target.memory.write(mapping.base + STATE_OFFSET, encode_state(Phase.COMMITTING))
 
 
+@situation(49, "half applied by a katana that died: finished")
 def test_half_applied_patch_is_finished(tmp_path: Path) -> None:
     """A bug: the bytes of the first edit are not the expected ones, so that nothing can be done any more."""
     old, patch = _two(tmp_path)
@@ -54,6 +65,7 @@ def test_half_applied_patch_is_finished(tmp_path: Path) -> None:
         assert code_of(server.pid) == before
 
 
+@situation(49, "half applied by a katana that died: undone")
 def test_half_applied_patch_is_undone(tmp_path: Path) -> None:
     """A bug: revert refuses since not every jump is there."""
     old, patch = _two(tmp_path)
@@ -107,6 +119,7 @@ def test_state_word_is_no_truth(tmp_path: Path) -> None:
         assert server.ask("a 1") == "2"
 
 
+@situation(49, "katana killed at random moments")
 def test_katana_killed_at_any_moment_leaves_a_working_target(tmp_path: Path) -> None:
     """A bug: a crash, a stopped target, or a patch that can be neither finished nor undone."""
     old, patch = _two(tmp_path)
@@ -137,3 +150,30 @@ def _time_of(action: object) -> float:
     start = time.monotonic()
     action()
     return time.monotonic() - start
+
+
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_interrupt_within_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """A bug: Ctrl-C comes when all is written, is taken for a failure before it, and the patch is unmapped though jumps
+    lead there."""
+    old, patch = _two(tmp_path)
+    data, po = read_patch(str(patch))
+    write = commit._write
+
+    def write_and_interrupt(*words: Any) -> None:
+        write(*words)
+        monkeypatch.setattr(commit, "_write", write)
+        os.kill(os.getpid(), signal.SIGINT)  # waits until signals are let in again
+
+    with serving(old.output) as server:
+        before = code_of(server.pid)
+        if command == "revert":
+            apply_patch(po, patch_id(data), [server.pid])
+        monkeypatch.setattr(commit, "_write", write_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            if command == "revert":
+                revert_patch([server.pid])
+            else:
+                apply_patch(po, patch_id(data), [server.pid])
+        assert (server.ask("a 1"), server.ask("o 1")) == ("2", "0")
+        assert code_of(server.pid) == before

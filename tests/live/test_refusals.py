@@ -17,6 +17,7 @@ from katana_cc.patch.model import PatchObject, Reason, Verdict
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import Server, code_of, katana, mappings, serving, write_patch
+from tests.live.situations import REFUSED, situation
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def _unharmed(server: Server, code: bytes) -> None:
     assert server.ask("a 5") == "6"
 
 
+@situation(48, "another build", REFUSED)
 def test_other_build_is_refused(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: a patch lands in code it was not made for."""
     with serving(counter[1].output) as server:
@@ -42,6 +44,7 @@ def test_other_build_is_refused(tmp_path: Path, counter: tuple[Built, Built], pa
         assert code_of(server.pid) == code
 
 
+@situation(48, "one of several processes runs another build", REFUSED)
 def test_one_foreign_process_among_several_refuses_all(
     tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject
 ) -> None:
@@ -53,6 +56,7 @@ def test_one_foreign_process_among_several_refuses_all(
         _unharmed(server, code)
 
 
+@situation(48, "a breakpoint in the function", REFUSED)
 def test_altered_function_is_refused(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: bytes that someone else wrote are overwritten."""
     with serving(counter[0].output) as server:
@@ -76,6 +80,7 @@ def test_altered_function_is_refused(tmp_path: Path, counter: tuple[Built, Built
             memory.write(byte)
 
 
+@situation(48, "something else over our jump, at revert", REFUSED)
 def test_altered_jump_refuses_revert(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: revert overwrites what another tool put over our jump."""
     with serving(counter[0].output) as server:
@@ -101,6 +106,7 @@ def test_gone_process(tmp_path: Path, patch: PatchObject) -> None:
     assert "no process" in done.stderr
 
 
+@situation(46, "a zombie", REFUSED)
 def test_zombie(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: EPERM of a zombie is reported as a lack of permission."""
     with serving(counter[0].output) as server:
@@ -130,6 +136,7 @@ def test_thread_id_is_refused_with_its_process(
         assert f"--pid {server.pid}" in done.stderr
 
 
+@situation(46, "process of another user, without the right to trace it", REFUSED)
 def test_process_of_another_user(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: a traceback instead of EPERM in words."""
     if os.getuid():
@@ -164,6 +171,7 @@ def _traced(pid: int) -> Iterator[int]:
         yield other.pid
 
 
+@situation(46, "already traced: the tracer is named", REFUSED)
 def test_traced_process_names_the_tracer(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: "operation not permitted" and no hint at the debugger."""
     with serving(counter[0].output) as server:
@@ -194,6 +202,7 @@ def test_traced_process_that_carries_another_patch_is_no_business_of_a_revert_of
         assert traced.ask("a 1") == "11"
 
 
+@situation(49, "patch with a flipped bit", REFUSED)
 def test_damaged_patch_object(tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject) -> None:
     """A bug: a flipped bit reaches a process."""
     file = write_patch(tmp_path, patch)
@@ -223,6 +232,7 @@ def test_verdict_that_is_not_safe_is_refused_with_its_reasons(
         _unharmed(server, code)
 
 
+@situation(47, "another patch of the same build while one is in force", REFUSED)
 def test_another_patch_whose_things_have_no_names_has_to_be_reverted_first(
     tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject
 ) -> None:

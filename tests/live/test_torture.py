@@ -19,6 +19,7 @@ from katana_cc.patch.needs import needs_of
 from tests.live.handmade import build, patch_from
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, write_patch
+from tests.live.situations import situation
 from tests.support.project import Project, Variant
 from tests.support.strike import Outcome, strike
 
@@ -239,6 +240,7 @@ def state_of(victim: Victim) -> str:
     return str(patches[0]["state"]) if patches else "none"
 
 
+@situation(49, "katana killed or asked to end at each system call (a few in make test)")
 @pytest.mark.parametrize(
     "blow",
     [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.rest), signal.SIGINT],
@@ -278,6 +280,7 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
         victim.put(command)
 
 
+@situation(49, "target killed at each system call of katana's")
 @pytest.mark.parametrize("command", ["apply", "revert"])
 def test_interrupted_in_the_stop_of_a_process_that_was_never_patched(victim: Victim, command: str) -> None:
     """A bug: what was written is not known, and the memory that the process now uses is taken from it."""

@@ -11,6 +11,7 @@ import pytest
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import PREFORK
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.situations import REFUSED, situation
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def prefork(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Built]:
     return build(folder / "old", "server", PREFORK), build(folder / "new", "server", new)
 
 
+@situation(43, "a prefork server, the whole tree")
 def test_tree_is_patched_whole(tmp_path: Path, prefork: tuple[Built, Built]) -> None:
     """A bug: only the parent, or only the children."""
     patch = write_patch(tmp_path, patch_from(*prefork, ("answer",)))
@@ -33,6 +35,7 @@ def test_tree_is_patched_whole(tmp_path: Path, prefork: tuple[Built, Built]) -> 
         assert [server.ask(f"a {n} 5") for n in range(3)] == ["6"] * 3
 
 
+@situation(43, "one child busy: none is patched", REFUSED)
 def test_tree_with_a_busy_child_is_left_as_it_was(tmp_path: Path, prefork: tuple[Built, Built]) -> None:
     """A bug: the others stay patched."""
     patch = write_patch(tmp_path, patch_from(*prefork, ("answer",)))
@@ -50,6 +53,7 @@ def test_tree_with_a_busy_child_is_left_as_it_was(tmp_path: Path, prefork: tuple
         assert server.ask("l 1") == "0"
 
 
+@situation(43, "one child alone; its siblings are untouched")
 def test_forked_child_inherits_the_patch_and_is_reverted_alone(tmp_path: Path, prefork: tuple[Built, Built]) -> None:
     """A bug: patched memory is shared between parent and child."""
     patch = write_patch(tmp_path, patch_from(*prefork, ("answer",)))
@@ -59,6 +63,7 @@ def test_forked_child_inherits_the_patch_and_is_reverted_alone(tmp_path: Path, p
         assert [server.ask(f"a {n} 5") for n in range(3)] == ["51", "6", "6"]
 
 
+@situation(46, "PID and mount namespaces of a container")
 def test_process_in_its_own_pid_namespace_is_patched_by_its_host_pid(
     tmp_path: Path, prefork: tuple[Built, Built]
 ) -> None:

@@ -17,6 +17,7 @@ from katana_cc.process.perf import Breakpoints
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import HEAD, INSIDE
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.situations import situation
 
 # A thread that is inside `answer` nearly all the time, and outside for a moment; `turn` is entered in between.
 LOOP = (
@@ -76,6 +77,7 @@ def breakpoints_may_be_set(loop: tuple[Built, PatchObject]) -> None:
             pytest.skip("perf_event_open gives no breakpoints here")
 
 
+@situation(41, "a thread that is outside for moments only")
 def test_the_moment_a_thread_leaves_is_met(tmp_path: Path, loop: tuple[Built, PatchObject]) -> None:
     """A bug: looking now and then misses 2 ms in 300, or the breakpoint is where the thread does not come by."""
     with serving(loop[0].output) as server:
@@ -100,6 +102,7 @@ def test_without_breakpoints_it_is_looked_now_and_then(
     assert int(caught.value.what.split()[4]) > 10, "six short ones, and then one each second"
 
 
+@situation(49, "katana killed while it waits for a thread")
 def test_katana_killed_while_it_waits_leaves_nothing(tmp_path: Path, inside: tuple[Built, PatchObject]) -> None:
     """A bug: the breakpoint stays, and the SIGTRAP at the return is the end of the process."""
     patch = write_patch(tmp_path, inside[1])
@@ -140,6 +143,7 @@ def test_what_never_leaves_is_named(tmp_path: Path, inside: tuple[Built, PatchOb
         assert mappings(server.pid) == []
 
 
+@situation(41, "applied when a thread enters a function (--at)")
 def test_applied_when_a_function_is_entered(tmp_path: Path, loop: tuple[Built, PatchObject]) -> None:
     """A bug: it is applied at once, or the breakpoint is on the first thread only."""
     with serving(loop[0].output) as server:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.live import situations
 from tests.live.matrix.cases import CASES
 from tests.live.matrix.model import JUDGE, KINDS, LEVELS, MUST, REFUSED, VARIANTS, WORKS, Case
 from tests.live.matrix.results import COMMITTED, label, merge
@@ -35,6 +36,17 @@ refused.
 """
 
 
+_SITUATIONS = """\
+# Processes and their surroundings
+
+Not what changes, but what is patched, and where.  Each situation is a live test (`tests/live/`), run by `make matrix`
+on the machine that the rest was made on.
+
+- `✓` works; `refused`: at once, with its reason and what to do, and the process is as it was; `not run`: this machine
+  has not what it takes; `FAILS` is a bug.
+"""
+
+
 def render(raw: Mapping[str, Any]) -> str:
     """The page."""
     lines = [_HEAD, *(f"- {name}: {version}" for name, version in raw["tools"].items()), ""]
@@ -43,7 +55,20 @@ def render(raw: Mapping[str, Any]) -> str:
         lines.append(f"| [{kind}](#kind-{kind}) {text} | {demand} | {_tally(kind, raw['results'])} |")
     for kind, (text, demand) in KINDS.items():
         lines += ["", f"## Kind {kind}", "", f"{text} ({demand})", "", *_table(kind, raw["results"])]
+    lines += ["", *_situations(raw.get("situations", []))]
     return "\n".join(lines) + "\n"
+
+
+def _situations(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [_SITUATIONS]
+    for kind, (text, demand) in situations.KINDS.items():
+        lines += ["", f"## Kind {kind}", "", f"{text} ({demand})", "", "| Situation | | Shown by |", "|---|---|---|"]
+        for number, name, test, state in rows:
+            if int(number) == kind:
+                file, _, function = test.partition("::")
+                shown = {situations.WORKS: "✓", situations.FAILS: "FAILS"}.get(state, state)
+                lines.append(f"| {name} | {shown} | `{function}` in `{file}` |")
+    return lines
 
 
 def _of(kind: int) -> list[Case]:
@@ -93,7 +118,10 @@ def main(arguments: Sequence[str]) -> None:
     """Write the page, and with a log the results too."""
     if arguments:
         others = json.loads(COMMITTED.read_text())["results"] if "--part" in arguments else {}
-        raw = merge(Path(arguments[-1]), {case.name: others[case.name] for case in CASES if case.name in others})
+        before = json.loads(COMMITTED.read_text()).get("situations", []) if "--part" in arguments else []
+        raw = merge(
+            Path(arguments[-1]), {case.name: others[case.name] for case in CASES if case.name in others}, before
+        )
         COMMITTED.write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text(render(json.loads(COMMITTED.read_text())))
 
