@@ -232,7 +232,7 @@ def test_verdict_that_is_not_safe_is_refused_with_its_reasons(
         _unharmed(server, code)
 
 
-@situation(47, "another patch of the same build while one is in force", REFUSED)
+@situation(47, "earlier patch whose variables have no names: it has to be reverted first", REFUSED)
 def test_another_patch_whose_things_have_no_names_has_to_be_reverted_first(
     tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject
 ) -> None:

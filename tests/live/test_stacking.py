@@ -14,6 +14,7 @@ import pytest
 
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, mappings, serving
+from tests.live.situations import REFUSED, situation
 from tests.support.project import Build, Project, Variant, project_in
 from tests.support.strike import strike
 
@@ -144,6 +145,7 @@ def states(server: Server) -> list[str]:
     return sorted(p["state"] for p in katana_json("status", "--pid", server.pid)["processes"][0]["patches"])
 
 
+@situation(47, "a cumulative patch takes the place of a single one")
 def test_later_patch_takes_the_place_of_the_earlier_one(project: Project) -> None:
     """A bug: a live value begins anew, a stored pointer leads to old code, or the first build does not come back."""
     program = made(project, V1, V2, V3)
@@ -196,6 +198,7 @@ def contents(server: Server, project: Project) -> dict[str, bytes]:
 ANSWERS = ("f 0", "s 0", "p 5", "t 0", "i 7", "d 1")
 
 
+@situation(47, "one after the other ends as the last alone")
 def test_one_after_the_other_is_as_the_last_alone(project: Project) -> None:
     """A bug: what was patched twice is not what was patched once."""
     program = made(project, V1, V2, V3)
@@ -209,6 +212,7 @@ def test_one_after_the_other_is_as_the_last_alone(project: Project) -> None:
         assert [one.ask(a) for a in ANSWERS] == [other.ask(a) for a in ANSWERS]
 
 
+@situation(47, "an older patch takes the place of a newer one")
 def test_earlier_patch_takes_the_place_of_the_later_one(project: Project) -> None:
     """Back to an older fix.  A bug: it is mixed with the later one, or what both brought begins anew."""
     program = made(project, V1, V2, V3)
@@ -226,6 +230,7 @@ def test_earlier_patch_takes_the_place_of_the_later_one(project: Project) -> Non
         assert code_of(server.pid) == before
 
 
+@situation(47, "fifty exchanges: no growth of memory")
 def test_fifty_exchanges_take_no_more_memory_than_two(plain: Project) -> None:
     """A bug: each exchange leaves a mapping."""
     program = made(plain, V1, V2, V3)
@@ -250,7 +255,7 @@ def refused(server: Server, patch: Path, *words: str) -> str:
 
 # What is named cannot be carried over: the variable has another type, the name is two things, a type is laid out
 # otherwise.
-REFUSED = {
+NOT_CARRIED = {
     "of another type": (
         "int gauge;",
         "gauge++;",
@@ -289,10 +294,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("how", REFUSED)
+@situation(47, "what cannot be carried over from the earlier patch", REFUSED)
+@pytest.mark.parametrize("how", NOT_CARRIED)
 def test_what_cannot_be_carried_over_is_refused(plain: Project, how: str) -> None:
     """A bug: a live value is read as something else."""
-    new, use, newer, newer_use, why = REFUSED[how]
+    new, use, newer, newer_use, why = NOT_CARRIED[how]
     later = source(build="1", new=newer, first=newer_use, second="return 1001;")
     program = made(plain, V1, source(build="1", new=new, first=use, second="return 1000;"), later)
     with serving(program.old.path) as server:
@@ -308,6 +314,7 @@ def test_what_cannot_be_carried_over_is_refused(plain: Project, how: str) -> Non
         assert server.ask("s 0") == "1001"
 
 
+@situation(47, "patch from a build that only a patch made: the one to use is named", REFUSED)
 def test_patch_of_the_build_that_a_patch_made_names_the_one_to_use(plain: Project) -> None:
     """A bug: nobody knows what to do about "does not run"."""
     builds = [plain.build({"prog.c": text}) for text in (V1, V2, V3)]
@@ -342,6 +349,7 @@ def test_tree_of_which_one_cannot_goes_back_to_the_earlier_patch(plain: Project)
         assert katana("revert", "--tree", server.pid).returncode == 0
 
 
+@situation(43, "the whole tree takes a later patch")
 def test_whole_tree_takes_the_later_patch(plain: Project) -> None:
     """A bug: a child that was forked from a patched process is not understood."""
     program = made(plain, V1, V2, V3)
@@ -355,6 +363,7 @@ def test_whole_tree_takes_the_later_patch(plain: Project) -> None:
         assert katana("revert", "--tree", server.pid).returncode == 0
 
 
+@situation(49, "katana killed while one patch takes the place of another")
 def test_katana_killed_while_one_takes_the_place_of_another(plain: Project) -> None:
     """A bug: the program crashes, or the next katana can neither finish nor undo."""
     # Until the next katana, some functions may be of one build and some of another.

@@ -10,6 +10,7 @@ import pytest
 from tests.live.debugger import gdb, script_of
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, mappings, serving
+from tests.live.situations import REFUSED, situation
 from tests.live.test_hooks import INCLUDE
 from tests.live.test_stacking import Made, apply, refused, states
 from tests.support.project import Project, Variant, project_in
@@ -104,6 +105,7 @@ def test_same_layout_in_both_stays_as_it_is(project: Project) -> None:
         assert code_of(server.pid) == before
 
 
+@situation(47, "another layout than the earlier patch gave live data", REFUSED)
 def test_another_layout_than_the_earlier_patch_is_refused(plain: Project) -> None:
     """A bug: a live object of v2 is read as one of v1."""
     program = made(
@@ -147,6 +149,7 @@ def test_new_layout_beside_variables_of_the_earlier_patch_is_refused(plain: Proj
         assert server.ask("a 5") == "14"
 
 
+@situation(47, "initial values taken by the earlier patch stay")
 def test_initial_values_that_were_taken_stay(project: Project) -> None:
     """A bug: a value is set back with the earlier patch, or revert does not know the first one."""
     answers = [f"return {n};" for n in (2, 3)]
@@ -211,6 +214,7 @@ def test_failing_hook_leaves_the_earlier_patch(plain: Project) -> None:
         revert(server)
 
 
+@situation(47, "three patches in any order, and reverted")
 def test_three_patches_in_any_order(project: Project) -> None:
     """What came with the first lives through all that have it, and mappings are used again."""
     counts = [f"int count;\nint other{n};\n" for n in range(3)]
