@@ -7,15 +7,13 @@ commands take them from here.  A file holds lines `name = value`; `#` begins a l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 FILE: Final = "katana.conf"
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting: its name in files, the variable of the environment, its default, and what it is."""
 
     name: str
@@ -38,8 +36,7 @@ SETTINGS: Final = (
 _NAMES: Final = frozenset(setting.name for setting in SETTINGS)
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """What a setting is, and what said so: "environment", "default", or the path of a file."""
 
     setting: Setting
