@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # What an installation copies: a change in any of it means installing again.
 COPIED := pyproject.toml $(wildcard wrappers/katana-* wrappers/libexec/katana/* wrappers/libexec/katana/include/* cmake/* man/*) \
 	katana_cc/recorder/stage.py $(wildcard katana_cc/recorder/staging/*.py)
-SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld .ci/need .ci/run
+SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld wrappers/libexec/katana/settings .ci/need .ci/run
 OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$f" 2>/dev/null | grep -q 'sh$$' && echo "$$f"; done)
 MINUTES ?= 5
 JOBS ?= $(shell nproc)
@@ -50,7 +50,7 @@ lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	shellcheck $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
+	shellcheck -x $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
 
 # A test made for many toolchains runs in a third of them here (tests/conftest.py); the rest is for `make test-rest`.
 RUN = $(BIN)/python3 -m pytest -n $(JOBS)
