@@ -34,8 +34,10 @@ EXPECTED = {
         *(name + clock for name in ("relink_staging", "relink", "deployed_unchanged") for clock in ("", "_cpu")),
         *("emission", "emission_cpu", "link_peak", "ingestion_peak", "emission_peak"),
     },
+    "peers": {"katana", "katana_cpu", "no_change", "store_growth"},
     "store.generated": {"first", "kept", "growth", "patch"},
 }
+MAY_BE_MISSING = ("ccache_", "katana_with_ccache_", "bear", "wllvm_")  # compared with where they are installed
 WITH_TARGET = {
     ("compile", "added"), ("build.generated", "katana"), ("recording.generated", "cold"),
     ("recording.generated", "relink"), ("recording.generated", "emission"), ("calls", "code_differs"),
@@ -75,6 +77,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_every_figure_is_measured(quick: Outcome) -> None:
     found: dict[str, set[str]] = {}
     for figure in quick.figures:
+        if figure["group"] == "peers" and figure["name"].startswith(MAY_BE_MISSING):
+            continue
         found.setdefault(figure["group"], set()).add(figure["name"])
     assert found == {group: names for group, names in EXPECTED.items() if not quick.is_left_out(group)}
 
