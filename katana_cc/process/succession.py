@@ -163,14 +163,19 @@ def residents_of(
 def exchanged(memory: Reader, leaving: Sequence[Ledger], entering: Sequence[MemoryEdit]) -> tuple[MemoryEdit, ...]:
     """What is written where a patch takes the place of others: from the bytes there now to what they become.
 
+    An edit is written as a whole, though some of its bytes may stay: a katana that is killed between two writes must
+    not leave a jump half of which leads to the one patch and half to the other.
+
     Args:
         entering: the edits of the new patch; none: the original comes back.
     """
     fixed = [e for e in entering if not e.is_value]
     final = originals(leaving) | new_bytes(fixed)
     there = read_bytes(memory, final)
-    names = {e.address + i: e for e in (*(x for g in leaving for x in g.fixed), *fixed) for i in range(len(e.expected))}
-    changed = [at for at in final if final[at] != there[at]]
+    every_edit = [*(x for g in leaving for x in g.fixed), *fixed]
+    names = {e.address + i: e for e in every_edit for i in range(len(e.expected))}
+    spans = [range(e.address, e.address + len(e.expected)) for e in every_edit]
+    changed = {at for span in spans if any(final[at] != there[at] for at in span) for at in span}
     result = []
     for start, size in runs(changed):
         every = range(start, start + size)

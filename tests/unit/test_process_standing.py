@@ -60,6 +60,15 @@ OLD_STATE = b"1111....1111....cccc...."
 NEW_STATE = b"aaaa....2222....2222...."
 
 
+def test_edits_are_written_as_a_whole() -> None:
+    """Two jumps may share bytes.  A bug: between two writes a jump leads half to the one patch, half to the other."""
+    one, other = patch(FIRST, Phase.APPLIED, b=b"1a1b"), patch(SECOND, Phase.MAPPED, b=b"2a2b")
+    memory = Memory(ORIGINAL.replace(b"bbbb", b"1a1b"))
+    (edit,) = exchanged(memory, [one], other.edits)
+    assert (edit.expected, edit.replacement) == (b"1a1b", b"2a2b")
+    assert exchanged(memory, [one], patch(SECOND, Phase.MAPPED, b=b"1a1b").edits) == ()
+
+
 def test_exchange_makes_of_one_what_the_other_would_be_alone() -> None:
     """A bug: what only the old patch edits stays."""
     memory = Memory(OLD_STATE)
