@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +50,8 @@ class Fix:
 class Program:
     """A server of Debian: what its build needs, how it is built and run, and its fixes in the series' order.
 
-    `bundled` builds the libraries that come with the program, which its makefile does once only.
+    `bundled` builds the libraries that come with the program, which its makefile does once only.  `environment` is
+    that of the server.
     """
 
     package: str
@@ -62,6 +63,7 @@ class Program:
     load: str
     fixes: tuple[Fix, ...]
     bundled: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def acl(pattern: str) -> Ask:
@@ -185,6 +187,8 @@ PROGRAMS: Final = (
             Fix("0001-prevent-junk", ask=error_page, old="junk", new="clean"),
             Fix("0002-CVE-2023-49606"),
         ),
+        # What the first fix is about is memory as malloc gives it: here it always holds what is no text (mallopt(3)).
+        environment={"MALLOC_PERTURB_": "1"},
     ),
 )
 
@@ -250,7 +254,8 @@ def carry(source: Source, program: Program, fix: Fix, folder: Path) -> str:
     assert patch["verdict"] == ("needs" if fix.grants else "safe"), run(source, "katana", "explain", patch["path"])
     run(source, "katana", "check", patch["path"])
     port = free_port()
-    with server(source, old, *program.arguments(port, folder), listens=port) as pid, load(program.load, port) as finish:
+    running = server(source, old, *program.arguments(port, folder), listens=port, environment=program.environment)
+    with running as pid, load(program.load, port) as finish:
         assert fix.ask is None or fix.ask(port).startswith(fix.old)
         applied = json.loads(run(source, "katana", "apply", patch["path"], "--pid", str(pid), "--json", *fix.grants))
         assert fix.ask is None or fix.ask(port).startswith(fix.new), "the fix is not visible from outside"
