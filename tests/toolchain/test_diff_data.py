@@ -747,7 +747,8 @@ def brought(result: Result) -> dict[str, tuple[int, bytes]]:
 
 def test_patches_call_what_is_the_same_by_the_same_name(project: Project) -> None:
     """A bug: one takes the place of the other, and a live value begins anew or is read as something else."""
-    before = project.build({"main.c": MAIN, "a.c": "int serve(int x) { return x; }"})
+    roomy = "int serve(int x) { for (volatile int i = 0; i < 3; i++) x += i; return x; }"  # for a jump, in each build
+    before = project.build({"main.c": MAIN, "a.c": roomy})
     head = NOINLINE + "int twice(int x) { static int n; return n += x; }\n"
     second = "struct s { int a; }; int hits; struct s *first; static volatile int calls;\nint serve(int x) { "
     body = "calls++; hits += x; if (first) hits += first->a; return hits + twice(x); }"
@@ -758,7 +759,7 @@ def test_patches_call_what_is_the_same_by_the_same_name(project: Project) -> Non
     other = project.checked(before, project.build({"main.c": MAIN, "a.c": shifted + later + body}))
     here, there = brought(one), brought(other)
     same = {"hits", "twice", *(n for n in here if n.endswith((": calls", ": twice()::n")))}
-    assert len(same) == 4
+    assert len(same) == 4, here
     for name in same:
         assert here[name] == there[name]
         assert any(here[name][1])
