@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from katana_cc.diff.compare import Outcome
-from katana_cc.diff.marks import is_marked
+from katana_cc.diff.marks import is_marked, note_kept
 from katana_cc.diff.program import Place
 from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.diff.relayout import leads_along, misaligned
@@ -15,6 +15,7 @@ from katana_cc.elf import constants as c
 if TYPE_CHECKING:
     from katana_cc.diff.engine import Diff
 
+_SHARED = "it shares a section with others (compile with -fdata-sections)"
 _VTABLES = ("_ZTV", "_ZTT", "_ZTC")  # Itanium C++ ABI, 5.1.4: of a class, of its bases, while it is constructed
 
 
@@ -154,12 +155,13 @@ def take_over_table(diff: Diff, place: Place, old_place: Place, why: str) -> boo
 
 def _keep_value(diff: Diff, place: Place, old_place: Place) -> None:
     """Note that the live value stays; the new initial one can be asked for where it is that of one variable."""
-    view = diff.view(diff.new, place.unit)
-    if not view.is_shared(place.section):
-        diff.changes.initialisers[place] = old_place
-        if is_marked(diff, place):
-            diff.changes.taken.add(place)
-            text = "its initial value changed; it is taken over, as KATANA_TAKE_INITIALISER in the source says"
-            diff.reason(Code.INITIALISER_TAKEN, INFO, place, text)
-            return
-    diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+    if diff.view(diff.new, place.unit).is_shared(place.section):
+        note_kept(diff, place, _SHARED)
+        return
+    diff.changes.initialisers[place] = old_place
+    if is_marked(diff, place):
+        diff.changes.taken.add(place)
+        text = "its initial value changed; it is taken over, as KATANA_TAKE_INITIALISER in the source says"
+        diff.reason(Code.INITIALISER_TAKEN, INFO, place, text)
+    else:
+        note_kept(diff, place, "")

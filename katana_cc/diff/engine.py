@@ -23,6 +23,7 @@ from katana_cc.diff.harmless import only_lines_differ
 from katana_cc.diff.hooks import HookRecord, note_hooks, wrappers_of
 from katana_cc.diff.inlining import explain_inlining
 from katana_cc.diff.linkage import check_names, check_outputs
+from katana_cc.diff.marks import note_kept
 from katana_cc.diff.program import ObjectCache, Place, Program
 from katana_cc.diff.reach import Walked
 from katana_cc.diff.reasons import INFO, REFUSED, Code
@@ -270,8 +271,7 @@ class Diff:
                     )
                     self.reason(Code.DATA_RESIZED, REFUSED, place, text)
                 elif any(view.data(place.section)):
-                    text = "its initial value changed; the live value is kept"
-                    self.reason(Code.INITIALISER_KEPT, INFO, place, text)
+                    note_kept(self, place, "it was a common variable, without an initial value")
                 continue
             code = Code.CODE_SHARED_SECTION if view.kinds[place.section] is Kind.FUNCTION else Code.DATA_REARRANGED
             text = (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from katana_cc.diff.hooks import marked_variables
 from katana_cc.diff.program import Place
+from katana_cc.diff.reasons import INFO, REFUSED, Code
 from katana_cc.dwarf.dies import DebugInfo
 from katana_cc.dwarf.variables import variables
 
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def is_marked(diff: Diff, place: Place) -> bool:
-    """Whether the new source marks the variable that a section of the new build holds."""
+    """Whether the new source marks the variable, or one of several, that a section of the new build holds."""
     view = diff.view(diff.new, place.unit)
     marked = marked_variables(view)
     if not marked:
         return False
     variable = diff.debug.stored_in(diff.new, place)
     if variable is None:
-        return view.label(place.section) in marked
+        return any(s.name in marked for s in view.symbols_in.get(place.section, ()))
     return names_marked(diff, place.unit, variable.qualified)
 
 
@@ -37,3 +38,13 @@ def names_marked(diff: Diff, unit: int, qualified: str) -> bool:
         return True
     info = diff.debug.info(diff.new, unit)
     return isinstance(info, DebugInfo) and {v.qualified for v in variables(info) if v.name == name} == {qualified}
+
+
+def note_kept(diff: Diff, place: Place, why: str) -> None:
+    """Say that a variable whose initial value changed keeps its live value; where the source says otherwise, that is
+    refused: `why` it cannot be done."""
+    if is_marked(diff, place):
+        text = f"its initial value changed, and KATANA_TAKE_INITIALISER cannot be followed: {why}"
+        diff.reason(Code.HOOK_UNUSABLE, REFUSED, place, text)
+    else:
+        diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.diff.handmade import makers_for
+from katana_cc.diff.marks import note_kept
 from katana_cc.diff.program import Place, Program
 from katana_cc.diff.reasons import INFO, NEEDS, REFUSED, Code
 from katana_cc.diff.view import Kind
@@ -249,7 +250,7 @@ def _elements_shifted(diff: Diff, place: Place, old_place: Place, t: Transformat
         return ""
     if _resizes(t.steps):
         return "its elements begin with other values than before: whether some were inserted is not known"
-    diff.reason(Code.INITIALISER_KEPT, INFO, place, "its initial value changed; the live value is kept")
+    note_kept(diff, place, "its layout changes too, and its live value is carried over")
     return ""
 
 

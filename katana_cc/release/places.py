@@ -88,6 +88,7 @@ class _Files:
         self.url = url
         try:
             self._system, self._base = fsspec.core.url_to_fs(url)
+            self._is_local = isinstance(self._system, fsspec.get_filesystem_class("file"))
         except (ImportError, ValueError) as error:
             raise UsageError(f"such a place is not known here: {error}", where=url) from error
 
@@ -107,7 +108,7 @@ class _Files:
             self._system.makedirs(whole.rpartition("/")[0], exist_ok=True)
             with self._system.transaction, self._system.open(whole, "wb") as file:
                 file.write(data)
-            if Path(whole).is_file():
+            if self._is_local:
                 Path(whole).chmod(0o644)  # a temporary file's mode would keep a web server out
         except Exception as error:  # as above
             raise StoreError(f"{path} cannot be written: {error}", where=self.url) from error

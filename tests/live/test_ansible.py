@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.live.server import Server, serving
-from tests.live.test_update import Fleet, flip
+from tests.live.test_update import Fleet, flip, published
 
 ROOT = Path(__file__).parents[2]
 ANSIBLE = Path(sys.executable).with_name("ansible-playbook")
@@ -24,11 +24,7 @@ pytestmark = [pytest.mark.rest, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """Three releases, published and signed."""
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
-    words = ("--since", "v1.0", "-o", fleet.bundle, "--sign", fleet.key, "--publish", fleet.mirror)
-    assert fleet.release(*words) == 0
-    return fleet
+    return published(tmp_path_factory.mktemp("fleet"))
 
 
 @pytest.fixture
@@ -79,8 +75,6 @@ def rollout(fleet: Fleet, hosts: Sequence[Server], folder: Path, *words: str, mi
 
 
 def test_roll_out(fleet: Fleet, hosts: list[Server], tmp_path: Path) -> None:
-    if not ANSIBLE.exists():
-        pytest.skip("ansible-core is not installed")
     assert answers(hosts) == ["11", "12", "13", "11"]
     status, told = rollout(fleet, hosts, tmp_path, "--check")
     assert (status, [told[f"host{n}"]["changed"] for n in range(1, 5)]) == (0, [True, True, False, True])
@@ -98,8 +92,6 @@ def test_roll_out(fleet: Fleet, hosts: list[Server], tmp_path: Path) -> None:
 
 def test_stops_at_the_first_refusal(fleet: Fleet, hosts: list[Server], tmp_path: Path) -> None:
     """The patch of the second host was altered on its way: the third and fourth are not begun."""
-    if not ANSIBLE.exists():
-        pytest.skip("ansible-core is not installed")
     mirror = tmp_path / "mirror"
     shutil.copytree(fleet.mirror, mirror)
     flip(next((mirror / "buildid" / fleet.builds[1].snapshot.build_id / "katana").glob("*.kpo")))

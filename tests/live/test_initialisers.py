@@ -204,3 +204,23 @@ def test_static_without_storage_that_the_source_has_decided_on(tmp_path: Path) -
         assert server.ask("s 8") == "808"
         assert katana("apply", patch, "--pid", server.pid).returncode == 0
         assert server.ask("q 1") == "301"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flags"),
+    [
+        ("struct { int a; } limit = {5};", "struct { int a; long b; } limit = {9, 1};", []),
+        ("int other = 3, limit = 5;", "int other = 3, limit = 9;", ["-fno-data-sections"]),
+    ],
+    ids=["it moves", "in a section with others"],
+)
+def test_mark_that_cannot_be_followed_is_refused(old: str, new: str, flags: list[str], tmp_path: Path) -> None:
+    """A bug: the source says that the new value is to be taken, and the live one stays with a word of information."""
+    project = Project(tmp_path, Variant("gcc", "-O2", "pie"))
+    main = "\nint main(void) { int *volatile p = (int *)&limit; return *p; }\n"
+    mark = "\n#include <katana.h>\nKATANA_TAKE_INITIALISER(limit);\n"
+    before = project.build({"a.c": old + main}, compile_flags=[f"-I{INCLUDE}", *flags])
+    after = project.build({"a.c": new + mark + main}, compile_flags=[f"-I{INCLUDE}", *flags])
+    result = project.checked(before, after)
+    assert [code for code, _ in result.refusals] == ["hook-unusable"]
+    assert result.about("initialiser-kept") == []

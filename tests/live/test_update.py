@@ -75,13 +75,17 @@ class Fleet:
         return self.mirror / "buildid" / self.builds[number].snapshot.build_id / "katana" / "index.json"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+def published(folder: Path) -> Fleet:
     """The releases, published and signed."""
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    fleet = Fleet(folder)
     words = ("--since", "v1.0", "-o", fleet.bundle, "--sign", fleet.key, "--publish", fleet.mirror)
     assert fleet.release(*words) == 0
     return fleet
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    return published(tmp_path_factory.mktemp("fleet"))
 
 
 @pytest.fixture
