@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     parser.add_argument("--cmake-dir", action="version", version=str(cmake_folder()), help="where Katana.cmake is")
     parser.add_argument("--include-dir", action="version", version=str(include_folder()), help="where katana.h is")
+    parser.add_argument("--fleet-dir", action="version", version=str(fleet_folder()), help="where rollout.yml is")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if not words:
@@ -98,6 +99,11 @@ def _columns() -> int:
 def cmake_folder() -> Path:
     """Where an installation keeps `Katana.cmake`."""
     return Path(sys.prefix) / "share" / "katana" / "cmake"
+
+
+def fleet_folder() -> Path:
+    """Where an installation keeps what rolls patches out: the Ansible role and playbook, and systemd's units."""
+    return Path(sys.prefix) / "share" / "katana" / "fleet"
 
 
 def include_folder() -> Path:
