@@ -239,7 +239,7 @@ def test_26_a_rebuild_with_other_flags_says_so(katana: Installation, compiler: s
     assert only_link(sources / ".katana")["version"] != first
     line = changed(done)
     assert b"2 functions changed" in line
-    if compiler == "gcc":  # clang keeps no flags in its objects
+    if compiler.startswith("gcc"):  # clang keeps no flags in its objects
         assert b"compiled otherwise (-O2 -> -O0)" in line
 
 
