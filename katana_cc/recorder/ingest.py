@@ -24,6 +24,7 @@ from katana_cc.recorder import linkmap
 from katana_cc.recorder.inputs import Inputs
 from katana_cc.recorder.linkmap import Contribution, Input
 from katana_cc.recorder.record import ObjectRecord
+from katana_cc.recorder.staging.folder import place
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
@@ -45,7 +46,7 @@ class StagedLink(NamedTuple):
 
 
 def staged_links(store_folder: Path) -> list[StagedLink]:
-    """All staged links whose output still exists, oldest first."""
+    """All staged links whose output still exists, oldest first; `output` says where it is now."""
     found = []
     for folder in sorted((store_folder / "staged" / "links").glob("*/")):
         try:
@@ -56,8 +57,8 @@ def staged_links(store_folder: Path) -> list[StagedLink]:
             continue
         if info.get("format") != 1:
             raise StoreError(f"staged link of format {info.get('format')}", where=str(folder), remedy="Link it again.")
-        if Path(info["output"]).exists():
-            found.append(StagedLink(folder, info))
+        if (output := place(os.fsencode(folder))) is not None:
+            found.append(StagedLink(folder, {**info, "output": os.fsdecode(output)}))
     return sorted(found, key=lambda s: (s.info.get("time", 0), s.info["output"]))
 
 

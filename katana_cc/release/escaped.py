@@ -7,7 +7,7 @@ has was built here if its debug information names the project's folder, and then
 
 - a CMakeCache.txt above it names a compiler that is not katana-cc, with no launcher of ours before it;
 - its objects were compiled with our flags (gcc tells all flags in DW_AT_producer), so only the link escaped: the usual
-  case is C++ without CXX=katana-c++;
+  case is C++ without CXX=katana-c++, or a file that was moved to another folder;
 - else neither was wrapped.
 
 An old file that somebody stripped, or copied from elsewhere, holds no such name and is passed over: so this finds what
@@ -105,8 +105,8 @@ def _reason(path: Path, root: Path, *, our_flags: bool) -> str:
         )
     if our_flags:
         return (
-            "its objects were compiled by katana-cc, and linked by a compiler that is not wrapped; for C++ say "
-            "CXX=katana-c++"
+            "its objects were compiled by katana-cc, and linked by a compiler that is not wrapped (for C++ say "
+            "CXX=katana-c++), or moved here from the folder it was linked in"
         )
     return "it was built by a compiler that is not wrapped: say CC=katana-cc, and CXX=katana-c++ for C++"
 

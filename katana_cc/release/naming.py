@@ -62,10 +62,20 @@ def unrecorded(store: Store) -> dict[str, str]:
         if gap is not None and gap.time > row.time:
             found[output] = gap.reason
         elif not Path(row.path).exists():
-            found[output] = f"{row.path} is gone"
+            if not _renamed(row):
+                found[output] = f"{row.path} is gone"
         elif build_id_on_disk(Path(row.path)) != row.build_id:
             found[output] = f"{row.path} is another build than the newest one recorded; link it again"
     return found
+
+
+def _renamed(row: SnapshotRow) -> bool:
+    """Whether the output is beside where it was linked, under another name: `mv prog.tmp prog` in a makefile."""
+    try:
+        files = [p for p in Path(row.path).parent.iterdir() if p.is_file()]
+    except OSError:
+        return False
+    return any(build_id_on_disk(path) == row.build_id for path in files)
 
 
 def _newest(store: Store) -> dict[str, SnapshotRow]:

@@ -31,7 +31,11 @@ def plain(tmp_path: Path) -> Project:
     return Project(tmp_path, Variant("gcc", "-O2", "pie"))
 
 
-@pytest.fixture(params=["gcc", "clang"])
+# The system's two, and newer ones where they are installed: those only with all tests.
+_NEWER = ("gcc-13", "gcc-14", "gcc-15", "clang-16", "clang-19", "clang-22")
+
+
+@pytest.fixture(params=["gcc", "clang", *(pytest.param(name, marks=pytest.mark.rest) for name in _NEWER)])
 def compiler(request: pytest.FixtureRequest) -> str:
     """Each compiler that is installed."""
     name: str = request.param

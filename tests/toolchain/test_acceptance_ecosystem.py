@@ -239,7 +239,7 @@ def test_26_a_rebuild_with_other_flags_says_so(katana: Installation, compiler: s
     assert only_link(sources / ".katana")["version"] != first
     line = changed(done)
     assert b"2 functions changed" in line
-    if compiler == "gcc":  # clang keeps no flags in its objects
+    if compiler.startswith("gcc"):  # clang keeps no flags in its objects
         assert b"compiled otherwise (-O2 -> -O0)" in line
 
 
@@ -294,17 +294,7 @@ def test_28_cc_changed_in_an_existing_cmake_tree_is_detected(katana: Installatio
     assert b"cmake --fresh" in done.stderr
 
 
-# ---- others that link through cc ----
-
-
-def test_rust_links_through_us(katana: Installation, project: Path) -> None:
-    need("rustc")
-    (project / "a.rs").write_text('fn main() { println!("{}", 42); }\n')
-    done = good(katana, project, "rustc", "-C", "linker=katana-cc", "a.rs", HOME=os.environ.get("HOME", ""))
-    assert b"not recorded" not in done.stderr
-    assert only_link(project / ".katana")["output_key"] == "a"
-    assert good(katana, project, "katana-release", "v1").stdout.startswith(b"v1: a (")
-    assert subprocess.run([project / "a"], capture_output=True, check=True).stdout == b"42\n"
+# ---- Meson's own way ----
 
 
 @pytest.mark.parametrize("language", ["c", "cpp"])

@@ -57,6 +57,8 @@ def test_ccache_hits_and_the_link_is_recorded_and_patched(
     assert hits(katana, sources, **cache) == 2
     entry = only_link(sources / ".katana")
     assert input_names(entry) == {"main.o", "g.o"}
+    if order == "katana-cc ccache gcc":
+        assert entry["compiler"] == shutil.which("gcc")
     assert katana.run("katana-release", "v1", cwd=sources).returncode == 0
     # Objects from the cache are those that were compiled: nothing to patch; then one function.
     assert build(katana, sources, compiler, **cache) == b""

@@ -136,7 +136,7 @@ def test_in_namespaces(compiler: str, standard: str, tmp_path: Path) -> None:
     """A bug: it is not found by its mangled name."""
     source = "#include <katana.h>\nnamespace a { namespace { int f() { return 0; } KATANA_BEFORE(f); } }\n"
     source += "namespace b { static int f() { return 1; } KATANA_AFTER(f); }\n"
-    plus = {"gcc": "g++", "clang": "clang++"}[compiler]
+    plus = compiler.replace("gcc", "g++").replace("clang", "clang++")
     assert recorded(compiled(tmp_path, source, standard, "-O2", compiler=plus, name="a.cc")) == [
         (HookKind.BEFORE, "f"), (HookKind.AFTER, "f")
     ]  # fmt: skip

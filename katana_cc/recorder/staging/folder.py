@@ -3,6 +3,9 @@
 Each stager holds `staged/lock` shared while it copies and commits.  Whoever gets it exclusively without waiting also
 sweeps: entries whose output is gone, replaced versions, objects no entry needs.  An entry is committed by renaming its
 `link.json` into place; all it names was written before, so a crash leaves the old entry or the new one.
+
+Makefiles link `prog.tmp` and rename it to `prog`.  So an output that is not where it was linked is looked for in that
+folder, by its inode, size and time, which renaming keeps; the link `at` then leads to it.
 """
 
 from __future__ import annotations
@@ -49,12 +52,7 @@ class Staged:
     def commit(self, folder: bytes, output: bytes, entry: dict[str, object]) -> None:
         """Make `entry` the staged link of `output`.  All that it names must be there already."""
         os.makedirs(folder, exist_ok=True)
-        mark = os.path.join(folder, b"at")
-        if not os.path.lexists(mark):
-            try:
-                os.symlink(output, mark)  # so that one stat tells a sweep whether the output still exists
-            except FileExistsError:
-                pass
+        _lead(folder, output)
         temporary = os.path.join(folder, b"link.json.tmp-%d" % os.getpid())
         try:
             with open(temporary, "w") as file:
@@ -84,9 +82,7 @@ class Staged:
             folder = os.path.join(self.links, name)
             keep = {b"at", b"link.json", current_version(folder)}
             # A folder is an entry from its link.json on; before that it is the rest of a stager that was killed.
-            if not os.path.exists(os.path.join(folder, b"at")) or not os.path.exists(
-                os.path.join(folder, b"link.json")
-            ):
+            if place(folder) is None or not os.path.exists(os.path.join(folder, b"link.json")):
                 keep = set()
             for part in os.listdir(folder):
                 if part not in keep:
@@ -126,11 +122,73 @@ def link_key(output: bytes) -> str:
 
 def current_version(folder: bytes) -> bytes:
     """The sub-folder that a link's `link.json` names, b"" when it names none (a gap)."""
+    return _value(_entry(folder), b"version").strip(b'"')
+
+
+def place(folder: bytes) -> bytes | None:
+    """Where the output of the staged link in `folder` is now, under whatever name; None if it is gone."""
+    mark = os.path.join(folder, b"at")
+    try:
+        target = os.readlink(mark)
+    except OSError:
+        return None
+    if os.path.exists(mark):
+        return target
+    found = _renamed(_entry(folder), os.path.dirname(target))
+    if found is not None:
+        _lead(folder, found)
+    return found
+
+
+def _renamed(entry: bytes, folder: bytes) -> bytes | None:
+    """The file in `folder` that is a link's output by inode, size and time: a new file may have an old one's inode."""
+    known = [_value(entry, name) for name in (b"output_inode", b"output_size", b"output_mtime_ns")]
+    if not all(known):
+        return None
+    inode = int(known[0])
+    try:
+        with os.scandir(folder) as entries:
+            for one in entries:
+                if one.inode() == inode and one.is_file(follow_symlinks=False):
+                    status = one.stat(follow_symlinks=False)
+                    return one.path if [status.st_size, status.st_mtime_ns] == [*map(int, known[1:])] else None
+    except OSError:
+        pass
+    return None
+
+
+def _lead(folder: bytes, output: bytes) -> None:
+    """Make `at` lead to the output, so that one stat tells a sweep whether it still exists."""
+    mark = os.path.join(folder, b"at")
+    try:
+        if os.readlink(mark) == output:
+            return
+    except OSError:
+        pass
+    temporary = os.path.join(folder, b"at.tmp-%d" % os.getpid())
+    try:
+        os.symlink(output, temporary)
+        os.rename(temporary, mark)
+    except OSError:
+        remove_file(temporary)
+        raise
+
+
+def _entry(folder: bytes) -> bytes:
+    """A `link.json`, b"" if there is none."""
     try:
         with open(os.path.join(folder, b"link.json"), "rb") as file:
-            text = file.read()
+            return file.read()
     except FileNotFoundError:
         return b""
-    mark = b'"version": "'
-    at = text.find(mark)
-    return text[at + len(mark) : text.index(b'"', at + len(mark))] if at >= 0 else b""
+
+
+def _value(entry: bytes, key: bytes) -> bytes:
+    """The text of a number, or of a string without escapes, in a `link.json`; b"" if it has no such key."""
+    mark = b'"%s": ' % key
+    at = entry.find(mark)
+    if at < 0:
+        return b""
+    at += len(mark)
+    ends = [end for end in (entry.find(b",", at), entry.find(b"}", at)) if end >= 0]
+    return entry[at : min(ends)]

@@ -23,7 +23,10 @@ class Link:
     __slots__ = ("argv", "build_id_added", "cwd", "environ", "linker", "options", "output")
 
     def __init__(self, linker: bytes, build_id_added: bool, argv: list[bytes], environ: dict[bytes, bytes]) -> None:
-        self.cwd = os.getcwdb()
+        try:
+            self.cwd = os.getcwdb()
+        except FileNotFoundError:
+            self.cwd = b""
         self.linker = os.path.join(self.cwd, linker)
         self.build_id_added = build_id_added
         self.argv = expand_responses(argv)
@@ -75,6 +78,8 @@ def stage(link: Link, map_path: bytes, ahead: Ingester | None = None) -> bool:
 
 def _place(link: Link) -> tuple[bytes, bytes, bytes]:
     """The store, the project's root, and the output's name through time."""
+    if not link.cwd:
+        raise StagingError("the folder of the link is gone")
     places = (link.environ.get(name, b"") for name in (b"KATANA_DIR", b"KATANA_PROJECT", b"HOME"))
     store, root = find_store(link.cwd, *places)
     return store, root, output_key(link.output, root, link.options.soname)
@@ -105,6 +110,7 @@ def _stage_into(staged: Staged, link: Link, text: bytes, status: os.stat_result,
             "format": FORMAT,
             "output": link.output,
             "output_key": key,
+            "output_inode": status.st_ino,
             "output_size": status.st_size,
             "output_mtime_ns": status.st_mtime_ns,
             "version": version,

@@ -60,6 +60,18 @@
 #endif
 #define KATANA_KEPT_ __attribute__((used)) KATANA_RETAIN_ KATANA_WHOLE_
 
+/* __COUNTER__ is to be in a standard of C, so newer clangs warn of it in older ones. */
+#if defined __clang__ && defined __has_warning
+#if __has_warning("-Wc2y-extensions")
+#define KATANA_QUIETLY_ _Pragma("clang diagnostic push") _Pragma("clang diagnostic ignored \"-Wc2y-extensions\"")
+#define KATANA_LOUDLY_ _Pragma("clang diagnostic pop")
+#endif
+#endif
+#ifndef KATANA_QUIETLY_
+#define KATANA_QUIETLY_
+#define KATANA_LOUDLY_
+#endif
+
 /* Assembled into the function it stands in: the place that the record names is the one it is made at. */
 #define KATANA_TEXT_(word) KATANA_TEXT_OF_(word)
 #define KATANA_TEXT_OF_(word) #word
@@ -67,7 +79,8 @@
   ".pushsection .katana.hooks,\"e\",@progbits\n\t.balign 8\n\t.quad " place "\n\t"                                     \
   ".long " number ", " KATANA_TEXT_(__COUNTER__) ", 6612f - 6611f\n6611:\t.asciz \"" text                              \
   "\"\n6612:\t.balign 8\n\t.popsection"
-#define KATANA_RECORD_(number, text) __asm__ __volatile__("6610:\n\t" KATANA_ENTRY_("6610b", number, text))
+#define KATANA_RECORD_(number, text)                                                                                   \
+  KATANA_QUIETLY_ __asm__ __volatile__("6610:\n\t" KATANA_ENTRY_("6610b", number, text)) KATANA_LOUDLY_
 
 /* An exception may not leave a hook: there is nobody to catch it. */
 #if defined __cplusplus && defined __cpp_exceptions
@@ -123,7 +136,7 @@
 #define KATANA_AFTER_REVERT(f) KATANA_HOOK_("4", katana_after_revert_hook_##f, f)
 /* No code, and no use of the variable: it is compiled as without.  Its size is asked for so that a wrong name is an error. */
 #define KATANA_TAKE_INITIALISER(variable)                                                                              \
-  __asm__(KATANA_ENTRY_("0", "7", #variable));                                                                         \
+  KATANA_QUIETLY_ __asm__(KATANA_ENTRY_("0", "7", #variable)) KATANA_LOUDLY_;                                          \
   typedef char katana_take_initialiser_##variable[sizeof(variable) ? 1 : -1] __attribute__((unused))
 
 #endif
