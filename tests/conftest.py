@@ -1,8 +1,8 @@
 """Which tests run: KATANA_TESTS is `sample` (if it is not set), `rest` or `all`.
 
-A test made for three toolchains or more runs in a third of them in the sample, in others each time, so that every
-toolchain meets a third of all tests; which they are never changes.  The rest are the other two thirds, and whatever is
-marked `rest`.
+A test made for three toolchains or more runs in one of four in the sample, in others each time, so that every
+toolchain meets a share of all tests; which they are never changes.  The rest are the others, and whatever is marked
+`rest`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.project import Variant
 
-_OF_EACH: Final = 3  # one toolchain in so many is in the sample
+_MANY: Final = 3  # toolchains of a test, or more, of which
+_OF_EACH: Final = 4  # one in so many is in the sample, and one at least
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,7 +50,7 @@ def _rest(items: list[pytest.Item]) -> set[pytest.Item]:
             groups.setdefault((item.nodeid.partition("[")[0], *others), []).append(item)
     rest = {item for item in items if item.get_closest_marker("rest")}
     for test, its in groups.items():
-        if len(its) >= _OF_EACH:
-            first = zlib.crc32(repr(test).encode()) % _OF_EACH
+        if len(its) >= _MANY:
+            first = zlib.crc32(repr(test).encode()) % min(len(its), _OF_EACH)
             rest.update(item for n, item in enumerate(its) if n % _OF_EACH != first)
     return rest

@@ -21,7 +21,7 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> Checker:
 
 @pytest.mark.timeout(600)
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

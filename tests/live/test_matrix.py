@@ -1,8 +1,8 @@
 """Every kind of change, live, in every kind of build (docs/support-matrix.md).
 
-`make test` takes a sample that repeats itself exactly: each case of code together with others in four of the sixteen
-variants, and every other one by itself in one of them (`make test-rest` takes the others); less of those of live data
-(`sample`).  `make matrix` sets KATANA_MATRIX: all
+The sample repeats itself exactly: each case of code together with others in four of the sixteen variants, and by itself
+in one of them; less of those of live data (`sample`).  `make test` takes half of these variants, `make test-rest` the
+others.  `make matrix` sets KATANA_MATRIX: all
 cases in every variant, those that may be refused each by itself; its log becomes the committed results, and the sample
 must agree with those.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from tests.live.matrix.cases import CASES, is_alone_in_sample, is_alone_in_test, sample, single
+from tests.live.matrix.cases import CASES, is_alone_in_sample, is_in_test, sample, single
 from tests.live.matrix.model import PROGRAMS, VARIANTS, WORKS, Case, Outcome
 from tests.live.matrix.results import FAILED, committed, label, record
 from tests.live.matrix.runner import Workshop
@@ -73,10 +73,11 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def _tests() -> Iterator[ParameterSet]:
     """Each shop with its single cases, and with all; one after the other, since building it is most of the work."""
     for shop in SHOPS:
+        is_in_rest = not FULL and not is_in_test(shop.variant, map(CASES.index, shop.cases))
         for case in (*_singles(shop), None):
             # One process of pytest-xdist (--dist loadgroup) takes all of a shop.
             marks = [pytest.mark.xdist_group(str(shop))]
-            if case is not None and not FULL and not is_alone_in_test(CASES.index(case)):
+            if is_in_rest:
                 marks.append(pytest.mark.rest)
             yield pytest.param(shop, case, marks=marks, id=f"{shop}-{case.name if case else 'together'}")
 

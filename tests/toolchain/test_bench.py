@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(1200)]
 
 PAUSES = {"apply_reported", "revert_reported", "apply_heartbeat", "revert_heartbeat", "apply_attached", "mapping"}
 EXPECTED = {

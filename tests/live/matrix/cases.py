@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tests.live.matrix.cases_cxx import CXX
 from tests.live.matrix.cases_data import DATA, DATA_CXX
 from tests.live.matrix.cases_debugger import WATCHED
@@ -49,9 +51,11 @@ def is_alone_in_sample(number: int) -> bool:
     return not _is_of_data(number) or not (number >> 2) & 3
 
 
-def is_alone_in_test(number: int) -> bool:
-    """Whether `make test` has it by itself: every other case of code, those of live data that the sample has."""
-    return _is_of_data(number) or not (number >> 2) & 1
+def is_in_test(variant: Variant, numbers: Iterable[int]) -> bool:
+    """Whether `make test` builds these cases in a variant: half of the variants, two of the four of each case of code;
+    what has cases of live data, always."""
+    place = COMPILERS.index(variant.compiler) + LEVELS.index(variant.optimise) + MODES.index(variant.mode)
+    return place % 2 == 0 or any(_is_of_data(number) for number in numbers)
 
 
 def _is_of_data(number: int) -> bool:
