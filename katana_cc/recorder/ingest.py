@@ -24,6 +24,7 @@ from katana_cc.recorder import linkmap
 from katana_cc.recorder.inputs import Inputs
 from katana_cc.recorder.linkmap import Contribution, Input
 from katana_cc.recorder.record import ObjectRecord
+from katana_cc.recorder.sources import ask
 from katana_cc.recorder.staging.folder import place
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
@@ -143,6 +144,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
 
+    question = ask(Path(info["root"]))
     map_text = (staged.folder / info["map"]).read_bytes()
     contributions = linkmap.parse(map_text, info["output"])
     with Inputs(store, info, contributions, output) as inputs:
@@ -176,6 +178,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
             image=image,
             unplaced=tuple(placed.unplaced),
             notes=(*info.get("notes", ()), *notes),
+            sources=question.answer(),
         )
     )
 

@@ -4,7 +4,8 @@
     *.kpo               the patches                                      index.html          for a change-approval board
     SHA256SUMS          of all of them, for `sha256sum --check`          *.sig               signatures, if asked for
 
-The same store gives the same bytes: nothing in it tells when, where or by whom it was made.
+The same store gives the same bytes, with the same history of its sources: nothing in it tells when, where or by whom it
+was made.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from katana_cc.patch.model import PatchObject
 from katana_cc.release.emit import emit
 from katana_cc.release.naming import current_snapshots, unrecorded
 from katana_cc.release.notes import notes, overall
+from katana_cc.release.provenance import provenance
 from katana_cc.report.html import bundle_page
 from katana_cc.report.patch_json import to_json
 from katana_cc.snapshot.model import Snapshot
@@ -74,6 +76,7 @@ def make_bundle(store: Store, since: str) -> Bundle:
     packed: list[Packed] = []
     unchanged: list[dict[str, str]] = []
     missing: list[dict[str, str]] = []
+    compilers: dict[str, list[dict[str, Any]]] = {}
     for release, old in _builds_since(store, since):
         new = current.get(old.output)
         if new is None:
@@ -83,6 +86,7 @@ def make_bundle(store: Store, since: str) -> Bundle:
         if made is None:
             unchanged.append({"output": old.output, "release": release.name})
         else:
+            made.fields["provenance"] = provenance(store, old, new, compilers)
             packed.append(made)
     packed.sort(key=lambda p: (p.fields["output"], p.fields["from"]))
     manifest = {
