@@ -58,8 +58,10 @@ def staged_links(store_folder: Path) -> list[StagedLink]:
             continue
         if info.get("format") != 1:
             raise StoreError(f"staged link of format {info.get('format')}", where=str(folder), remedy="Link it again.")
-        if (output := place(os.fsencode(folder))) is not None:
-            found.append(StagedLink(folder, {**info, "output": os.fsdecode(output)}))
+        if Path(info["output"]).exists():
+            found.append(StagedLink(folder, info))
+        elif renamed := place(os.fsencode(folder)):
+            found.append(StagedLink(folder, {**info, "output": os.fsdecode(renamed)}))
     return sorted(found, key=lambda s: (s.info.get("time", 0), s.info["output"]))
 
 
@@ -144,7 +146,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
 
-    question = ask(Path(info["root"]))
+    question = ask(Path(info.get("root") or Path(info["output"]).parent))
     map_text = (staged.folder / info["map"]).read_bytes()
     contributions = linkmap.parse(map_text, info["output"])
     with Inputs(store, info, contributions, output) as inputs:

@@ -60,8 +60,10 @@ class Bundle:
     patches: tuple[Packed, ...]
 
 
-def make_bundle(store: Store, since: str) -> Bundle:
+def make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None] = lambda *_: None) -> Bundle:
     """Every patch from release `since`, and from each later one, to the current snapshots.
+
+    `tell` is told of each as it begins, as by `ingest_staged`.
 
     The manifest is {"format": 2, "since": …, "patches": [{"output", "from", "to", "from_build_id", "to_build_id",
     "verdict", "file", "size", "sha256", "id", "summary", "changed_functions", …}], "unchanged": [{"output",
@@ -77,7 +79,9 @@ def make_bundle(store: Store, since: str) -> Bundle:
     unchanged: list[dict[str, str]] = []
     missing: list[dict[str, str]] = []
     compilers: dict[str, list[dict[str, Any]]] = {}
-    for release, old in _builds_since(store, since):
+    builds = list(_builds_since(store, since))
+    for number, (release, old) in enumerate(builds):
+        tell(number, len(builds), f"{old.output} {release.name}")
         new = current.get(old.output)
         if new is None:
             missing.append({"output": old.output, "release": release.name, "reason": reasons[old.output]})
