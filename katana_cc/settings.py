@@ -2,15 +2,21 @@
 
 The wrappers read the same files in sh (`wrappers/libexec/katana/settings`), and hand them on in the environment;
 commands take them from here.  A file holds lines `name = value`; `#` begins a line of comment.
+
+What the command line says goes into the environment, too, with its name in KATANA_COMMAND_LINE: so it reaches the
+linker's stand-in, and it is known what said it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from katana_cc.errors import UsageError
+
 FILE: Final = "katana.conf"
+SAID: Final = "KATANA_COMMAND_LINE"  # names of settings, with spaces between
 
 
 class Setting(NamedTuple):
@@ -37,7 +43,7 @@ _NAMES: Final = frozenset(setting.name for setting in SETTINGS)
 
 
 class Value(NamedTuple):
-    """What a setting is, and what said so: "environment", "default", or the path of a file."""
+    """What a setting is, and what said so: "command line", "environment", "default", or the path of a file."""
 
     setting: Setting
     value: str
@@ -79,12 +85,29 @@ def resolve(folder: Path, environment: Mapping[str, str]) -> tuple[tuple[Value, 
             else:
                 unknown.append((path, name))
     values = []
+    on_command_line = environment.get(SAID, "").split()
     for setting in SETTINGS:
         if setting.variable in environment:
-            values.append(Value(setting, environment[setting.variable], "environment"))
+            origin = "command line" if setting.name in on_command_line else "environment"
+            values.append(Value(setting, environment[setting.variable], origin))
         else:
             values.append(Value(setting, *said.get(setting.name, (setting.default, "default"))))
     return tuple(values), tuple(unknown)
+
+
+def say(environment: MutableMapping[str, str], words: Iterable[str]) -> None:
+    """Take `name=value`, as the command line has it, before all else.
+
+    Raises:
+        UsageError: a word is none, or names no setting.
+    """
+    known = {setting.name: setting for setting in SETTINGS}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or name.strip() not in known:
+            raise UsageError(f"{word!r} sets nothing", remedy=f"Say NAME=VALUE; there are {', '.join(known)}.")
+        environment[known[name.strip()].variable] = value.strip()
+        environment[SAID] = " ".join([*environment.get(SAID, "").split(), name.strip()])
 
 
 def export(environment: MutableMapping[str, str]) -> None:
@@ -94,5 +117,5 @@ def export(environment: MutableMapping[str, str]) -> None:
     except OSError:  # the folder is gone, or one above it may not be searched
         return
     for value in values:
-        if value.origin not in ("environment", "default"):
+        if value.origin not in ("command line", "environment", "default"):
             environment[value.setting.variable] = value.value

@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `katana config`."""
     names = ", ".join(setting.name for setting in SETTINGS)
     parser.description = (
-        "Show the settings and what each comes from: the environment, katana.conf in this folder or above it, "
-        "katana/katana.conf in the user's configuration folder, or the default; the first that says something counts."
+        "Show the settings and what each comes from: `katana -c NAME=VALUE`, the environment, katana.conf in this "
+        "folder or above it, katana/katana.conf in the user's configuration folder, or the default; the first that "
+        "says something counts."
     )
     parser.add_argument("--show", action="store_true", help="show all (the default)")
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"print one value only: {names}")

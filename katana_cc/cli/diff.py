@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from katana_cc.cli.names import find_snapshots
+from katana_cc.cli.progress import progress
 from katana_cc.errors import ExitStatus, StoreError
 from katana_cc.patch.model import PatchObject, Verdict
 from katana_cc.release.emit import make_patch, release_label
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus | int:
     store = Store(find_store())
     old = _side(store, arguments.old)
     if arguments.new is None:
-        ingest_staged(store)  # what fails is a gap, and unrecorded() tells
+        with progress("recording", quiet=arguments.json) as shown:
+            ingest_staged(store, shown)  # what fails is a gap, and unrecorded() tells
         unseen = unrecorded(store)
         missing = {output: reason for output, reason in unseen.items() if output in old}
         new = {s.output: s for s in current_snapshots(store, unseen)}
@@ -49,16 +51,20 @@ def run(arguments: argparse.Namespace) -> ExitStatus | int:
         missing = {}
         new = _side(store, arguments.new)
     results: list[dict[str, Any]] = []
-    for output in sorted(old.keys() & new.keys()):
-        a, b = old[output], new[output]
-        labels = release_label(store, a), release_label(store, b)
-        patch, needed = None, False
-        if a.build_id != b.build_id:
-            patch, changes = make_patch(store, a, b, *labels)
-            needed = not changes.empty
-        results.append(_result(output, labels, patch, needed))
-        if not arguments.json:
-            _print(output, labels, patch, needed)
+    outputs = sorted(old.keys() & new.keys())
+    with progress("comparing", quiet=arguments.json) as shown:
+        for number, output in enumerate(outputs):
+            shown(number, len(outputs), output)
+            a, b = old[output], new[output]
+            labels = release_label(store, a), release_label(store, b)
+            patch, needed = None, False
+            if a.build_id != b.build_id:
+                patch, changes = make_patch(store, a, b, *labels)
+                needed = not changes.empty
+            results.append(_result(output, labels, patch, needed))
+            if not arguments.json:
+                shown.end()
+                _print(output, labels, patch, needed)
     for output, reason in missing.items():
         results.append({"output": output, "verdict": "unknown", "needed": False, "reasons": [], "gap": reason})
         print(f"katana diff: the present build of {output} is not recorded: {reason}", file=sys.stderr)

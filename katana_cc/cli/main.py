@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc import __version__
-from katana_cc.errors import ExitStatus, KatanaError
-from katana_cc.settings import export
+from katana_cc.errors import ExitStatus, KatanaError, UsageError
+from katana_cc.settings import export, say
 
 COMMANDS: Final = {
     "log": "what was recorded: snapshots and releases, newest first",
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cmake-dir", action="version", version=str(cmake_folder()), help="where Katana.cmake is")
     parser.add_argument("--include-dir", action="version", version=str(include_folder()), help="where katana.h is")
     parser.add_argument("--fleet-dir", action="version", version=str(fleet_folder()), help="where rollout.yml is")
+    add_settings(parser)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if not words:
@@ -67,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("katana: error: say a COMMAND; `katana --help` lists them", file=sys.stderr)
         return int(ExitStatus.USAGE)
     chosen = parser.parse_args(words)
+    try:
+        say(os.environ, chosen.set)
+    except UsageError as error:
+        print(f"katana: {error}", file=sys.stderr)
+        return int(error.status)
     if chosen.command != "config":  # which tells what comes from files
         export(os.environ)
     try:
@@ -82,6 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sub.parse_args(prepare(chosen.rest))
     return run_reporting_errors(
         f"katana {chosen.command}", lambda: module.run(arguments), getattr(arguments, "json", False)
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """`-c NAME=VALUE`, which comes before the environment and files."""
+    parser.add_argument(
+        "-c",
+        dest="set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting, before what environment and files say of it; `katana config` lists them",
     )
 
 

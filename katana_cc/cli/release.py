@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from katana_cc import __version__
-from katana_cc.cli.main import Formatter, run_reporting_errors
+from katana_cc.cli.main import Formatter, add_settings, run_reporting_errors
+from katana_cc.cli.progress import progress
 from katana_cc.errors import ExitStatus, StoreError, UsageError
 from katana_cc.release.escaped import escaped
 from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
-from katana_cc.settings import export
+from katana_cc.settings import export, say
 from katana_cc.snapshot.store import Store, find_store
 
 _MOST_TOLD: Final = 5
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also add the patches to a mirror: a folder, or a place that fsspec writes to; `katana update` reads it",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_settings(parser)
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     arguments = parser.parse_args(argv)
     status = run_reporting_errors("katana-release", lambda: _run(arguments), arguments.json)
@@ -63,11 +65,13 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
         raise UsageError("say either NAME or --since NAME", remedy="See `katana-release --help`.")
     if arguments.since is None and (arguments.sign or arguments.publish or arguments.output):
         raise UsageError("-o, --sign and --publish are of a bundle", remedy="add --since NAME")
+    say(os.environ, arguments.set)
     export(os.environ)
     gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
     try:
         store = Store(find_store(), create=True)
-        ingested = ingest_staged(store)
+        with progress("recording", quiet=arguments.json) as shown:
+            ingested = ingest_staged(store, shown)
     except StoreError:
         _tell_escaped(Path.cwd(), frozenset(), frozenset())
         raise
@@ -86,7 +90,8 @@ def _bundle(store: Store, arguments: argparse.Namespace) -> ExitStatus:
 
     sign = _signer(arguments.sign)
     folder = arguments.output or Path(f"patches-since-{arguments.since}")
-    bundle = make_bundle(store, arguments.since)
+    with progress("comparing", quiet=arguments.json) as shown:
+        bundle = make_bundle(store, arguments.since, shown)
     manifest = bundle.manifest
     write_bundle(bundle, folder, sign)
     if arguments.publish is not None:

@@ -58,6 +58,7 @@ def _described(s: Snapshot) -> dict[str, object]:
         "build_id": s.build_id,
         "soname": s.soname,
         "linker": s.linker,
+        "sources": s.sources,
         "objects": len(s.units),
         "sections_placed": len(s.placements),
         "sections_not_confirmed": len(s.unplaced),

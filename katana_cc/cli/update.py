@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from katana_cc.cli.grants import add_grants, grants_of
+from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
 from katana_cc.cli.signed import add_trust, policy_of
 from katana_cc.errors import ExitStatus, KatanaError, UsageError
@@ -64,14 +65,17 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     granted = grants_of(arguments)
     done = []
     failed: list[KatanaError] = []
-    for build_id, pids in sorted(running.builds.items()):
-        found = mirrors.newest(build_id)
-        for error in found.errors:
-            print(f"{_PROGRAM}: {clean(str(error))}", file=sys.stderr)
-        if found.entry is None:
-            failed += found.errors[:1]
-        else:
-            done.append(_update(found, pids, granted, arguments, listing))
+    with progress("updating", quiet=arguments.json) as shown:
+        for number, (build_id, pids) in enumerate(sorted(running.builds.items())):
+            shown(number, len(running.builds), f"build-id {build_id[:12]}")
+            found = mirrors.newest(build_id)
+            for error in found.errors:
+                shown.end()
+                print(f"{_PROGRAM}: {clean(str(error))}", file=sys.stderr)
+            if found.entry is None:
+                failed += found.errors[:1]
+            else:
+                done.append(_update(found, pids, granted, arguments, listing))
     tell_passed_over(_PROGRAM, running.passed_over, "something newer is to be had")
     if arguments.json:
         result = {

@@ -32,12 +32,13 @@ from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
+from katana_cc.process.identify import NotThisBuildError
 from katana_cc.process.inject import inject, unmap
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.objections import StrayWordsError, judge
 from katana_cc.process.objects import Objects
 from katana_cc.process.phases import Bytes, Phase, Step
-from katana_cc.process.plan import NotThisBuildError, Plan, prepare
+from katana_cc.process.plan import Plan, prepare
 from katana_cc.process.preview import preview, refuse_early
 from katana_cc.process.registration import may_be_registered, register, withdraw
 from katana_cc.process.revert import Wishes, revert_one

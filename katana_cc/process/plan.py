@@ -27,11 +27,12 @@ from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Guard
 from katana_cc.process.draft import edits_room, ledger_of
 from katana_cc.process.earlier import Earlier, earlier_patches
+from katana_cc.process.identify import find_module
 from katana_cc.process.image import with_head
 from katana_cc.process.imports import Linker, Resolution, thread_pointer_offset
 from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
 from katana_cc.process.link import DATA, Heritage, Layout, Linked, lay_out, link
-from katana_cc.process.modules import Module, with_build_id
+from katana_cc.process.modules import Module
 from katana_cc.process.moves import followed_by, kinds_of, moves_of, with_functions
 from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
 from katana_cc.process.phases import Bytes
@@ -47,10 +48,6 @@ from katana_cc.process.succession import (
 )
 from katana_cc.process.target import PatchMapping, Target
 from katana_cc.process.unwinders import FrameRegistry, registries_for
-
-
-class NotThisBuildError(RefusedError):
-    """The process does not run the build the patch starts from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,45 +241,6 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     )  # fmt: skip
     layout = with_head(plan.po, plan.layout, base, plan.module.bias)
     return dataclasses.replace(plan, layout=layout, base=base, linked=linked, ledger=ledger)
-
-
-def find_module(target: Target, po: PatchObject) -> Module:
-    """The one module that is the build the patch starts from."""
-    found = list(with_build_id(target.modules, po.identity.from_build_id))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise RefusedError(
-            f"{found[0].path} is loaded {len(found)} times (dlmopen)",
-            where=target.where,
-            remedy="restart the process with the new build",
-        )
-    if (became := _made_by_patch(target, po)) is not None:
-        raise became
-    newer = any(m.build_id == po.identity.to_build_id for m in target.modules)
-    remedy = "it runs the new build already" if newer else "see `katana status --pid` for the builds it runs"
-    raise NotThisBuildError(
-        f"does not run {po.identity.output} with build-id {po.identity.from_build_id}",
-        where=target.where,
-        remedy=remedy,
-    )
-
-
-def _made_by_patch(target: Target, po: PatchObject) -> NotThisBuildError | None:
-    """What to say where the build that the patch starts from is there by another patch only."""
-    at = po.identity.from_build_id
-    by = next((m.ledger for m in target.patches if m.ledger is not None and m.ledger.to_build_id == at), None)
-    if by is None:
-        return None
-    start, end = by.from_release or by.from_build_id[:12], po.identity.to_release or po.identity.to_build_id[:12]
-    since = by.from_release or "NAME"
-    return NotThisBuildError(
-        f"runs {by.output} of {start}, with patch {by.patch_id} to the build that this one starts from; a patch leads "
-        "from the build that a process was started from",
-        where=target.where,
-        remedy=f"apply the patch from {start} to {end}, which takes the place of that one (`katana patches`; "
-        f"`katana-release --since {since}` makes it where {start} is deployed)",
-    )
 
 
 def _compare_functions(

@@ -24,6 +24,7 @@ from katana_cc.recorder import linkmap
 from katana_cc.recorder.inputs import Inputs
 from katana_cc.recorder.linkmap import Contribution, Input
 from katana_cc.recorder.record import ObjectRecord
+from katana_cc.recorder.sources import ask
 from katana_cc.recorder.staging.folder import place
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Store
@@ -57,8 +58,10 @@ def staged_links(store_folder: Path) -> list[StagedLink]:
             continue
         if info.get("format") != 1:
             raise StoreError(f"staged link of format {info.get('format')}", where=str(folder), remedy="Link it again.")
-        if (output := place(os.fsencode(folder))) is not None:
-            found.append(StagedLink(folder, {**info, "output": os.fsdecode(output)}))
+        if Path(info["output"]).exists():
+            found.append(StagedLink(folder, info))
+        elif renamed := place(os.fsencode(folder)):
+            found.append(StagedLink(folder, {**info, "output": os.fsdecode(renamed)}))
     return sorted(found, key=lambda s: (s.info.get("time", 0), s.info["output"]))
 
 
@@ -143,6 +146,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     if not output.build_id:
         raise FormatError("it has no build-id", where=info["output"], remedy="Do not link with --build-id=none.")
 
+    question = ask(Path(info.get("root") or Path(info["output"]).parent))
     map_text = (staged.folder / info["map"]).read_bytes()
     contributions = linkmap.parse(map_text, info["output"])
     with Inputs(store, info, contributions, output) as inputs:
@@ -176,6 +180,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
             image=image,
             unplaced=tuple(placed.unplaced),
             notes=(*info.get("notes", ()), *notes),
+            sources=question.answer(),
         )
     )
 

@@ -4,7 +4,8 @@
     *.kpo               the patches                                      index.html          for a change-approval board
     SHA256SUMS          of all of them, for `sha256sum --check`          *.sig               signatures, if asked for
 
-The same store gives the same bytes: nothing in it tells when, where or by whom it was made.
+The same store gives the same bytes, with the same history of its sources: nothing in it tells when, where or by whom it
+was made.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from katana_cc.patch.model import PatchObject
 from katana_cc.release.emit import emit
 from katana_cc.release.naming import current_snapshots, unrecorded
 from katana_cc.release.notes import notes, overall
+from katana_cc.release.provenance import provenance
 from katana_cc.report.html import bundle_page
 from katana_cc.report.patch_json import to_json
 from katana_cc.snapshot.model import Snapshot
@@ -58,8 +60,10 @@ class Bundle:
     patches: tuple[Packed, ...]
 
 
-def make_bundle(store: Store, since: str) -> Bundle:
+def make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None] = lambda *_: None) -> Bundle:
     """Every patch from release `since`, and from each later one, to the current snapshots.
+
+    `tell` is told of each as it begins, as by `ingest_staged`.
 
     The manifest is {"format": 2, "since": …, "patches": [{"output", "from", "to", "from_build_id", "to_build_id",
     "verdict", "file", "size", "sha256", "id", "summary", "changed_functions", …}], "unchanged": [{"output",
@@ -74,7 +78,10 @@ def make_bundle(store: Store, since: str) -> Bundle:
     packed: list[Packed] = []
     unchanged: list[dict[str, str]] = []
     missing: list[dict[str, str]] = []
-    for release, old in _builds_since(store, since):
+    compilers: dict[str, list[dict[str, Any]]] = {}
+    builds = list(_builds_since(store, since))
+    for number, (release, old) in enumerate(builds):
+        tell(number, len(builds), f"{old.output} {release.name}")
         new = current.get(old.output)
         if new is None:
             missing.append({"output": old.output, "release": release.name, "reason": reasons[old.output]})
@@ -83,6 +90,7 @@ def make_bundle(store: Store, since: str) -> Bundle:
         if made is None:
             unchanged.append({"output": old.output, "release": release.name})
         else:
+            made.fields["provenance"] = provenance(store, old, new, compilers)
             packed.append(made)
     packed.sort(key=lambda p: (p.fields["output"], p.fields["from"]))
     manifest = {

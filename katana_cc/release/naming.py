@@ -5,7 +5,7 @@ Apart from bundling, since a release is named while somebody waits, and needs ne
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +24,12 @@ class Ingested(NamedTuple):
     failed: tuple[tuple[str, str], ...]
 
 
-def ingest_staged(store: Store) -> Ingested:
-    """Record every staged link whose output still exists."""
+def ingest_staged(store: Store, tell: Callable[[int, int, str], None] = lambda *_: None) -> Ingested:
+    """Record every staged link whose output still exists; `tell` hears how many are done, of how many, and the next."""
     recorded, failed = [], []
-    for staged in staged_links(store.folder):
+    links = staged_links(store.folder)
+    for number, staged in enumerate(links):
+        tell(number, len(links), staged.output)
         try:
             recorded.append(ingest(store, staged))
         except KatanaError as error:

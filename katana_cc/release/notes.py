@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from katana_cc.report.origins import listed, sentences
+
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|#])")
 
 
@@ -32,6 +34,7 @@ def notes(title: str, manifest: Mapping[str, Any]) -> str:
             f"**{patch['verdict']}**: {_plain(patch['summary'])}. File `{patch['file']}`.",
             "",
             *_details(patch),
+            *_provenance(patch.get("provenance", {})),
         ]
     for same in manifest["unchanged"]:
         lines.append(f"- {_plain(same['output'])} of {_plain(same['release'])} needs no patch.")
@@ -55,6 +58,15 @@ def _details(patch: Mapping[str, Any]) -> Iterator[str]:
         if reason["severity"] == "refused":
             yield f"- Refused: {_plain(reason['subject'])}: {_plain(reason['text'])} (`{reason['code']}`)"
     yield ""
+
+
+def _provenance(told: Mapping[str, Any]) -> Iterator[str]:
+    for sentence in sentences(told):
+        yield f"- {_plain(sentence)}."
+    for line in listed(told):
+        yield f"  - {_plain(line)}"
+    if told:
+        yield ""
 
 
 def _plain(text: str) -> str:

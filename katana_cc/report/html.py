@@ -9,6 +9,7 @@ import jinja2  # noqa: TID251 - the one importer
 
 from katana_cc.patch.model import PatchObject
 from katana_cc.report.explanation import explain
+from katana_cc.report.origins import listed, sentences
 from katana_cc.report.summary import clean, location, summarise
 
 
@@ -22,7 +23,11 @@ def bundle_page(
 ) -> str:
     """The page of a bundle: what is in it, then the explanation of each patch, in the order of the manifest."""
     values = {key: manifest[key] for key in ("patches", "unchanged", "missing")}
-    explanations = [(explain(po, data), summarise(po)) for po, data in patches]
+    origins = [patch.get("provenance", {}) for patch in manifest["patches"]]
+    explanations = [
+        (explain(po, data), summarise(po), sentences(told), listed(told))
+        for (po, data), told in zip(patches, origins, strict=True)
+    ]
     head = {"title": title, "verdict": verdict, "conclusion": conclusion}
     return _rendered("bundle.html.j2", {**head, **values, "explanations": explanations})
 

@@ -26,7 +26,8 @@ class Snapshot(NamedTuple):
     `placements[(unit, section)]` is the link-time address of an input section: unit index, section header index.
     `commons` gives address and size of symbols that were SHN_COMMON in their objects.  `folded` names the functions at
     addresses where identical-code folding (or the linker) left several unrelated ones.  `image` is a blob with the
-    ELF header, program headers and PT_LOAD contents; section headers and debug sections are cut off.
+    ELF header, program headers and PT_LOAD contents; section headers and debug sections are cut off.  `sources` is what
+    `git describe` said of the sources, "" if nothing.
     """
 
     output: str
@@ -45,6 +46,7 @@ class Snapshot(NamedTuple):
     unplaced: tuple[tuple[int, int, str], ...] = ()
     notes: tuple[str, ...] = ()
     id: int = 0
+    sources: str = ""
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "image": snapshot.image,
         "unplaced": [list(u) for u in snapshot.unplaced],
         "notes": list(snapshot.notes),
+        **({"sources": snapshot.sources} if snapshot.sources else {}),
     }
 
 
@@ -90,4 +93,5 @@ def from_json(raw: Mapping[str, Any], identifier: int = 0) -> Snapshot:
         unplaced=tuple((u[0], u[1], u[2]) for u in raw["unplaced"]),
         notes=tuple(raw["notes"]),
         id=identifier,
+        sources=raw.get("sources", ""),
     )

@@ -92,7 +92,7 @@ class Gap(NamedTuple):
 
 
 def find_store(start: Path | None = None) -> Path:
-    """The store a command means: the nearest `.katana` from `start` upwards, then `KATANA_DIR`.
+    """The store a command means: what its command line says, the nearest `.katana` from `start` upwards, `KATANA_DIR`.
 
     Raises:
         StoreError: there is none.
@@ -105,6 +105,8 @@ def find_store(start: Path | None = None) -> Path:
             where=f"KATANA_DIR={named}",
             remedy=f"Say KATANA_DIR={Path.cwd() / named}, or unset it.",
         )
+    if named and "dir" in os.environ.get("KATANA_COMMAND_LINE", "").split():
+        return Path(named)
     here = (start or Path.cwd()).absolute()
     for folder in (here, *here.parents):
         with suppress(PermissionError):  # a folder that may not be searched has none for us

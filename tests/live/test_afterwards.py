@@ -35,6 +35,8 @@ TOOLS = {
     "dwz": [["dwz", "FILE"]],
     "patchelf --set-rpath": [["patchelf", "--set-rpath", "/a/long/path/to/libraries/that/are/not/there", "FILE"]],
     "patchelf --set-interpreter": [["patchelf", "--set-interpreter", "/lib64/ld-linux-x86-64.so.2", "FILE"]],
+    "patchelf --remove-rpath": [["patchelf", "--remove-rpath", "FILE"]],
+    "patchelf --add-needed": [["patchelf", "--add-needed", "libm.so.6", "FILE"]],
     "chrpath": [["chrpath", "-d", "FILE"]],
 }  # fmt: skip
 
@@ -106,14 +108,38 @@ def test_a_file_that_was_worked_on_is_recognised_and_patched(katana: Installatio
         assert ask(target) == "42"
 
 
-def test_a_file_with_another_build_id_is_refused_and_told_of(katana: Installation, deployed: Path) -> None:
-    if shutil.which("debugedit") is None:
-        pytest.skip("debugedit is not installed")
+REWRITTEN = {
+    "debugedit": (["debugedit", "-b", "/src", "-d", "/usr/src/debug", "-i", "-s", "a seed", "FILE"], "has build-id "),
+    "objcopy -R": (["objcopy", "-R", ".note.gnu.build-id", "FILE"], "has no build-id any more"),
+}
+
+
+@pytest.mark.parametrize("tool", REWRITTEN)
+def test_a_file_with_another_build_id_is_refused_and_told_of(katana: Installation, deployed: Path, tool: str) -> None:
+    words, told = REWRITTEN[tool]
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
     file = deployed / "out" / "prog"
-    subprocess.run(["debugedit", "-b", deployed, "-d", "/usr/src/debug", "-i", "-s", "a seed", file], check=True)
+    subprocess.run([word.replace("FILE", str(file)) for word in words], check=True)
     with running(file) as target:
         patch = link(katana, deployed, 43).strip().rpartition(": ")[2]
         done = katana.run("katana", "apply", patch, "--pid", str(target.pid), cwd=deployed)
         assert done.returncode == 3
         assert b"does not run prog with build-id" in done.stderr
+        assert f"{file} has the code of that build, and {told}" in done.stderr.decode()
+        assert b"rewritten after the link" in done.stderr
+        assert ask(target) == "42"
+
+
+def test_another_build_of_the_same_program_is_told_of(katana: Installation, deployed: Path) -> None:
+    file = deployed / "out" / "prog"
+    patch = link(katana, deployed, 43).strip().rpartition(": ")[2]
+    (deployed / "g.c").write_text("int g(void) { volatile int n = 42; return n; }\n")
+    done = katana.run(katana.cc, "gcc", "-O1", "main.c", "g.c", "-o", "prog", cwd=deployed)
+    assert done.returncode == 0
+    shutil.copy(deployed / "prog", file)
+    with running(file) as target:
+        done = katana.run("katana", "apply", patch, "--pid", str(target.pid), cwd=deployed)
+        assert done.returncode == 3
+        assert f"{file} is another build, build-id " in done.stderr.decode()
         assert ask(target) == "42"

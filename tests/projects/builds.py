@@ -284,11 +284,11 @@ def remember(results: Path, row: Row) -> list[Row]:
 def main() -> int:
     """Build all, or those that are named; 1 if anything is not as it should be."""
     parser = argparse.ArgumentParser(description="Build real programs with and without Katana.")
-    parser.add_argument("names", nargs="*", help="packages (default: all)")
+    parser.add_argument("names", nargs="*", help="packages, or folders of --work (default: all)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "builds", help="where to build")
     arguments = parser.parse_args()
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    chosen = [p for p in PROGRAMS if not arguments.names or p.package in arguments.names]
+    chosen = [p for p in PROGRAMS if not arguments.names or {p.package, slug(p)} & set(arguments.names)]
     good = True
     for program in chosen:
         work = arguments.work / slug(program)

@@ -48,7 +48,8 @@ _AUTOTOOLS: Final = "autotools"
 _LIBTOOL: Final = "autotools, libtool"
 _AUTORECONF: Final = "autoreconf -fi\n./configure && make -j2"
 _CMAKE: Final = "cmake -S . -B build -G {} -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_POLICY_VERSION_MINIMUM=3.5"
-_DPKG: Final = "dpkg-buildpackage -b -uc -us -d -j2"
+# Without packages for all architectures: documentation needs tools of its own.
+_DPKG: Final = "dpkg-buildpackage -B -uc -us -d -j2"
 _DEBIAN: Final = "dpkg-buildpackage"
 
 PROGRAMS: Final = (
@@ -59,6 +60,14 @@ PROGRAMS: Final = (
     Program(
         "bzip2", "plain make", 'make -j2 CC="$CC" bzip2 bzip2recover', 'make CC="$CC" bzip2', 'make CC="$CC" test',
         Edit("compress.c", "s->bsBuff = 0;", "s->bsBuff = 0; s->combinedCRC = 0;"),
+    ),
+    Program(
+        "tinycdb", "plain make, static and shared", 'make -j2 CC="$CC" static shared', 'make CC="$CC" static shared',
+        'make CC="$CC" check check-shared', Edit("cdb_hash.c", "return hash;", "return hash + 1;"),
+    ),
+    Program(
+        "xxhash", "plain make", "make -j2 lib xxhsum", "make lib xxhsum", "make check",
+        Edit("xxhash.h", "{ return XXH_VERSION_NUMBER; }", "{ return XXH_VERSION_NUMBER + 1; }"),
     ),
     Program(
         "lz4", "plain make, shared library", "make -j2 lib lz4", "make lib lz4", "make -C tests test-lz4-basic",
@@ -123,5 +132,15 @@ PROGRAMS: Final = (
     Program(
         "popt", _DEBIAN + ", libtool", _DPKG, "make -j2", "make check",
         Edit("src/popt.c", "con->flags = flags;", "con->flags = flags & 0xffff;"), needs=("debhelper",), patched=False,
+    ),
+    Program(
+        "cjson", _DEBIAN + ", CMake", _DPKG, "cmake --build obj-*", "ctest --test-dir obj-*",
+        Edit("cJSON.c", '"%i.%i.%i"', '"%i.%i-%i"'),
+        needs=("debhelper",), patched=False,
+    ),
+    Program(
+        "ncompress", _DEBIAN + ", plain make", _DPKG, "debian/rules override_dh_auto_build", "make check",
+        Edit("compress42.c", "Compression: ", "Compressed by: "),
+        needs=("debhelper",), patched=False,
     ),
 )  # fmt: skip

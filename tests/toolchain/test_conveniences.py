@@ -16,6 +16,8 @@ from katana_cc.settings import SETTINGS
 from tests.support.installation import ROOT, Installation
 from tests.support.staged import links, only_link
 
+WRAPPER = ROOT / "wrappers/katana-cc"
+
 
 @pytest.fixture
 def sources(project: Path) -> Path:
@@ -27,6 +29,8 @@ def test_the_wrappers_know_the_settings_that_the_commands_know() -> None:
     text = (ROOT / "wrappers/libexec/katana/settings").read_text()
     handed_on = dict(re.findall(r"^\t\t(\w+)\) : .* export (\w+) ;;", text, re.MULTILINE))
     assert handed_on == {setting.name: setting.variable for setting in SETTINGS}
+    options = re.findall(r"^\t([\w-]+)\) .*KATANA_\w+=\$value && export (\w+) ;;", WRAPPER.read_text(), re.MULTILINE)
+    assert {name.replace("-", "_"): variable for name, variable in options} == handed_on
 
 
 def test_a_projects_file_decides_about_its_builds(katana: Installation, sources: Path, tmp_path: Path) -> None:
@@ -63,6 +67,32 @@ def test_the_users_file_decides_where_the_project_says_nothing(
     (sources / "katana.conf").write_text("disable = 0\n")
     katana.run(katana.cc, "gcc", "main.c", "-o", "prog", cwd=sources, HOME=str(tmp_path))
     assert only_link(sources / ".katana")["output_key"] == "prog"
+
+
+def test_the_command_line_of_the_wrapper_comes_first(katana: Installation, sources: Path, tmp_path: Path) -> None:
+    (sources / "katana.conf").write_text(f"dir = {tmp_path}/from-file\ndisable = 1\ncc = /no/such/compiler\n")
+    said = [f"--katana-dir={tmp_path}/said by hand", "--katana-disable=0", f"--katana-cc={shutil.which('gcc')}"]
+    done = katana.run(katana.cc, *said, "main.c", "-o", "prog", cwd=sources, KATANA_DIR=f"{tmp_path}/from-environment")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert only_link(tmp_path / "said by hand")["compiler"] == shutil.which("gcc")
+    assert sorted(p.name for p in tmp_path.glob("from-*")) == []
+    for wrong in ("--katana-dir", "--katana-color=1", "--katana-"):
+        done = katana.run(katana.cc, wrong, "-c", "main.c", cwd=sources)
+        assert (done.returncode, b"there is no option" in done.stderr) == (127, True)
+
+
+def test_the_command_line_of_commands_comes_first(katana: Installation, sources: Path, tmp_path: Path) -> None:
+    store = tmp_path / "elsewhere"
+    assert katana.run(katana.cc, "gcc", "main.c", "-o", "prog", cwd=sources, KATANA_DIR=str(store)).returncode == 0
+    assert katana.run(katana.cc, "gcc", "main.c", "-o", "other", cwd=sources).returncode == 0  # into .katana here
+    done = katana.run("katana-release", "-c", f"dir={store}", "v1", cwd=sources)
+    assert (done.returncode, b"v1: prog (" in done.stdout, b"v1: other (" in done.stdout) == (0, True, False)
+    assert b"v1" in katana.run("katana", "-c", f"dir={store}", "log", cwd=sources).stdout
+    shown = katana.run("katana", "-c", "strict=1", "config", "--json", cwd=sources, KATANA_STRICT="0")
+    (strict,) = [row for row in json.loads(shown.stdout) if row["name"] == "strict"]
+    assert (strict["value"], strict["origin"]) == ("1", "command line")
+    done = katana.run("katana", "-c", "strickt=1", "config", cwd=sources)
+    assert (done.returncode, b"'strickt=1' sets nothing" in done.stderr) == (2, True)
 
 
 def test_a_log_file_tells_of_what_was_not_recorded(katana: Installation, sources: Path, tmp_path: Path) -> None:

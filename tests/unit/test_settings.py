@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.settings import SETTINGS, export, files, read, resolve
+from katana_cc.errors import UsageError
+from katana_cc.settings import SETTINGS, export, files, read, resolve, say
 
 
 def origins(folder: Path, environment: dict[str, str]) -> dict[str, tuple[str, str]]:
@@ -31,6 +32,28 @@ def test_environment_then_project_then_user_then_default(tmp_path: Path, home: P
     assert found["cc"] == ("ccache gcc-12", str(project))
     assert found["lto"] == ("keep", str(home / ".config/katana/katana.conf"))
     assert found["readonly"] == ("0", "default")
+
+
+def test_the_command_line_comes_first_and_files_do_not_undo_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "katana.conf").write_text("strict = 0\nlto = keep\nlogfile = /l\n")
+    monkeypatch.chdir(tmp_path)
+    environment = {"KATANA_STRICT": "0", "KATANA_CC": "gcc"}
+    say(environment, ["strict = 1", "lto=off", "strict=yes"])
+    export(environment)
+    assert {name: environment[name] for name in ("KATANA_STRICT", "KATANA_LTO", "KATANA_CC", "KATANA_LOGFILE")} == {
+        "KATANA_STRICT": "yes", "KATANA_LTO": "off", "KATANA_CC": "gcc", "KATANA_LOGFILE": "/l",
+    }  # fmt: skip
+    found = origins(tmp_path, environment)
+    assert (found["strict"], found["lto"]) == (("yes", "command line"), ("off", "command line"))
+    assert found["cc"] == ("gcc", "environment")
+
+
+@pytest.mark.parametrize("word", ["strict", "strickt=1", "=1", ""])
+def test_what_sets_nothing_is_refused(word: str) -> None:
+    environment: dict[str, str] = {}
+    with pytest.raises(UsageError, match="sets nothing"):
+        say(environment, [word])
+    assert environment == {}
 
 
 def test_the_nearest_file_of_a_project_hides_those_above(tmp_path: Path) -> None:

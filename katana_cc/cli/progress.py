@@ -1,0 +1,77 @@
+"""How far a command has come, on a terminal, when it takes longer than a second.
+
+One line on standard error, written over itself and gone at the end.  There is none in a pipe or a file, with `--json`,
+with NO_COLOR or on a terminal that cannot go back in a line.  Nothing runs beside the work: the line is drawn anew as
+each part of it begins, ten times a second at most, so commands that tell of no parts draw none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final, TextIO
+
+AFTER: Final = 1.0  # seconds
+_AGAIN: Final = 0.1
+_WIDTH: Final = 20
+
+
+class Progress:
+    """Told of each part of the work as it begins; knows when to show it."""
+
+    def __init__(self, what: str, stream: TextIO | None) -> None:
+        self._what = what
+        self._stream = stream
+        self._next = time.monotonic() + AFTER
+        self._drawn = False
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        """`done` of `total` parts are done, and the one that is called `name` begins."""
+        if self._stream is None or time.monotonic() < self._next:
+            return
+        columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+        self._draw("\r" + line(self._what, done, total, name)[: max(columns - 1, 0)] + "\x1b[K")
+        self._next = time.monotonic() + _AGAIN
+        self._drawn = True
+
+    def end(self) -> None:
+        """Leave the line as it was."""
+        if self._drawn:
+            self._draw("\r\x1b[K")
+            self._drawn = False
+
+    def _draw(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # the terminal is gone
+            assert self._stream is not None
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def line(what: str, done: int, total: int, name: str) -> str:
+    """The line: `recording [########------------] 12/30 lib/libz.so.1`."""
+    filled = _WIDTH * done // total if total else 0
+    text = "".join(c if c.isprintable() else "?" for c in name)
+    return f"{what} [{'#' * filled}{'-' * (_WIDTH - filled)}] {done}/{total} {text}"
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """For a `with` around the work; `quiet` is for --json."""
+    shown = Progress(what, None if quiet or not can_show(sys.stderr, os.environ) else sys.stderr)
+    try:
+        yield shown
+    finally:
+        shown.end()
+
+
+def can_show(stream: TextIO | None, environment: Mapping[str, str]) -> bool:
+    """Whether a line that is written over itself makes sense there."""
+    if stream is None or environment.get("NO_COLOR") or environment.get("TERM", "dumb") == "dumb":
+        return False
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
