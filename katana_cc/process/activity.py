@@ -30,7 +30,7 @@ from katana_cc.errors import BusyError, TargetError
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
-from katana_cc.process.stacks import Search, Stacks, home_stack
+from katana_cc.process.stacks import Search, Stacks, column, home_stack
 
 _PATIENCE: Final = 200  # frames that one stop walks over
 DEEP_TRIES: Final = 3  # so often is what is deeper walked over between stops
@@ -73,6 +73,7 @@ class Finder:
     def __init__(self, guards: Sequence[Guard], bulk: BulkReader, make_unwinder: Callable[[], Unwinder]) -> None:
         self._guards = sorted((g for g in guards), key=lambda g: g.start)
         self._starts = [g.start for g in self._guards]
+        self._bounds = min(self._starts, default=0), max((g.start + g.size for g in guards), default=0)
         self._bulk = bulk
         self._make_unwinder = make_unwinder
         self._unwinder: Unwinder | None = None
@@ -97,10 +98,9 @@ class Finder:
         Raises:
             DeepStacksError: it takes too long for a stop to tell.
         """
-        for i, tid in enumerate(order):
-            pc = registers[i * REGISTER_WORDS + cpu.PC]
-            guard = self.guard_of_pc(pc)
-            if guard is not None:
+        low, high = self._bounds
+        for tid, pc in zip(order, column(registers, cpu.PC, len(order)), strict=True):
+            if low <= pc < high and (guard := self.guard_of_pc(pc)) is not None:
                 return Activity(tid, guard.name, pc, 0)
         stacks = Stacks(pid, order, registers, regions, reread, self._bulk)
         hits = stacks.hits(self._search)

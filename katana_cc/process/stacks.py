@@ -46,10 +46,10 @@ class Stacks:
         bulk: BulkReader,
     ) -> None:
         self._bulk = bulk
-        found = [_stack(pid, tid, registers, i, regions) for i, tid in enumerate(order)]
-        if any(s is None for s in found):
+        found = _stacks(pid, order, registers, regions)
+        if None in found:
             regions = reread()
-            found = [_stack(pid, tid, registers, i, regions) for i, tid in enumerate(order)]
+            found = _stacks(pid, order, registers, regions)
         self.regions = regions
         self.odd = {i for i, s in enumerate(found) if s is None}
         self.vectors = [_odd_stack(registers, i, regions) if s is None else s for i, s in enumerate(found)]
@@ -123,16 +123,25 @@ def home_stack(tid: int, pid: int, words: memoryview, regions: MemoryMap) -> tup
     return words[cpu.THREAD_POINTER] - size, size
 
 
-def _stack(pid: int, tid: int, registers: memoryview, i: int, regions: MemoryMap) -> tuple[int, int] | None:
-    """(address, size) of a live stack; None when it is not where stacks are."""
-    pointer = registers[i * REGISTER_WORDS + cpu.SP]
-    region = regions.at(pointer)
-    if region is None:
-        return None
-    if tid == pid:
-        return (pointer, region.end - pointer) if region.path == "[stack]" else None
-    thread_pointer = registers[i * REGISTER_WORDS + cpu.THREAD_POINTER]
-    return (pointer, thread_pointer - pointer) if pointer < thread_pointer <= region.end else None
+def column(registers: memoryview, register: int, count: int) -> list[int]:
+    """One register of the first `count` threads."""
+    values: list[int] = registers[register : count * REGISTER_WORDS : REGISTER_WORDS].tolist()
+    return values
+
+
+def _stacks(pid: int, order: Sequence[int], registers: memoryview, regions: MemoryMap) -> list[tuple[int, int] | None]:
+    """(address, size) of each live stack; None where it is not where stacks are."""
+    pointers = column(registers, cpu.SP, len(order))
+    result: list[tuple[int, int] | None] = []
+    for tid, pointer, thread in zip(order, pointers, column(registers, cpu.THREAD_POINTER, len(order)), strict=True):
+        region = regions.at(pointer)
+        if region is None:
+            result.append(None)
+        elif tid == pid:
+            result.append((pointer, region.end - pointer) if region.path == "[stack]" else None)
+        else:
+            result.append((pointer, thread - pointer) if pointer < thread <= region.end else None)
+    return result
 
 
 def _odd_stack(registers: memoryview, i: int, regions: MemoryMap) -> tuple[int, int]:
