@@ -31,14 +31,19 @@ class Patched:
     patch: Path
 
 
-def build_pair(setting: Setting, name: str, before: str, after: str, *flags: str) -> Patched:
+def build_pair(
+    setting: Setting, name: str, before: str, after: str, *flags: str, filled: tuple[str, str] = ("", "")
+) -> Patched:
     """Build `programs/NAME.c`, release it, change the text `before` to `after`, and build it again.
+
+    Args:
+        filled: a text of it, and what stands there instead in both builds.
 
     Raises:
         MeasureError: the text is not there once, or no patch object came of it.
     """
     folder = setting.folder(name)
-    text = (PROGRAMS / f"{name}.c").read_text()
+    text = (PROGRAMS / f"{name}.c").read_text().replace(*filled)
     if text.count(before) != 1:
         raise MeasureError(f"the text to change is not there once: {before}", where=f"{name}.c")
     source = folder / f"{name}.c"

@@ -1,13 +1,16 @@
 /*
  * The target of the pause benchmark: N threads in all, of which one, the heartbeat, measures.
  *
- *   threads N        prints "ready KIND" when every thread is where it stays; KIND is fifo or other
+ *   threads N [DEPTH] [stale]
+ *                    prints "ready KIND" when every thread is where it stays; KIND is fifo or other
  *   answer           -> what answer() returns, the function that is patched
+ *   more             -> the sum of what the functions give that stand in place of MORE, which are patched too
  *   reset            -> "ok"; the heartbeat's largest gap starts anew
  *   gap              -> nanoseconds: the largest gap between two beats since the reset
  *   idle MS          -> "ok" after that many milliseconds
  *
- * Workers block in read(2), 17 frames deep, on a pipe that nobody writes to.
+ * Workers block in read(2), DEPTH frames deep and three more, on a pipe that nobody writes to.  With `stale`, the
+ * outermost of these frames holds a word that looks as if answer() were about to be returned to.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -22,18 +25,30 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DEPTH = 14, PERIOD = 50000 };
+#define FACTOR 3
+
+enum { PERIOD = 50000, FRAME = 128 };
 
 static int never[2];
 static pthread_barrier_t placed;
 static _Atomic uint64_t largest;
 static _Atomic int beating;
 static volatile unsigned long sink;
+static volatile unsigned long inside = 4;
+static unsigned depth = 14;
+static int is_stale;
 
 __attribute__((noinline)) long answer(long seed)
 {
-	return seed * 3 + 12;
+	return seed * FACTOR + 12;
 }
+
+#define FUNCTION(NUMBER) \
+	__attribute__((noinline)) static long more_##NUMBER(long seed) { return seed * FACTOR + NUMBER; }
+#define ENTRY(NUMBER) more_##NUMBER,
+#define MORE(F) /*MORE*/
+MORE(FUNCTION)
+static long (*const more[])(long) = { MORE(ENTRY) 0 };
 
 static uint64_t now(void)
 {
@@ -42,13 +57,13 @@ static uint64_t now(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-__attribute__((noinline)) static unsigned long descend(unsigned depth, unsigned long value)
+__attribute__((noinline)) static unsigned long descend(unsigned left, unsigned long value)
 {
-	unsigned long kept[4] = { value, value * 3, value ^ depth, depth };
+	unsigned long kept[4] = { value, value * 3, value ^ left, left };
 	char byte;
 
-	if (depth)
-		value = descend(depth - 1, kept[depth % 4]);
+	if (left)
+		value = descend(left - 1, kept[left % 4]);
 	else if (read(never[0], &byte, 1) == 1)
 		value++;
 	sink += kept[value % 4];
@@ -57,9 +72,12 @@ __attribute__((noinline)) static unsigned long descend(unsigned depth, unsigned 
 
 static void *work(void *argument)
 {
+	volatile unsigned long word = is_stale ? (unsigned long)answer + inside : 0;
+
 	*(pid_t *)argument = gettid();
 	pthread_barrier_wait(&placed);
-	sink += descend(DEPTH, 1);
+	sink += descend(depth, 1);
+	sink += word;
 	return NULL;
 }
 
@@ -123,9 +141,12 @@ static int sleeps(pid_t tid)
 int main(int argc, char **argv)
 {
 	int total = argc > 1 ? atoi(argv[1]) : 3, workers = total - 2, fifo;
+	long sum;
 	pid_t *ids = calloc((size_t)total + 1, sizeof *ids);
 	char line[64];
 
+	depth = argc > 2 ? (unsigned)atoi(argv[2]) : depth;
+	is_stale = argc > 3;
 	if (workers < 0 || !ids || pipe(never))
 		return 2;
 	pthread_barrier_init(&placed, NULL, (unsigned)workers + 1);
@@ -134,7 +155,7 @@ int main(int argc, char **argv)
 		pthread_t thread;
 
 		pthread_attr_init(&attributes);
-		pthread_attr_setstacksize(&attributes, 256 * 1024);
+		pthread_attr_setstacksize(&attributes, 256 * 1024 + (size_t)depth * FRAME);
 		if (pthread_create(&thread, &attributes, work, &ids[i]))
 			return 2;
 	}
@@ -150,6 +171,11 @@ int main(int argc, char **argv)
 	while (fgets(line, sizeof line, stdin)) {
 		if (!strcmp(line, "answer\n")) {
 			printf("%ld\n", answer(10));
+		} else if (!strcmp(line, "more\n")) {
+			sum = 0;
+			for (int i = 0; more[i]; i++)
+				sum += more[i](10);
+			printf("%ld\n", sum);
 		} else if (!strcmp(line, "reset\n")) {
 			atomic_store(&largest, 0);
 			puts("ok");

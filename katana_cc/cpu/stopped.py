@@ -16,12 +16,14 @@ class DwarfNumbers(NamedTuple):
         stack_pointer: its number.
         pc: the number that stands for the address itself.
         is_return_in_register: whether a function may leave its return address in a register, without a rule for it.
+        lost: those that a call does not keep: the caller's values are not known, unless a rule tells them.
     """
 
     order: tuple[int, ...]
     stack_pointer: int
     pc: int
     is_return_in_register: bool
+    lost: frozenset[int]
 
 
 class RegisterSet(NamedTuple):

@@ -2,36 +2,45 @@
 
 A thread is inside a function when its instruction pointer is, or when a return address on its stack leads back into
 it.  Unwinding 256 stacks takes 20 ms; looking for words that could be such a return address takes one: all live stacks
-are read with one system call into one buffer, and the buffer is searched for the high bytes that all addresses of a
-range share.  Only a thread with a hit is unwound, since a hit may be stale data.
-
-    live stack of the first thread     [rsp, end of its region)
-    of others                          [rsp, thread pointer): the thread's descriptor lies above its stack
-    anything else                      an alternate signal stack, a coroutine: always unwound
+are read and searched (`stacks`).  Only a thread with a hit is unwound, since a hit may be stale data, and only as far
+as its outermost hit; one on an odd stack always is.
 
 A return address in (start, start + size] belongs to the function: a call may be its last instruction.  An instruction
 pointer in (start, start + size) is inside; at `start` itself nothing has run yet, and the jump is met.  When an unwind
 does not reach the stack's end, a hit beyond what it saw counts as activity: never patched blindly.
+
+A frame takes some microseconds, and a stack may have thousands.  So a stop walks over a few hundred frames in all;
+what is deeper is remembered, registers and stack, everything is let go, and it is walked over at leisure.  The next
+stop goes on from what is known where it meets a state of that walk with the same memory beyond it (`dwarf.unwind`):
+an outer part of a stack that is still there, whatever its thread does meanwhile.  A stack of which nothing stays is
+walked over in the stop, after a few such tries.
 """
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import code
 from katana_cc.cpu.native import system as cpu
-from katana_cc.dwarf.unwind import Backtrace, Unwinder
-from katana_cc.errors import TargetError
+from katana_cc.dwarf.unwind import Backtrace, Frame, Unwinder, Walked
+from katana_cc.errors import BusyError, TargetError
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
+from katana_cc.process.stacks import Search, Stacks, column, home_stack
 
-_ODD_STACK_LIMIT = 1 << 20
-_MAX_FINE_PREFIXES = 64
+_PATIENCE: Final = 200  # frames that one stop walks over
+DEEP_TRIES: Final = 3  # so often is what is deeper walked over between stops
+_FURTHEST: Final = 4096  # frames looked at to tell where a thread leaves a function
+_PIECE: Final = 1 << 16  # bytes
+_ALL: Final = (1 << 64) - 1
+
+
+class DeepStacksError(BusyError):
+    """There is more to be walked over than a stop has time for; `Finder.study` does it."""
 
 
 class Guard(NamedTuple):
@@ -64,10 +73,17 @@ class Finder:
     def __init__(self, guards: Sequence[Guard], bulk: BulkReader, make_unwinder: Callable[[], Unwinder]) -> None:
         self._guards = sorted((g for g in guards), key=lambda g: g.start)
         self._starts = [g.start for g in self._guards]
+        self._bounds = min(self._starts, default=0), max((g.start + g.size for g in guards), default=0)
         self._bulk = bulk
         self._make_unwinder = make_unwinder
         self._unwinder: Unwinder | None = None
-        self._prefixes, self._width = prefixes_of([(g.start, g.size) for g in guards])
+        self._search = Search(
+            [(g.start, g.size) for g in guards], lambda value: self.guard_of_return(value) is not None
+        )
+        self._left = 0
+        self._studies = 0
+        self._deep: list[tuple[int, dict[int, int], _Copy]] = []
+        self._known: dict[int, _Known] = {}
 
     def find(
         self, pid: int, order: Sequence[int], registers: memoryview, regions: MemoryMap, reread: Callable[[], MemoryMap]
@@ -78,28 +94,40 @@ class Finder:
             order: thread ids; their registers follow each other in `registers`.
             regions: the memory map as of before the stop.
             reread: gives the present one; called when the old one does not explain a stack pointer.
+
+        Raises:
+            DeepStacksError: it takes too long for a stop to tell.
         """
-        for i, tid in enumerate(order):
-            pc = registers[i * REGISTER_WORDS + cpu.PC]
-            guard = self.guard_of_pc(pc)
-            if guard is not None:
+        low, high = self._bounds
+        for tid, pc in zip(order, column(registers, cpu.PC, len(order)), strict=True):
+            if low <= pc < high and (guard := self.guard_of_pc(pc)) is not None:
                 return Activity(tid, guard.name, pc, 0)
-        stacks = [self._stack(pid, tid, registers, i, regions) for i, tid in enumerate(order)]
-        if any(s is None for s in stacks):
-            regions = reread()
-            stacks = [self._stack(pid, tid, registers, i, regions) for i, tid in enumerate(order)]
-        vectors = [s or (0, 0) for s in stacks]
-        odd = [i for i, s in enumerate(stacks) if s is None]
-        for i in odd:
-            vectors[i] = self._odd_stack(registers, i, regions)
-        data = bytes(self._bulk.read(vectors))
-        hits = self._scan(data, vectors)
-        for i in sorted(hits.keys() | set(odd)):
+        stacks = Stacks(pid, order, registers, regions, reread, self._bulk)
+        hits = stacks.hits(self._search)
+        self._left = _PATIENCE if self._studies < DEEP_TRIES else _ALL
+        self._deep.clear()
+        for i in sorted(hits.keys() | stacks.odd):
             words = registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]
-            found = self._examine(order[i], words, hits.get(i, []), i in odd, pid, regions)
+            found = self._examine(order[i], words, hits.get(i, []), i, stacks, pid)
             if found is not None:
                 return found
+        if self._deep:
+            raise DeepStacksError(f"the stack of thread {self._deep[0][0]} is too deep", where=f"pid {pid}")
         return None
+
+    def study(self) -> None:
+        """Walk over what was too deep for the last stop; called when all threads run again."""
+        self._studies += 1
+        unwinder = self._unwinder_now()
+        for tid, values, copy in self._deep:
+            states = _States(copy)
+            trace = unwinder.unwind(values, read=copy.reading(unwinder), states=states)
+            if copy.is_all:
+                frames = zip(trace.frames, self.guards_of(trace), strict=True)
+                inside = tuple((frame, guard) for frame, guard in frames if guard is not None)
+                furthest = max((f.cfa for f in trace.frames), default=0)
+                self._known[tid] = _Known(copy, Walked(states, trace), inside, furthest)
+        self._deep.clear()
 
     def departure(
         self, order: Sequence[int], registers: memoryview, busy: Activity
@@ -143,101 +171,133 @@ class Finder:
             return None
         return guard
 
-    @staticmethod
-    def _stack(pid: int, tid: int, registers: memoryview, i: int, regions: MemoryMap) -> tuple[int, int] | None:
-        """(address, size) of a live stack; None when it is not where stacks are."""
-        pointer = registers[i * REGISTER_WORDS + cpu.SP]
-        region = regions.at(pointer)
-        if region is None:
-            return None
-        if tid == pid:
-            return (pointer, region.end - pointer) if region.path == "[stack]" else None
-        thread_pointer = registers[i * REGISTER_WORDS + cpu.THREAD_POINTER]
-        return (pointer, thread_pointer - pointer) if pointer < thread_pointer <= region.end else None
-
-    @staticmethod
-    def _odd_stack(registers: memoryview, i: int, regions: MemoryMap) -> tuple[int, int]:
-        pointer = registers[i * REGISTER_WORDS + cpu.SP]
-        region = regions.at(pointer)
-        return (pointer, min(region.end - pointer, _ODD_STACK_LIMIT)) if region else (0, 0)
-
-    def _scan(self, data: bytes, vectors: Sequence[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
-        """Thread index → (address of the word, its value) of each word that may be a return address into a guard."""
-        bounds = []
-        total = 0
-        for _, size in vectors:
-            bounds.append(total)
-            total += size
-        result: dict[int, list[tuple[int, int]]] = {}
-        skipped = 8 - self._width
-        for prefix in self._prefixes:
-            at = data.find(prefix)
-            while at >= 0:
-                start = at - skipped
-                if start >= 0:
-                    value = int.from_bytes(data[start : start + 8], "little")
-                    if self.guard_of_return(value) is not None:
-                        i = bisect_right(bounds, start) - 1
-                        while not vectors[i][1]:
-                            i -= 1
-                        result.setdefault(i, []).append((vectors[i][0] + start - bounds[i], value))
-                at = data.find(prefix, at + 1)
-        return result
-
     def _examine(
-        self, tid: int, words: memoryview, hits: list[tuple[int, int]], is_odd: bool, pid: int, regions: MemoryMap
+        self, tid: int, words: memoryview, hits: list[tuple[int, int]], i: int, stacks: Stacks, pid: int
     ) -> Activity | None:
         """Unwind a thread with hits, or on an odd stack."""
-        trace = self._backtrace(words)
+        is_odd = i in stacks.odd
+        until = _ALL if is_odd else max(at for at, _ in hits)
+        trace = self._walk(tid, _numbered(words), _Copy(stacks.vectors[i][0], stacks.copy(i)), until)
         for frame, guard in zip(trace.frames, self.guards_of(trace), strict=True):
             if guard is not None:
                 return Activity(tid, guard.name, frame.pc, frame.depth)
-        if trace.is_complete:
+        known = self._known[tid] if trace.goes_on >= 0 else None
+        for frame, guard in known.inside if known is not None else ():
+            if frame.depth >= trace.goes_on:
+                return Activity(tid, guard.name, frame.pc, frame.depth - trace.goes_on + len(trace.frames))
+        if trace.is_complete or trace.is_cut:
             return None
         seen_up_to = max((f.cfa for f in trace.frames), default=0)
-        beyond = [h for h in hits if is_odd or h[0] >= seen_up_to - 8]
+        if known is not None:
+            seen_up_to = max(seen_up_to, known.furthest)
+        beyond = [value for at, value in hits if is_odd or at >= seen_up_to - 8]
         if is_odd:
-            home = self._home_stack(tid, pid, words, regions)
-            beyond += self._scan(bytes(self._bulk.read([home])), [home]).get(0, [])
+            self._bulk.read([home_stack(tid, pid, words, stacks.regions)])
+            beyond += [value for _, value in self._search.words(self._bulk)]
+            stacks.read()
         if beyond:
-            guard = self.guard_of_return(beyond[0][1])
+            guard = self.guard_of_return(beyond[0])
             assert guard is not None
-            return Activity(tid, guard.name, beyond[0][1], -1, trace.why)
+            return Activity(tid, guard.name, beyond[0], -1, trace.why)
         return None
 
+    def _walk(self, tid: int, values: dict[int, int], copy: _Copy, until: int) -> Backtrace:
+        """Unwind a thread, as far as the patience for this stop goes; what is beyond it is left for `study`."""
+        unwinder = self._unwinder_now()
+        known, valid = None, _ALL
+        if (earlier := self._known.get(tid)) is not None:
+            known, valid = earlier.walked, copy.same_from(earlier.copy)
+        states: dict[int, tuple[dict[int, int], int, bool]] = {}
+        read = copy.reading(unwinder)
+        trace = unwinder.unwind(
+            values, limit=self._left, read=read, until=until, known=known, valid=valid, states=states
+        )
+        self._left -= len(states)
+        if trace.is_cut:
+            self._deep.append((tid, values, copy))
+        return trace
+
     def _backtrace(self, words: memoryview) -> Backtrace:
+        return self._unwinder_now().unwind(_numbered(words), limit=_FURTHEST)
+
+    def _unwinder_now(self) -> Unwinder:
         if self._unwinder is None:
             self._unwinder = self._make_unwinder()
-        return self._unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF.order)})
-
-    @staticmethod
-    def _home_stack(tid: int, pid: int, words: memoryview, regions: MemoryMap) -> tuple[int, int]:
-        """The stack a thread was born with, whole: what is below its true stack pointer cannot be told."""
-        if tid == pid:
-            region = next((r for r in regions.regions if r.path == "[stack]"), None)
-            return (region.start, region.size) if region else (0, 0)
-        region = regions.at(words[cpu.THREAD_POINTER])
-        if region is None or "w" not in region.permissions:
-            return 0, 0
-        size = min(words[cpu.THREAD_POINTER] - region.start, 8 * _ODD_STACK_LIMIT)
-        return words[cpu.THREAD_POINTER] - size, size
+        return self._unwinder
 
 
-def prefixes_of(ranges: Sequence[tuple[int, int]]) -> tuple[list[bytes], int]:
-    """The high bytes that words in (start, start + size] can have, and how many bytes that is (7, 6 or 5): as fine as
-    keeps the number of searches small."""
-    fine: list[int] = []
-    for width in (7, 6, 5):
-        shift = 8 * (8 - width)
-        blocks: set[int] = set()
-        for start, size in ranges:
-            blocks.update(range((start + 1) >> shift, ((start + size) >> shift) + 1))
-            if len(blocks) > _MAX_FINE_PREFIXES and width > 5:
-                break
-        fine = sorted(blocks)
-        if len(fine) <= _MAX_FINE_PREFIXES or width == 5:
-            return [struct.pack("<Q", block)[:width] for block in fine], width
-    raise AssertionError("unreachable")
+class _Copy:
+    """The bytes of a stack as of a stop.  `is_all`: an unwind read nothing else, and nothing below the frame it was
+    at (`floor`)."""
+
+    def __init__(self, start: int, data: bytes) -> None:
+        self.start = start
+        self.data = data
+        self.floor = 0
+        self.is_all = True
+
+    def reading(self, unwinder: Unwinder) -> Callable[[int, int], bytes]:
+        """Reads it, and what is elsewhere as it is now."""
+        start, data, length = self.start, self.data, len(self.data)
+
+        def read(address: int, size: int) -> bytes:
+            at = address - start
+            if at < 0 or at + size > length:
+                self.is_all = False
+                return unwinder.read(address, size)
+            if address < self.floor:
+                self.is_all = False
+            return data[at : at + size]
+
+        return read
+
+    def same_from(self, other: _Copy) -> int:
+        """From which address on, to their common end, both hold the same."""
+        end = self.start + len(self.data)
+        if end != other.start + len(other.data):
+            return _ALL
+        low, high = max(self.start, other.start), end
+        # Slices are copies: from the end on, a piece at a time.
+        while high > low and self._piece(high, low) == other._piece(high, low):
+            high = max(low, high - _PIECE)
+        low = max(low, high - _PIECE)
+        while low < high:
+            middle = (low + high) // 2
+            if self._piece(high, middle) == other._piece(high, middle):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _piece(self, end: int, start: int) -> bytes:
+        """The last bytes before an address, not before another one."""
+        return self.data[max(start, end - _PIECE) - self.start : end - self.start]
+
+
+class _States(dict[int, tuple[dict[int, int], int, bool]]):
+    """The states of an unwind; each tells the stack that is read how far it has come."""
+
+    def __init__(self, copy: _Copy) -> None:
+        super().__init__()
+        self._copy = copy
+
+    def __setitem__(self, pointer: int, state: tuple[dict[int, int], int, bool]) -> None:
+        self._copy.floor = pointer
+        super().__setitem__(pointer, state)
+
+
+class _Known(NamedTuple):
+    """A stack that was walked over: the guarded functions it is inside of, and how far it was seen."""
+
+    copy: _Copy
+    walked: Walked
+    inside: tuple[tuple[Frame, Guard], ...]
+    furthest: int
+
+
+def _numbered(words: Sequence[int] | memoryview) -> dict[int, int]:
+    """Registers by their DWARF numbers."""
+    return {n: words[r] for n, r in enumerate(cpu.DWARF.order)}
 
 
 def describe(activity: Activity, comm: str) -> str:
@@ -250,4 +310,4 @@ def backtrace_of(unwinder: Unwinder, words: Sequence[int]) -> Backtrace:
     """Unwind one thread from its user_regs_struct words."""
     if len(words) < REGISTER_WORDS:
         raise TargetError("registers are incomplete")
-    return unwinder.unwind({n: words[r] for n, r in enumerate(cpu.DWARF.order)})
+    return unwinder.unwind(_numbered(words))

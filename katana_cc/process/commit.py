@@ -26,7 +26,7 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Unwinder
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
-from katana_cc.process.activity import Activity, Finder, Guard, describe
+from katana_cc.process.activity import Activity, DeepStacksError, Finder, Guard, describe
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.handover import Handover
 from katana_cc.process.ledger import MemoryEdit
@@ -39,6 +39,8 @@ from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.registers import RegisterWord, leading
 from katana_cc.process.registers import write as write_registers
 from katana_cc.process.rehearsal import Rehearsal, UnevenError
+from katana_cc.process.script import Script, Write, script
+from katana_cc.process.stacks import expected_size
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
 from katana_cc.process.waiting import Waiting
@@ -134,14 +136,15 @@ def run(
     bulk = BulkReader(memory=target.memory, capacity=_BUFFER)
     finder = Finder(commit.guards, bulk, make_unwinder)
     rehearsal = Rehearsal(target, commit.carry) if commit.carry is not None else None
+    prepared = script(target.memory, commit.snapshot, commit.edits)
     waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named)
     try:
         if rehearsal is not None:
-            _try(target, commit, finder, bulk, rehearsal, waiting, told)
+            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, told)
             return
         # Collected once, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
         with _uncollected():
-            _try(target, commit, finder, bulk, rehearsal, waiting, told)
+            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, told)
     finally:
         waiting.close()
         if rehearsal is not None:
@@ -151,6 +154,7 @@ def run(
 def _try(
     target: Target,
     commit: Commit,
+    prepared: Script,
     finder: Finder,
     bulk: BulkReader,
     rehearsal: Rehearsal | None,
@@ -163,6 +167,7 @@ def _try(
     if rehearsal is not None:
         rehearsal.prepare()
     regions = read_map(target.pid)
+    bulk.make_room(expected_size(target.pid, regions))
     waiting.before_first()
     while True:
         waiting.tries += 1
@@ -180,12 +185,12 @@ def _try(
                     try:
                         busy = finder.find(target.pid, threads.order, threads.registers, regions, reread)
                         if busy is None:
-                            _compare(target, commit, bulk)
+                            writes = _compared(target, commit, prepared, bulk)
                             if commit.carry is not None and rehearsal is not None:
                                 cargo = _cargo(commit.carry, rehearsal, threads)
                                 if commit.handover is not None:
                                     cargo = commit.handover.made(threads, commit.carry, cargo)
-                            _write(target, commit, threads, cargo)
+                            _write(target, commit, writes, threads, cargo)
                         else:
                             waiting.found_inside(threads.order, threads.registers, finder, busy)
                     finally:
@@ -200,6 +205,10 @@ def _try(
             if busy is None:
                 return
             failure = _busy_error(target, commit, busy, waiting)
+        except DeepStacksError:
+            finder.study()
+            regions = read_map(target.pid)
+            continue
         except BusyError as error:
             failure = error
         except StrayWordsError as error:
@@ -239,8 +248,11 @@ def _cargo(carry: Carry, rehearsal: Rehearsal, threads: Threads) -> Cargo:
     return cargo
 
 
-def _compare(target: Target, commit: Commit, bulk: BulkReader) -> None:
-    """Raises RefusedError where other bytes are than when the patch was prepared."""
+def _compared(target: Target, commit: Commit, prepared: Script, bulk: BulkReader) -> Sequence[Write]:
+    """What is to be written; raises RefusedError where other bytes are than when the patch was prepared."""
+    if bytes(bulk.read(prepared.ranges)) == prepared.expected:
+        return prepared.writes
+    # Something beside them may have changed, which is none of ours.
     found = bytes(bulk.read([(address, len(data)) for address, data in commit.snapshot]))
     at = 0
     for address, data in commit.snapshot:
@@ -251,9 +263,10 @@ def _compare(target: Target, commit: Commit, bulk: BulkReader) -> None:
                 remedy="try again; if it stays so, another tool is writing to the process",
             )
         at += len(data)
+    return [Write(e.address, e.expected, e.replacement) for e in commit.edits]
 
 
-def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None) -> None:
+def _write(target: Target, commit: Commit, writes: Sequence[Write], threads: Threads, cargo: Cargo | None) -> None:
     """The only place where a target's own code and data is changed."""
     memory, tid = target.memory, threads.order[0]
     state = commit.ledger_base + ledgers.STATE_OFFSET
@@ -271,9 +284,9 @@ def _write(target: Target, commit: Commit, threads: Threads, cargo: Cargo | None
             memory.write(address, data, tid)
         if cargo is not None:
             _write_cargo(target, cargo, threads, done)
-        for edit in commit.edits:
-            done.append((edit.address, edit.expected))
-            memory.write(edit.address, edit.replacement, tid)
+        for write in writes:
+            done.append((write.address, write.before))
+            memory.write(write.address, write.after, tid)
     except TargetError:
         _undo(target, done, tid)
         raise

@@ -12,8 +12,6 @@ beyond is searched for return addresses, and a hit counts, as it would in the st
 
 A thread that neither waits nor is sampled, since perf is forbidden, is counted, and the forecast says so.  It is no
 more than that: what a function does once an hour no short look shows.
-
-Source: proc_pid_syscall(5).
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from katana_cc.cpu.native import system as cpu
@@ -34,7 +31,7 @@ from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.perf import Sample, Sampler
 from katana_cc.process.target import Target
-from katana_cc.process.threads import list_threads, thread_name
+from katana_cc.process.threads import list_threads, thread_name, waiting_at
 
 SECONDS: Final = 0.5
 _PERIOD: Final = 0.02
@@ -156,13 +153,8 @@ def _weight(presence: Presence) -> tuple[float, int]:
 
 def _waiting_at(pid: int, tid: int) -> dict[int, int] | None:
     """DWARF-numbered stack pointer and pc of a thread that waits; None when it runs, or is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/task/{tid}/syscall").read_text(encoding="ascii").split()
-    except OSError:
-        return None
-    if len(fields) < 3:
-        return None  # "running"
-    return {cpu.DWARF.stack_pointer: int(fields[-2], 16), cpu.DWARF.pc: int(fields[-1], 16)}
+    place = waiting_at(pid, tid)
+    return None if place is None else {cpu.DWARF.stack_pointer: place[0], cpu.DWARF.pc: place[1]}
 
 
 def _numbered(sample: Sample) -> dict[int, int]:

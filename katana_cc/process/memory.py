@@ -17,6 +17,10 @@ from katana_cc.process import ptrace_binding
 
 _PAGE = 4096
 
+_memmem = ctypes.CDLL(None).memmem
+_memmem.restype = ctypes.c_void_p
+_memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
+
 
 class Reader(Protocol):
     """What reads target memory; tests put bytes in its place."""
@@ -94,6 +98,27 @@ class BulkReader:
         self._memory = memory
         self._pid = memory.pid
         self._buffer = ctypes.create_string_buffer(capacity)
+        self._length = 0
+
+    def make_room(self, size: int) -> None:
+        """Have room for so many bytes, in memory that is there already: the first touch of a page takes its time."""
+        if size > len(self._buffer):
+            self._buffer = ctypes.create_string_buffer(size)
+        ctypes.memset(self._buffer, 0, size)
+
+    def find(self, needle: bytes, start: int) -> int:
+        """Where in what was read last some bytes are, from `start` on; -1: nowhere.  No copy is made for it."""
+        base = ctypes.addressof(self._buffer)
+        found = _memmem(base + start, max(self._length - start, 0), needle, len(needle))
+        return -1 if found is None else int(found) - base
+
+    def word(self, at: int) -> int:
+        """The word at an offset in what was read last, of which all its bytes may not be."""
+        return int.from_bytes(self.copy(at, 8), "little")
+
+    def copy(self, start: int, size: int) -> bytes:
+        """Some of what was read last."""
+        return ctypes.string_at(ctypes.addressof(self._buffer) + start, min(size, self._length - start))
 
     def read(self, vectors: Sequence[tuple[int, int]]) -> memoryview:
         """The (address, size) ranges, one behind the other; pages that cannot be read (guard pages) are zero.
@@ -101,7 +126,7 @@ class BulkReader:
         Raises:
             OSError: the process is gone or may not be read.
         """
-        total = sum(size for _, size in vectors)
+        total = self._length = sum(size for _, size in vectors)
         if total > len(self._buffer):
             self._buffer = ctypes.create_string_buffer(total + total // 2)
         base = ctypes.addressof(self._buffer)

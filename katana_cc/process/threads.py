@@ -53,6 +53,19 @@ def thread_name(pid: int, tid: int) -> str:
     return status_fields(pid, tid).get("Name", "?")
 
 
+def waiting_at(pid: int, tid: int) -> tuple[int, int] | None:
+    """Stack pointer and pc of a thread that waits in a system call; None when it runs, or is gone.  Source:
+    proc_pid_syscall(5)."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="ascii") as file:  # noqa: PTH123  (quicker)
+            fields = file.read().split()
+    except OSError:
+        return None
+    if len(fields) < 3:
+        return None  # "running"
+    return int(fields[-2], 16), int(fields[-1], 16)
+
+
 class Threads:
     """The threads of one process under trace.  Use as `seize()`, `stop()`, ..., `release()`; release is always safe.
 

@@ -40,7 +40,8 @@ REGISTER_SETS: Final = (
 )
 NO_SYSCALL: Final = (1 << 32) - 1  # -1 in 4 bytes
 GENERAL_REGISTERS: Final = {n: f"x{n}" for n in range(31)} | {SP: "sp"}
-DWARF: Final = DwarfNumbers((*range(31), SP, PC), 31, 32, True)
+# x0 to x17 are not kept by a call, x18 is the platform's (AAPCS64, 6.1.1).
+DWARF: Final = DwarfNumbers((*range(31), SP, PC), 31, 32, True, frozenset(range(18)))
 _BRANCH_TYPE: Final = 3 << 10  # PSTATE.BTYPE: what kind of branch the next instruction must expect
 _MODE_32: Final = 1 << 4  # PSTATE.nRW
 # struct user_fpsimd_state: v0 to v31, then fpsr and fpcr.  What SVE has beyond 16 bytes a register is in NT_ARM_SVE.

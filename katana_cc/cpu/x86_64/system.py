@@ -26,10 +26,11 @@ GENERAL_REGISTERS: Final = dict(
 ) | {RSP: "rsp"}
 _DIRECTION_FLAG: Final = 1 << 10  # of EFLAGS; clear at every call
 _CS_64: Final = 0x33  # any other code segment runs 32-bit code
-# psABI figure 3.36; column 16 is the return address.
+# psABI figures 3.4 and 3.36; column 16 is the return address.
 DWARF: Final = DwarfNumbers(
-    (RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP), 7, 16, False
-)
+    (RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP), 7, 16, False,
+    frozenset((0, 1, 2, 4, 5, 8, 9, 10, 11)),
+)  # fmt: skip
 # XSAVE: xmm0 on, and what is beyond the header of the area (Intel SDM 13.4).
 VECTOR_NOTE: Final = 0x202  # NT_X86_XSTATE
 VECTOR_BYTES: Final = 1 << 14
