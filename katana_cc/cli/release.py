@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence, Set
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,6 +71,15 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
     gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
     try:
         store = Store(find_store(), create=True)
+    except StoreError:
+        _tell_escaped(Path.cwd(), frozenset(), frozenset())
+        raise
+    with closing(store):  # cycles that nobody looks for would keep it open, and its log beside it
+        return _run_in(store, arguments)
+
+
+def _run_in(store: Store, arguments: argparse.Namespace) -> ExitStatus:
+    try:
         with progress("recording", quiet=arguments.json) as shown:
             ingested = ingest_staged(store, shown)
     except StoreError:

@@ -44,6 +44,10 @@ class Relocations(Protocol):
         """Bytes from r_offset on that hold the field."""
 
     @property
+    def ADDRESSES(self) -> Mapping[int, int]:
+        """How the fields that tell an address do it (`extent`), where they are whole bytes; others may lack."""
+
+    @property
     def PC_RELATIVE(self) -> frozenset[int]:
         """Types that count from the place."""
 

@@ -79,7 +79,7 @@ class Program:
     @cached_property
     def image(self) -> ElfFile:
         """The loadable part of the output."""
-        return ElfFile(self.cache.store.blobs.get(self.snapshot.image), self.snapshot.path)
+        return ElfFile(self.cache.store.image(self.snapshot), self.snapshot.path)
 
     def record(self, unit: int) -> ObjectRecord:
         """The record of a unit's object."""

@@ -21,6 +21,7 @@ _PHDR = struct.Struct("<IIQQQQQQ")
 _SYM = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QQq")
 RELA_SIZE = _RELA.size
+SYMBOL_SIZE = _SYM.size
 _NHDR = struct.Struct("<III")
 _DYN = struct.Struct("<qQ")
 

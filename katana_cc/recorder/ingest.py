@@ -11,23 +11,25 @@ import os
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence, Set
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from katana_cc.cpu.choice import SUPPORTED, unsupported
+from katana_cc.cpu.extent import LONG
 from katana_cc.elf import constants as c
-from katana_cc.elf.reader import ElfFile
+from katana_cc.elf.reader import RELA_SIZE, SYMBOL_SIZE, ElfFile
 from katana_cc.errors import FormatError, KatanaError, StoreError
 from katana_cc.recorder import linkmap
 from katana_cc.recorder.inputs import Inputs
 from katana_cc.recorder.linkmap import Contribution, Input
-from katana_cc.recorder.record import ObjectRecord
+from katana_cc.recorder.record import ObjectRecord, from_bytes
 from katana_cc.recorder.sources import ask
 from katana_cc.recorder.staging.folder import place
+from katana_cc.snapshot import images
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.store import SnapshotRow, Store
 from katana_cc.snapshot.words import plain
 
 _HEAD: Final = 1 << 16
@@ -149,10 +151,9 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     question = ask(Path(info.get("root") or Path(info["output"]).parent))
     map_text = (staged.folder / info["map"]).read_bytes()
     contributions = linkmap.parse(map_text, info["output"])
-    with Inputs(store, info, contributions, output) as inputs:
+    with Inputs(store, info, contributions, output, newest) as inputs:
         # What is new is read meanwhile, where there are processors for it.
         _check_complete(output, [*chain.from_iterable(contributions.values())])
-        image = store.blobs.put(_loadable_part(output))
         placed = inputs.place()
     inputs.remember()
     units, records = inputs.units, inputs.records
@@ -162,6 +163,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     if not used:
         raise FormatError("the link map places no section of any object", where=info["output"])
     # From here on nothing is read from the build tree.
+    kept = _add_image(store, output, inputs, placed.addresses, newest)
     soname = next(iter(output.dynamic_strings(c.DT_SONAME)), "")
     return store.add_snapshot(
         Snapshot(
@@ -177,12 +179,70 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
             commons=_commons(output, records),
             linker_symbols=_linker_symbols(output, records),
             folded=_folded(output, records, placed.addresses),
-            image=image,
+            image=kept,
             unplaced=tuple(placed.unplaced),
             notes=(*info.get("notes", ()), *notes),
             sources=question.answer(),
         )
     )
+
+
+def _add_image(
+    store: Store, output: ElfFile, inputs: Inputs, addresses: dict[tuple[int, int], int], newest: SnapshotRow | None
+) -> str:
+    """Keep the output's image, as what differs from an earlier one where that is less."""
+    spans = _spans(output)
+    fields: list[list[int]] = [[] for _ in images.FIELD_SORTS]
+    for unit, made in enumerate(inputs.records):
+        for section, sort, offsets in made.fields():
+            address = addresses.get((unit, section))
+            if address is not None:
+                for start, offset, size in spans:
+                    if start <= address < start + size:
+                        base = address - start + offset
+                        fields[sort] += [base + x for x in offsets]
+
+    for s in output.sections:  # what the linker writes for the loader
+        if s.flags & c.SHF_ALLOC and s.type == c.SHT_RELA:
+            fields[LONG] += [s.offset + at for row in range(0, s.size, RELA_SIZE) for at in (row, row + 16)]
+        elif s.type == c.SHT_DYNSYM:
+            fields[LONG] += range(s.offset + 8, s.offset + s.size, SYMBOL_SIZE)
+
+    def moved(old: Snapshot, image: bytes) -> images.Moves | None:
+        pairs = _moved_sections(store, old, inputs, addresses)
+        return images.moves(_spans(ElfFile(image, old.path)), spans, len(part), pairs)
+
+    part = _loadable_part(output)
+    return store.add_image(fields, part, newest, moved)
+
+
+def _moved_sections(
+    store: Store, old: Snapshot, inputs: Inputs, addresses: dict[tuple[int, int], int]
+) -> list[tuple[int, int]]:
+    """Old and new address of each section that both builds have."""
+    before = {unit.name: (number, unit.blob) for number, unit in enumerate(old.units)}
+    earlier = [before.get(unit.name, (-1, "")) for unit in inputs.units]
+    changed = {n: blob for n, (_, blob) in enumerate(earlier) if blob and blob != inputs.units[n].blob}
+    records = store.known_records(list(set(changed.values())))
+    # The number that a section had in the object before, where that is another one: by its name.
+    renumbered: dict[tuple[int, int], int] = {}
+    for unit, blob in changed.items():
+        if blob in records:
+            numbers = {s.name: s.number for s in from_bytes(records[blob]).sections}
+            for s in inputs.records[unit].sections:
+                renumbered[unit, s.number] = numbers.get(s.name, -1)
+    pairs = []
+    for spot, address in addresses.items():
+        unit, section = spot
+        number = renumbered.get(spot, -1) if unit in changed else section
+        was = old.placements.get((earlier[unit][0], number))
+        if was is not None:
+            pairs.append((was, address))
+    return pairs
+
+
+def _spans(output: ElfFile) -> list[images.Span]:
+    return [(s.vaddr, s.offset, s.file_size) for s in output.segments if s.type == c.PT_LOAD]
 
 
 def _check_complete(output: ElfFile, contributions: Sequence[Contribution]) -> None:
@@ -305,11 +365,11 @@ def main(arguments: list[str]) -> int:
         key = sys.stdin.readline().strip()
         if not key:
             return os.EX_OK
-        store = Store(Path(folder))
-        snapshot = ingest(store, read_staged(Path(folder), key))
-        if differing_builds(store, snapshot):
-            for line in emit_patches(store, snapshot):
-                print(line, file=sys.stderr)
+        with closing(Store(Path(folder))) as store:
+            snapshot = ingest(store, read_staged(Path(folder), key))
+            if differing_builds(store, snapshot):
+                for line in emit_patches(store, snapshot):
+                    print(line, file=sys.stderr)
     except KatanaError as error:
         print(f"katana: not recorded: {error}".replace("\n ", ";"), file=sys.stderr)
         return 1

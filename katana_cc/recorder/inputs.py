@@ -13,11 +13,12 @@ as well, but after a failure, and then it is asked a second time.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import FormatError
+from katana_cc.errors import FormatError, StoreError
 from katana_cc.recorder import archive, record
 from katana_cc.recorder.linkmap import Contribution, Input
 from katana_cc.recorder.placement import Candidate, Placed, place
@@ -25,7 +26,7 @@ from katana_cc.recorder.record import ObjectRecord
 from katana_cc.recorder.workers import Workers, helpers_for
 from katana_cc.snapshot.blobs import digest_of
 from katana_cc.snapshot.model import Unit
-from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.store import SnapshotRow, Store
 
 _GCC_MADE: Final = r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z"
 _CLANG_MADE: Final = r".+-[0-9a-f]{6}\.o\Z"
@@ -51,13 +52,19 @@ class Inputs:
         info: the `link.json` of the staged link.
         contributions: what its map says.
         output: what was linked.
+        before: the snapshot before; a new object is kept as what differs from the one of its name there.
 
     Raises:
         FormatError: the map names an input that was not staged.
     """
 
     def __init__(
-        self, store: Store, info: Mapping[str, Any], contributions: Mapping[Input, list[Contribution]], output: ElfFile
+        self,
+        store: Store,
+        info: Mapping[str, Any],
+        contributions: Mapping[Input, list[Contribution]],
+        output: ElfFile,
+        before: SnapshotRow | None = None,
     ) -> None:
         self.units: list[Unit] = []
         self.keys: list[Input] = []  # what the map calls each unit
@@ -78,6 +85,10 @@ class Inputs:
         self._archives: dict[str, list[tuple[str, bytes]]] = {}
         self._parsed: dict[str, ObjectRecord] = {}
         self._taken: dict[str, int] = {}
+        self._earlier: dict[str, str] = {}
+        if self._new and before is not None:
+            with suppress(StoreError):  # one that is damaged is of no use here, and told of by whoever needs it
+                self._earlier = dict(store.snapshot(before.id).units)
         self._workers = self._readers(self._new, whole=False)
 
     def __enter__(self) -> Self:
@@ -133,7 +144,7 @@ class Inputs:
         candidates = []
         for unit, ((_, blob), (_, (_, data))) in enumerate(zip(kept, objects, strict=True)):
             if blob not in blobs:
-                blobs.write(blob, data)
+                blobs.write(blob, data, self._earlier.get(self._path_name(key), ""))
             elf = ElfFile(data, key[0])
             candidates.append(Candidate(unit, record.make_record(elf), elf))
         placed = Placed()
@@ -220,14 +231,19 @@ class Inputs:
 
     def _unit_name(self, key: Input, made: ObjectRecord) -> str:
         file, member = key
-        absolute = self._entries[file]["absolute"]
-        plain_path = "/" + "/".join([part for part in absolute.split("/") if part not in ("", ".")])
+        if _is_temporary(self._entries[file]["absolute"].rpartition("/")[2], made.file):
+            path = self._path_name((file, ""))
+            if path.startswith("/"):  # none of the project's
+                return f"{made.file}({member})" if member else made.file
+        return self._path_name(key)
+
+    def _path_name(self, key: Input) -> str:
+        """What a unit is called if its file is none that a compiler made for a moment."""
+        file, member = key
+        name: str = self._entries[file]["absolute"]
+        plain_path = "/" + "/".join([part for part in name.split("/") if part not in ("", ".")])
         if self._root and plain_path.startswith(self._root):
             name = plain_path[len(self._root) :]
-        elif _is_temporary(plain_path.rpartition("/")[2], made.file):
-            name = made.file
-        else:
-            name = absolute
         return f"{name}({member})" if member else name
 
     def _list_members(self, read: Mapping[Input, _Read]) -> None:

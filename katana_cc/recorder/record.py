@@ -3,7 +3,8 @@
 Theory of operation.  What every link of an object needs of it is found once: which sections it has, what it defines,
 and how to recognise each section in an output.  The *witness* is the longest
 run (at most 16 bytes) that no relocation touches: the recorder checks it in the final file, to know that the placement
-the link map promised is true, without parsing unchanged objects again.
+the link map promised is true, without parsing unchanged objects again.  Its *fields* are those bytes of it that tell an
+address; the store predicts later images by them (`snapshot/images.py`).
 
 A record is kept packed, as rows of one layout beside the names they belong to: a link asks hundreds of unchanged
 objects for their sections by name, and hardly one for its symbols.
@@ -13,7 +14,8 @@ A record depends on the object's bytes only and is kept in the store by the obje
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from struct import Struct
 from typing import Final, NamedTuple, Self
@@ -40,7 +42,7 @@ class SectionRecord(NamedTuple):
 
 SectionRow = tuple[int, int, int, int, int, bytes]  # a SectionRecord without its name
 
-_HEADER: Final = Struct("<5Q")  # sizes of the parts, in bytes
+_HEADER: Final = Struct("<6Q")  # sizes of the parts, in bytes
 _SECTION: Final = Struct(f"<IIQQQ{WITNESS_SIZE + 1}p")
 _SYMBOL: Final = Struct("<BBBIQQ")
 
@@ -60,6 +62,7 @@ class ObjectRecord:
         self.symbol_names = [s[0] for s in self.symbols]
         self.symbol_rows = b"".join([_SYMBOL.pack(*s[1:]) for s in self.symbols])
         self.common_names = [s.name for s in self.symbols if s.section == c.SHN_COMMON]
+        self.field_rows = b""
 
     @classmethod
     def packed(
@@ -71,6 +74,7 @@ class ObjectRecord:
         symbol_names: list[str],
         symbol_rows: bytes,
         common_names: list[str],
+        field_rows: bytes,
     ) -> Self:
         """A record of the parts that `to_bytes` writes."""
         made = cls.__new__(cls)
@@ -81,6 +85,7 @@ class ObjectRecord:
         made.symbol_names = symbol_names
         made.symbol_rows = symbol_rows
         made.common_names = common_names
+        made.field_rows = field_rows
         return made
 
     @cached_property
@@ -88,6 +93,15 @@ class ObjectRecord:
         """All its sections."""
         pairs = zip(self.section_names, _SECTION.iter_unpack(self.section_rows), strict=True)
         return tuple([tuple.__new__(SectionRecord, (name, *row)) for name, row in pairs])
+
+    def fields(self) -> Iterator[tuple[int, int, Sequence[int]]]:
+        """Section number, how its fields tell an address (`cpu/extent`), and their offsets in it."""
+        numbers = array("I", self.field_rows)
+        at = 0
+        while at < len(numbers):
+            end = at + 3 + numbers[at + 2]
+            yield numbers[at], numbers[at + 1], numbers[at + 3 : end]
+            at = end
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
@@ -125,10 +139,12 @@ def make_record(elf: ElfFile) -> ObjectRecord:
     if elf.machine not in SUPPORTED:
         raise FormatError(unsupported(elf.machine), where=elf.where)
     extents = of(elf.machine).relocations.EXTENTS
+    addresses = of(elf.machine).relocations.ADDRESSES
     known = frozenset(extents)
     problem = ""
     names: list[str] = []
     rows: list[bytes] = []
+    fields = array("I")
     kept = {c.SHN_COMMON}
     has_code = False
     # Of the headers and symbols of an object a third is kept, and nothing is made of the others.
@@ -146,6 +162,8 @@ def make_record(elf: ElfFile) -> ObjectRecord:
         names.append(name)
         rows.append(_SECTION.pack(number, kind, flags, size, offset, witness))
         kept.add(number)
+        if relocations and not edited:
+            _add_fields(fields, number, relocations, addresses)
         if flags & c.SHF_EXECINSTR:
             has_code = True
     if not has_code and any(elf.section_name(h[0]).startswith((".gnu.lto_", ".gnu.debuglto_")) for h in elf.headers):
@@ -165,8 +183,20 @@ def make_record(elf: ElfFile) -> ObjectRecord:
             if section == c.SHN_COMMON:
                 common_names.append(name)
     return ObjectRecord.packed(
-        file or "", problem, names, b"".join(rows), symbol_names, b"".join(symbol_rows), common_names
+        file or "", problem, names, b"".join(rows), symbol_names, b"".join(symbol_rows), common_names, fields.tobytes()
     )
+
+
+def _add_fields(fields: "array[int]", number: int, rows: Sequence[Row], addresses: Mapping[int, int]) -> None:
+    """For each way to tell an address: the section, the way, how many fields, their offsets."""
+    found: dict[int, list[int]] = {}
+    for offset, info, _ in rows:
+        way = addresses.get(info & 0xFFFFFFFF)
+        if way is not None:
+            found.setdefault(way, []).append(offset)
+    for way, offsets in found.items():
+        fields.extend((number, way, len(offsets)))
+        fields.extend(offsets)
 
 
 def _witness(data: bytes, rows: Sequence[Row], extents: Mapping[int, tuple[int, int]]) -> tuple[int, bytes]:
@@ -202,10 +232,10 @@ def literal_at(data: bytes, section: Section, offset: int) -> bytes:
 
 
 def to_bytes(record: ObjectRecord) -> bytes:
-    """A record as the store keeps it: the sizes of five parts, and the parts.
+    """A record as the store keeps it: the sizes of six parts, and the parts.
 
     They are: names of sections, rows of sections, `file` with `problem` and the names of symbols, rows of symbols,
-    names of common symbols.  A NUL stands between names.
+    names of common symbols, fields.  A NUL stands between names.
     """
     sections, symbols, commons = [
         "\0".join(names).encode("utf-8", "surrogateescape")
@@ -213,7 +243,7 @@ def to_bytes(record: ObjectRecord) -> bytes:
             record.section_names, [record.file, record.problem, *record.symbol_names], record.common_names
         )
     ]  # fmt: skip
-    parts = (sections, record.section_rows, symbols, record.symbol_rows, commons)
+    parts = (sections, record.section_rows, symbols, record.symbol_rows, commons, record.field_rows)
     return b"".join((_HEADER.pack(*map(len, parts)), *parts))
 
 
@@ -230,11 +260,13 @@ def from_bytes(data: bytes) -> ObjectRecord:
         at += size
     if at != len(data):
         raise ValueError("a record is cut off")
-    sections, section_rows, symbols, symbol_rows, commons = parts
+    sections, section_rows, symbols, symbol_rows, commons, field_rows = parts
     file, problem, *symbol_names = _names(symbols)
     section_names = _names(sections) if section_rows else []
     common_names = _names(commons) if commons else []
-    return ObjectRecord.packed(file, problem, section_names, section_rows, symbol_names, symbol_rows, common_names)
+    return ObjectRecord.packed(
+        file, problem, section_names, section_rows, symbol_names, symbol_rows, common_names, field_rows
+    )
 
 
 def _names(text: bytes) -> list[str]:

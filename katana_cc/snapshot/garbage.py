@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Final
 
+from katana_cc.snapshot.blobs import Base
 from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import needed_blobs
+
+_UNREADABLE: Final = Base("", 1 << 32, 0)  # goes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ def _collect(store: Store) -> Collected:
         db.executemany("DELETE FROM objects WHERE ident IN (SELECT ident FROM objects WHERE blob = ?)", gone)
         db.executemany("DELETE FROM records WHERE blob = ?", gone)
     blobs = size = 0
-    for digest in list(store.blobs):
+    # What is based on a blob goes before it: whoever is killed here leaves none that cannot be read.
+    for digest in sorted(store.blobs, key=lambda blob: (store.blobs.header(blob) or _UNREADABLE).number, reverse=True):
         if digest not in needed:
             path = store.blobs.path(digest)
             with contextlib.suppress(OSError):

@@ -5,7 +5,8 @@ dataclasses anew, and annotations of named tuples that are text.
 """
 
 from collections.abc import Mapping
-from itertools import chain
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 
@@ -26,8 +27,8 @@ class Snapshot(NamedTuple):
     `placements[(unit, section)]` is the link-time address of an input section: unit index, section header index.
     `commons` gives address and size of symbols that were SHN_COMMON in their objects.  `folded` names the functions at
     addresses where identical-code folding (or the linker) left several unrelated ones.  `image` is a blob with the
-    ELF header, program headers and PT_LOAD contents; section headers and debug sections are cut off.  `sources` is what
-    `git describe` said of the sources, "" if nothing.
+    ELF header, program headers and PT_LOAD contents, as `images.pack` makes it; section headers and debug sections are
+    cut off.  `sources` is what `git describe` said of the sources, "" if nothing.
     """
 
     output: str
@@ -50,10 +51,19 @@ class Snapshot(NamedTuple):
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot as JSON values; placements flattened to [unit, section, address, …]."""
-    places = [(unit, section, address) for (unit, section), address in snapshot.placements.items()]
+    """A snapshot as JSON values; placements flattened to [unit, section, distance, …], by their addresses.
+
+    The distance is that from the address before, the first from 0: so what only moved is written as it was, and the
+    manifest of the next build is nearly this one.
+    """
+    places = sorted([(address, unit, section) for (unit, section), address in snapshot.placements.items()])
+    last = 0
+    flat: list[int] = []
+    for address, unit, section in places:
+        flat += (unit, section, address - last)
+        last = address
     return {
-        "format": 1,
+        "format": 2,
         "output": snapshot.output,
         "path": snapshot.path,
         "build_id": snapshot.build_id,
@@ -62,7 +72,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "linker": snapshot.linker,
         "arguments": list(snapshot.arguments),
         "units": [[u.name, u.blob] for u in snapshot.units],
-        "placements": list(chain.from_iterable(places)),
+        "placements": flat,
         "commons": {k: list(v) for k, v in snapshot.commons.items()},
         "linker_symbols": dict(snapshot.linker_symbols),
         "folded": {str(k): list(v) for k, v in snapshot.folded.items()},
@@ -75,7 +85,9 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
 
 def from_json(raw: Mapping[str, Any], identifier: int = 0) -> Snapshot:
     """The inverse of `to_json`; `identifier` is the snapshot's row in the store."""
-    numbers = iter(raw["placements"])
+    flat = raw["placements"]
+    places = list(zip(flat[::3], flat[1::3], accumulate(flat[2::3]), strict=True))
+    places.sort(key=itemgetter(0))  # as a link map has them: unit by unit, and each in order
     return Snapshot(
         output=raw["output"],
         path=raw["path"],
@@ -85,7 +97,7 @@ def from_json(raw: Mapping[str, Any], identifier: int = 0) -> Snapshot:
         linker=raw["linker"],
         arguments=tuple(raw["arguments"]),
         units=tuple(Unit(name, blob) for name, blob in raw["units"]),
-        placements={(u, s): a for u, s, a in zip(numbers, numbers, numbers, strict=True)},
+        placements={(u, s): a for u, s, a in places},
         commons={k: (v[0], v[1]) for k, v in raw["commons"].items()},
         linker_symbols=dict(raw["linker_symbols"]),
         folded={int(k): tuple(v) for k, v in raw["folded"].items()},

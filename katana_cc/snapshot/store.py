@@ -11,23 +11,24 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from katana_cc.errors import StoreError, UsageError
-from katana_cc.snapshot import model
-from katana_cc.snapshot.blobs import BlobStore, compress_row, expand_row
+from katana_cc.snapshot import images, model
+from katana_cc.snapshot.blobs import BlobStore, compress_row, digest_of, expand_row
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.words import plain, remedy_for
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _SCHEMA: Final = """
 CREATE TABLE snapshots (
   id INTEGER PRIMARY KEY, output TEXT NOT NULL, path TEXT NOT NULL, build_id TEXT NOT NULL,
-  manifest TEXT NOT NULL, time REAL NOT NULL);
+  manifest TEXT NOT NULL, image TEXT NOT NULL, time REAL NOT NULL);
+CREATE INDEX snapshots_image ON snapshots (image);
 CREATE INDEX snapshots_output ON snapshots (output, id);
 CREATE INDEX snapshots_build_id ON snapshots (build_id);
 CREATE TABLE releases (
@@ -45,6 +46,12 @@ CREATE TABLE objects (ident TEXT NOT NULL, member TEXT NOT NULL, ordinal INTEGER
   PRIMARY KEY (ident, ordinal));
 CREATE TABLE records (blob TEXT PRIMARY KEY, record BLOB NOT NULL);
 """
+
+
+_OLDER: Final = (
+    "Use the Katana that wrote it; or move the folder away, build again from clean sources with this one, and name what"
+    " runs with `katana-release NAME`."
+)
 
 
 class Release(NamedTuple):
@@ -79,6 +86,7 @@ class SnapshotRow(NamedTuple):
     path: str
     build_id: str
     manifest: str
+    image: str
     time: float
 
 
@@ -183,7 +191,7 @@ class Store:
             raise StoreError(
                 f"the store has version {version}, this Katana reads version {SCHEMA_VERSION}",
                 where=str(folder),
-                remedy="Use the Katana that wrote it, or a later one.",
+                remedy=_OLDER if version < SCHEMA_VERSION else "Use the Katana that wrote it, or a later one.",
             )
 
     def _create(self) -> None:
@@ -201,7 +209,7 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the index.  Whoever is the last to do so empties SQLite's log into it, which else stays beside it."""
         self._db.close()
 
     @contextmanager
@@ -260,19 +268,22 @@ class Store:
 
     def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
         """Keep a snapshot; returns it with its row number."""
-        manifest = self.blobs.put(json.dumps(model.to_json(snapshot), separators=(",", ":")).encode())
+        text = json.dumps(model.to_json(snapshot), separators=(",", ":")).encode()
+        before = self.latest(snapshot.output)
+        manifest = self.blobs.put(text, before.manifest if before else "")
         with self.transaction() as db:
             cursor = db.execute(
-                "INSERT INTO snapshots (output, path, build_id, manifest, time) VALUES (?, ?, ?, ?, ?)",
-                (snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest, snapshot.time),
-            )
+                "INSERT INTO snapshots (output, path, build_id, manifest, image, time) VALUES (?, ?, ?, ?, ?, ?)",
+                (snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest, snapshot.image,
+                 snapshot.time),
+            )  # fmt: skip
         assert cursor.lastrowid is not None
         return snapshot._replace(id=cursor.lastrowid)
 
     def snapshot_rows(self, output: str | None = None) -> list[SnapshotRow]:
         """All snapshots (of one output), newest first."""
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
-        columns = "id, output, path, build_id, manifest, time"
+        columns = "id, output, path, build_id, manifest, image, time"
         rows = self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY id DESC", *values)
         return [SnapshotRow(*r)._replace(path=self._found_path(r[2])) for r in rows]
 
@@ -289,6 +300,53 @@ class Store:
                 where=str(self.folder),
                 remedy="Use the Katana that wrote it, or a later one.",
             ) from error
+
+    def image(self, snapshot: Snapshot) -> bytes:
+        """The image of a snapshot.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        try:
+            return images.image_of(self.blobs.get(snapshot.image))
+        except ValueError as error:
+            raise StoreError(
+                f"the image of snapshot {snapshot.id} cannot be read ({error})", where=str(self.folder),
+                remedy="Use the Katana that wrote it, or a later one.",
+            ) from error  # fmt: skip
+
+    def add_image(
+        self, fields: Sequence[Iterable[int]], image: bytes, after: SnapshotRow | None,
+        moved: Callable[[Snapshot, bytes], images.Moves | None],
+    ) -> str:  # fmt: skip
+        """Keep a linked image; returns its blob.
+
+        Args:
+            fields: the offsets of its fields, by their sort (`images`).
+            image: its bytes.
+            after: the snapshot before it, if there is one.
+            moved: what moved between the image of some snapshot and this one.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        packed = images.pack(fields, image)
+        digest = digest_of(packed)
+        if digest in self.blobs:
+            return digest
+        self.blobs.remember(digest, packed)  # a diff comes next
+        base = self.blobs.base_for(after.image, lambda blob: bool(self._with_image(blob))) if after else None
+        if base is not None:
+            with suppress(StoreError, ValueError):  # of the base, which whoever needs it will tell of
+                old = self.snapshot(self._with_image(base.digest)[0])
+                found = moved(old, images.image_of(self.blobs.read_base(base.digest)))
+                if found is not None and self.blobs.write_based(digest, packed, base, images.moves_to_bytes(found)):
+                    return digest
+        self.blobs.write(digest, packed)
+        return digest
+
+    def _with_image(self, blob: str) -> list[int]:
+        return [i for (i,) in self._rows("SELECT id FROM snapshots WHERE image = ? ORDER BY id DESC LIMIT 1", blob)]
 
     def latest(self, output: str) -> SnapshotRow | None:
         """The newest snapshot of an output."""

@@ -11,15 +11,16 @@ from katana_cc.snapshot.words import plain
 
 
 def needed_blobs(store: Store) -> dict[str, str]:
-    """Blob → what needs it: manifests, images and objects of every snapshot."""
+    """Blob → what needs it: manifests, images and objects of every snapshot, and what these are based on."""
     needed: dict[str, str] = {}
-    for row in store.snapshot_rows():
+    for row in reversed(store.snapshot_rows()):
         label = f"snapshot {row.id} of {row.output}"
-        needed.setdefault(row.manifest, label)
         snapshot = store.snapshot(row.id)
-        needed.setdefault(snapshot.image, label)
-        for unit in snapshot.units:
-            needed.setdefault(unit.blob, label)
+        for blob in (row.manifest, snapshot.image, *[unit.blob for unit in snapshot.units]):
+            while blob and blob not in needed:
+                needed[blob] = label
+                header = store.blobs.header(blob)
+                blob = header.digest if header else ""
     return needed
 
 
@@ -44,12 +45,9 @@ def verify_store(folder: Path) -> list[str]:
             problems.append(f"blob {digest[:12]} is missing, needed by {user}")
     for digest in store.damaged_records(list(needed)):
         problems.append(f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew")
-    for digest in store.blobs:
-        try:
-            store.blobs.get(digest)
-        except KatanaError as error:
-            user = needed.get(digest, "")
-            problems.append(f"{error.what}{f', needed by {user}' if user else ''}")
+    for digest, text in store.blobs.verify():
+        user = needed.get(digest, "")
+        problems.append(f"{text}{f', needed by {user}' if user else ''}")
     for patch in store.patches():
         path = Path(patch.path)
         try:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from katana_cc.cpu.extent import Extent
+from katana_cc.cpu.extent import LONG, Extent
 from katana_cc.cpu.field import Form, Part, RelocationKind, kind_of, signed_bounds, whole
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import Row
@@ -178,6 +178,8 @@ EXTENTS: Final = {
 FIELD_SIZES: Final = {number: kind.width for number, kind in KINDS.items()}
 _APPLIED: Final = {number: kind for number, kind in KINDS.items() if kind.form is not Form.OTHER}
 _MASKS: Final = {number: kind.mask for number, kind in KINDS.items()}
+
+ADDRESSES: Final = {c.R_AARCH64_ABS64: LONG}
 
 PC_RELATIVE: Final = frozenset(number for number, kind in KINDS.items() if kind.form is Form.RELATIVE)
 GOT_RELATIVE: Final = frozenset(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from katana_cc.cpu.extent import Extent
+from katana_cc.cpu.extent import FROM_END, LONG, SHORT, Extent
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import Row
 
@@ -58,6 +58,18 @@ FIELD_SIZES: Final[dict[int, int]] = {
     c.R_X86_64_TLSGD: 4,
     c.R_X86_64_TLSLD: 4,
     c.R_X86_64_TLSDESC_CALL: 0,
+}
+
+ADDRESSES: Final[dict[int, int]] = {
+    c.R_X86_64_PC32: FROM_END,
+    c.R_X86_64_PLT32: FROM_END,
+    c.R_X86_64_GOTPCREL: FROM_END,
+    c.R_X86_64_GOTPCRELX: FROM_END,
+    c.R_X86_64_REX_GOTPCRELX: FROM_END,
+    c.R_X86_64_GOTTPOFF: FROM_END,
+    c.R_X86_64_32: SHORT,
+    c.R_X86_64_32S: SHORT,
+    c.R_X86_64_64: LONG,
 }
 
 PC_RELATIVE: Final = frozenset(
