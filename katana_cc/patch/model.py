@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
+from katana_cc.patch.addresses import NO_ADDRESSES, AddressMap, Blanks
 from katana_cc.transform.model import Transformation
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -77,6 +78,9 @@ class Replacement:
     `size` bytes at `address` must have the SHA-256 `digest`, or nothing is written.  No thread may be inside
     [address, address + size) nor inside one of `parts` ((address, size, digest): the .cold half and the like, which are
     compared as well but not jumped from) when it is replaced.
+
+    `blanks` are of a patch that was put together from two (`compose.py`): for the function and each of its parts, what
+    the digest takes for zeros, since only a build of its own tells what a linker wrote there.
     """
 
     name: str
@@ -85,6 +89,13 @@ class Replacement:
     digest: bytes
     symbol: int
     parts: tuple[tuple[int, int, bytes], ...] = ()
+    blanks: tuple[Blanks, ...] = ()
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int, bytes, Blanks], ...]:
+        """(address, size, digest, blanks) of the function and of each part."""
+        every = ((self.address, self.size, self.digest), *self.parts)
+        return tuple((*r, b) for r, b in zip(every, self.blanks or ((),) * len(every), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +293,8 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class PatchObject:
-    """A whole patch object.  With the verdict `REFUSED` it carries reasons only: no sections, no replacements."""
+    """A whole patch object.  With the verdict `REFUSED` it carries reasons only: no sections, no replacements.
+    `addresses` is what it takes to compose it with another one."""
 
     identity: Identity
     verdict: Verdict
@@ -296,3 +308,4 @@ class PatchObject:
     hooks: tuple[Hook, ...] = ()
     brought: tuple[Brought, ...] = ()
     layouts: tuple[NewLayout, ...] = ()
+    addresses: AddressMap = NO_ADDRESSES
