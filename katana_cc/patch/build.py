@@ -110,7 +110,7 @@ class _Builder:
         section = self.carrier.sections[number]
         return section is not None and bool(section.flags & c.SHF_EXECINSTR)
 
-    def _existing(self, unit: int, place: dwarf.Place) -> PatchSymbol | None:
+    def _existing(self, unit: int, place: dwarf.Place) -> tuple[PatchSymbol, int] | None:
         """What lies in the target where a variable of an object lies: the old program's, if it stays as it is."""
         new = Place(unit, place.section)
         view = self.diff.view(self.new, unit)
@@ -121,7 +121,7 @@ class _Builder:
             return None
         if new in self.diff.correlation.ambiguous or not self.old.address(old):
             return None
-        return self.carrier.symbols[self.references.existing(old)]
+        return self.carrier.symbols[self.references.existing(old)], place.offset
 
     def _drain(self) -> None:
         while self.carrier.queue:

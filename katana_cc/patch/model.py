@@ -6,6 +6,8 @@ All addresses are link-time addresses of the output it patches; the load bias is
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
@@ -129,6 +131,7 @@ class Basis(IntEnum):
     PROTOTYPE = 2  # its parameters or its result are of another type now
     DATA_MOVED = 3  # it uses a variable that is made anew elsewhere: `callee` is the caller, `through` the variable
     TYPE_CHANGED = 4  # it may use objects of a type laid out otherwise: `callee` is the caller, `through` the type
+    TWO_STEPS = 5  # of a patch put together from two: the first replaces it, the second changes what it may rely on
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,14 @@ class Brought(NamedTuple):
     kind: BroughtKind
     name: str
     digest: bytes
+
+
+def without_doubles(found: Iterable[Brought]) -> Iterator[Brought]:
+    """The same; of things of one name it cannot be told which is which."""
+    every = list(found)
+    names = Counter(b.name for b in every)
+    for b in every:
+        yield b if names[b.name] == 1 else b._replace(digest=UNKNOWN)
 
 
 class NewLayout(NamedTuple):
