@@ -18,6 +18,7 @@ from katana_cc.cli.selection import (
     untangle,
 )
 from katana_cc.cli.signed import add_trust, policy_of, read_signed
+from katana_cc.cli.stacked import add_on, put_on
 from katana_cc.errors import ExitStatus, RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.process import survey
@@ -54,13 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FUNCTION",
         help="apply it when a thread enters this function, which --wait is the time for",
     )
+    add_on(parser)
     add_grants(parser)
     add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Applies, and says what was done to whom."""
-    data, po = read_signed(arguments.po, policy_of(arguments))
+    trust = policy_of(arguments)
+    data, po = read_signed(arguments.po, trust)
+    data, po = put_on(data, po, arguments.po, arguments.on, arguments.pid or (), trust)
     granted = grants_of(arguments)
     refuse_unless_ready(po, granted)
     identity = patch_id(data)

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "show": "one snapshot, release or patch object",
     "diff": "what differs between two snapshots, and the verdict",
     "patches": "the patch objects made, newest first",
+    "compose": "two patches that follow each other, put together to one",
     "apply": "put a patch object into running processes",
     "run": "start a program with patches in it, from before its main",
     "revert": "take a patch out of running processes",

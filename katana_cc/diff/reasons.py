@@ -45,6 +45,7 @@ class Code(StrEnum):
     INITIALISER_TAKEN = "initialiser-taken"
     ENUMERATOR_ADDED = "enumerator-added"
     COMPILED_OTHERWISE = "compiled-otherwise"
+    COMPOSED = "composed"
     NOT_RECORDED_WHOLE = "object-not-recorded-whole"
     # Needs a decision: `patch/needs.py` names the option that grants each.
     MAIN_ACTIVE = "function-always-active"
@@ -91,6 +92,7 @@ class Code(StrEnum):
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.
 _ORDER: Final = (
+    Code.COMPOSED,
     Code.COMPILED_OTHERWISE,
     Code.HOOK,
     Code.FUNCTION_CHANGED,
@@ -139,6 +141,10 @@ _WHY: Final = {
 }
 _MOVED: Final = "which is made anew elsewhere, so that it would read and write an object that nobody else uses"
 
+_TWO_STEPS: Final = (
+    "is two builds old: the first of the two patches that this one was put together from replaces it, and no build "
+    "tells what it relies on of what the second one changes"
+)
 _CHANGED: Final = "which is laid out otherwise, so that it would misread those that are made anew"
 
 
@@ -148,6 +154,8 @@ def relies(callee: str, basis: Basis, through: str) -> str:
         return f"uses {through}, {_MOVED}"
     if basis is Basis.TYPE_CHANGED:
         return f"may use objects of {through}, {_CHANGED}"
+    if basis is Basis.TWO_STEPS:
+        return _TWO_STEPS
     return f"calls {callee}{f' (through {through})' if through else ''}, {_WHY[basis]}"
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
@@ -31,7 +30,7 @@ from katana_cc.dwarf.types import TypeLayout
 from katana_cc.elf import constants as c
 from katana_cc.errors import FormatError
 from katana_cc.patch.carrying import Carrier
-from katana_cc.patch.model import UNKNOWN, Brought, BroughtKind, NewLayout
+from katana_cc.patch.model import UNKNOWN, Brought, BroughtKind, NewLayout, without_doubles
 from katana_cc.recorder.record import stem
 
 _KINDS: Final = {
@@ -53,14 +52,6 @@ def things(carrier: Carrier) -> tuple[Brought, ...]:
     ]
     found += [Brought(number, BroughtKind.VARIABLE, name, UNKNOWN) for name, number in carrier.commons.items()]
     return tuple(sorted(without_doubles(found)))
-
-
-def without_doubles(found: Iterable[Brought]) -> Iterator[Brought]:
-    """The same; of things of one name it cannot be told which is which."""
-    every = list(found)
-    names = Counter(b.name for b in every)
-    for b in every:
-        yield b if names[b.name] == 1 else b._replace(digest=UNKNOWN)
 
 
 def _is_new(carrier: Carrier, place: Place) -> bool:

@@ -33,6 +33,7 @@ from katana_cc.patch.model import (
 from katana_cc.patch.moves import moved, staying, types
 from katana_cc.patch.references import References
 from katana_cc.patch.sources import Origin, with_sources
+from katana_cc.patch.tracing import address_map
 from katana_cc.patch.unwinding import Unwinding
 
 
@@ -75,6 +76,7 @@ class _Builder:
         edits += self.edits.initialisers(self.changes.initialisers, self.changes.taken)
         for new, old in sorted(self.changes.retargeted.items()):
             edits += self.edits.retargeted(new, old)
+        fixed = [n for n, e in enumerate(edits) if e.expected in self.edits.fixed]
         self._drain()
         self.unwinding.finish()
         replacements = tuple(self._replacement(place, self.changes.replaced[place]) for place in roots)
@@ -92,6 +94,7 @@ class _Builder:
             tuple(Hook(h.kind, h.name, self._function(place)) for place, h in self.changes.hooks.items()),
             things(self.carrier), layouts(self.carrier),
         )  # fmt: skip
+        patch = replace(patch, addresses=address_map(self.carrier, patch, fixed))
         return with_sources(patch, self._origins())
 
     def _origins(self) -> Iterator[Origin]:
@@ -107,7 +110,7 @@ class _Builder:
         section = self.carrier.sections[number]
         return section is not None and bool(section.flags & c.SHF_EXECINSTR)
 
-    def _existing(self, unit: int, place: dwarf.Place) -> PatchSymbol | None:
+    def _existing(self, unit: int, place: dwarf.Place) -> tuple[PatchSymbol, int] | None:
         """What lies in the target where a variable of an object lies: the old program's, if it stays as it is."""
         new = Place(unit, place.section)
         view = self.diff.view(self.new, unit)
@@ -118,7 +121,7 @@ class _Builder:
             return None
         if new in self.diff.correlation.ambiguous or not self.old.address(old):
             return None
-        return self.carrier.symbols[self.references.existing(old)]
+        return self.carrier.symbols[self.references.existing(old)], place.offset
 
     def _drain(self) -> None:
         while self.carrier.queue:

@@ -13,6 +13,8 @@ sections of our own, none of which is SHF_ALLOC:
     .katana.hooks       functions of the user's that run before and after, through relocations
     .katana.brought     things that the old build has not, by what another patch calls them
     .katana.layouts     how aggregates are laid out that the old build has not so
+    .katana.blanks      what the digests of replaced functions leave out
+    .katana.addresses   what lies where in the new output, and in the old one
     .katana.symbols     the order of the symbols before ELF wanted the local ones first
     .katana.strings     names that the tables use
     .katana.reasons     the reasons, as JSON

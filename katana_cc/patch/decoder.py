@@ -11,8 +11,10 @@ from katana_cc.cpu.choice import SUPPORTED, unsupported
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
 from katana_cc.errors import FormatError, InvalidPatchError
+from katana_cc.patch import addresses
 from katana_cc.patch.layout import (
     ABSOLUTE_64,
+    BLANK,
     BROUGHT,
     DIGEST_AT,
     DIGEST_SIZE,
@@ -114,6 +116,7 @@ class _Reader:
             self._hooks(po_symbol),
             self._brought(),
             self._layouts(),
+            addresses.decode(self._table("addresses")[1]),
         )
         try:
             validate(po)
@@ -192,6 +195,7 @@ class _Reader:
         for address, size, function, zero, digest in PART.iter_unpack(self._table("parts")[1]):
             _zero(zero)
             parts.setdefault(function, []).append((address, size, digest))
+        blanks = self._blanks()
         strings = self._table("strings")[1]
         section, raw = self._table("functions")
         pointers = self._pointers(section)
@@ -201,12 +205,22 @@ class _Reader:
             symbol = po_symbol.get(pointers.pop(i * FUNCTION.size + NEW_AT, 0))
             if symbol is None:
                 raise FormatError(f"{section.name}: entry {i} has no new function")
-            result.append(
-                Replacement(self._name(strings, name), address, size, digest, symbol, tuple(parts.pop(i, ())))
-            )
-        if parts or pointers:
-            raise FormatError("parts or relocations for a replaced function that is not there")
+            own = tuple(parts.pop(i, ()))
+            gaps = blanks.pop(i, {})
+            left_out = tuple(tuple(gaps.pop(n, ())) for n in range(1 + len(own))) if gaps else ()
+            if gaps:
+                raise FormatError("blanks for a part that is not there")
+            result.append(Replacement(self._name(strings, name), address, size, digest, symbol, own, left_out))
+        if parts or pointers or blanks:
+            raise FormatError("parts, blanks or relocations for a replaced function that is not there")
         return tuple(result)
+
+    def _blanks(self) -> dict[int, dict[int, list[tuple[int, int]]]]:
+        """Function → which range of it → what its digest leaves out."""
+        found: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        for function, which, at, size in BLANK.iter_unpack(self._table("blanks")[1]):
+            found.setdefault(function, {}).setdefault(which, []).append((at, size))
+        return found
 
     def _edits(self, index: dict[int, int]) -> tuple[DataEdit, ...]:
         strings = self._table("strings")[1]

@@ -28,6 +28,7 @@ class Edits:
         self.diff = carrier.diff
         self.old = self.diff.old
         self.old_tables = self.old.tables
+        self.fixed: set[int] = set()  # sections of old contents that hold addresses without a relocation
 
     def initialisers(self, changed: Mapping[Place, Place], taken: Collection[Place]) -> list[DataEdit]:
         """The new initial values of variables, each under a name of its own: `limit`, or `a.c:limit` if several are.
@@ -126,10 +127,11 @@ class Edits:
         """What must be in the target at `address`: the final bytes, with what the dynamic linker added."""
         data = bytearray(self.old.image.read(address, size))
         relocations = []
-        moved = self.old.image.type == c.ET_DYN
         whole = self.old.cpu.relocations.ABSOLUTE[8]
         for r in self.old.object(place.unit).relocations(place.section):
             if r.type != whole or r.offset + 8 > size:
+                if r.offset < size:
+                    self.fixed.add(len(self.carrier.sections))
                 continue
             dynamic = self.old_tables.relocations.get(address + r.offset)
             if dynamic is not None and dynamic.symbol:
@@ -138,15 +140,13 @@ class Edits:
                 if known is not None and known.value:
                     symbol = PatchSymbol(dynamic.symbol, c.STB_GLOBAL, c.STT_NOTYPE, None, known.value, 0)
                 addend = dynamic.addend
-            elif moved:
+            else:
                 held = int.from_bytes(data[r.offset : r.offset + 8], "little")
                 value = dynamic.addend if dynamic is not None else held
                 if not value:
                     continue  # an absent weak symbol
                 symbol = PatchSymbol(f"old.{value:x}", c.STB_GLOBAL, c.STT_NOTYPE, None, value, 0)
                 addend = 0
-            else:
-                continue
             data[r.offset : r.offset + 8] = bytes(8)
             relocations.append(PatchRelocation(r.offset, r.type, self.carrier.symbol(symbol), addend))
         return bytes(data), relocations

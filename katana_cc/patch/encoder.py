@@ -10,9 +10,10 @@ from urllib.parse import quote
 from katana_cc.elf import constants as c
 from katana_cc.elf.writer import NewRelocation, NewSection, NewSymbol, StringTable, symbol_numbers, write_relocatable
 from katana_cc.errors import FormatError, InvalidPatchError
-from katana_cc.patch import transforms
+from katana_cc.patch import addresses, transforms
 from katana_cc.patch.layout import (
     ABSOLUTE_64,
+    BLANK,
     BROUGHT,
     DIGEST_AT,
     DIGEST_SIZE,
@@ -64,6 +65,8 @@ def encode(po: PatchObject) -> bytes:
             _hooks(po, strings),
             _brought(po, strings),
             _layouts(po, strings),
+            _blanks(po),
+            _table("addresses", addresses.encode(po.addresses), 0, 1),
             _table("symbols", order, 4, 4),
             # From here on no name is added.
             _table("strings", bytes(strings.data), 0, 1),
@@ -139,6 +142,16 @@ def _brought(po: PatchObject, strings: StringTable) -> NewSection:
 def _layouts(po: PatchObject, strings: StringTable) -> NewSection:
     entries = b"".join(LAYOUT.pack(_name(strings, x.name), 0, x.digest) for x in po.layouts)
     return _table("layouts", entries, LAYOUT.size, 4)
+
+
+def _blanks(po: PatchObject) -> NewSection:
+    entries = b"".join(
+        BLANK.pack(number, which, at, size)
+        for number, r in enumerate(po.replacements)
+        for which, blanks in enumerate(r.blanks)
+        for at, size in blanks
+    )
+    return _table("blanks", entries, BLANK.size)
 
 
 def _note(po: PatchObject) -> bytes:

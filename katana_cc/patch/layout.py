@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 from katana_cc.cpu.choice import SUPPORTED, of
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError
+from katana_cc.patch.addresses import NO_ADDRESSES
 from katana_cc.patch.model import FORMAT_VERSION, HookKind, PatchObject, Verdict
 from katana_cc.transform.rules import broken
 from katana_cc.transform.tables import SECTION
@@ -20,7 +22,7 @@ TABLES: Final = tuple(
     PREFIX + n
     for n in (
         "functions", "parts", "edits", "reliances", "transforms", "fields", "handed", "hooks", "brought",
-        "layouts", "symbols", "strings", "reasons",
+        "layouts", "blanks", "addresses", "symbols", "strings", "reasons",
     )
 )  # fmt: skip
 
@@ -42,6 +44,7 @@ FIELD: Final = struct.Struct("<III")  # new field, old field, what a pointer poi
 HANDED: Final = struct.Struct("<IIiIQQQQQ")  # transformation, hook, back or -1, 0, old, new, count, strides
 HOOK: Final = struct.Struct("<QIIII")  # function (relocated), kind, name, 0, 0
 BROUGHT: Final = struct.Struct("<IIII32s")  # section, kind, name, 0, digest
+BLANK: Final = struct.Struct("<IIQQ")  # function, 0 or 1 + which of its parts, offset, size
 LAYOUT: Final = struct.Struct("<II32s")  # name, 0, digest
 NEW_AT, EXPECTED_AT, REPLACEMENT_AT, TRANSFORM_NEW_AT = 16, 8, 16, 8
 MACHINES: Final = {machine: of(machine).name for machine in SUPPORTED}
@@ -99,6 +102,7 @@ def validate(po: PatchObject) -> None:
                 or po.hooks
                 or po.brought
                 or po.layouts
+                or po.addresses != NO_ADDRESSES
             ),
             "a refused change that carries something",
         )
@@ -120,6 +124,10 @@ def validate(po: PatchObject) -> None:
     for r in po.replacements:
         need(0 <= r.symbol < symbols, f"function {r.name}: no symbol {r.symbol}")
         need(all(len(d) == 32 for d in (r.digest, *(p[2] for p in r.parts))), f"function {r.name}: no SHA-256")
+        known = len(r.blanks) in (0, 1 + len(r.parts)) and (not r.blanks or any(r.blanks))
+        need(known, f"function {r.name}: blanks of something else")
+        for _, size, _, blanks in r.ranges if known else ():
+            need(are_apart(blanks, size), f"function {r.name}: blanks outside of it, or not ascending")
     for e in po.data_edits:
         need(0 <= e.expected < count and 0 <= e.replacement < count, f"edit of {e.name}: no such section")
     functions = range(len(po.replacements))
@@ -154,9 +162,29 @@ def validate(po: PatchObject) -> None:
     digests = [b.digest for b in po.brought] + [x.digest for x in po.layouts]
     need(all(len(digest) == 32 for digest in digests), "a digest of another size")
     need(all(x.name for x in po.layouts), "a layout without a name")
+    m = po.addresses
+    for stretches in (m.stretches, m.thread):
+        need(are_apart([s[:2] for s in stretches], 1 << 64), "a map of addresses that is not ascending")
+        need(all(s.old >= 0 for s in stretches), "a map of addresses that leads below 0")
+    need(all(x.section < count for x in m.carried), "a map of addresses for no section")
+    need(len({x.section for x in m.carried}) == len(m.carried), "a map of addresses with a section twice")
+    need(all(n < len(po.data_edits) for n in m.fixed), "a map of addresses for no edit")
+    if m.shapes:
+        known = [len(x) for x in m.shapes] == [1 + len(r.parts) for r in po.replacements]
+        need(known, "shapes of other functions than are replaced")
     for h in po.hooks:
         need(bool(h.name), "a hook without a name")
         need(0 <= h.symbol < symbols and po.symbols[h.symbol].section is not None, f"hook {h.name}: no symbol of ours")
+
+
+def are_apart(ranges: Iterable[tuple[int, int]], end: int) -> bool:
+    """Whether (offset, size) ascend, do not meet, are not empty and end at `end`."""
+    at = 0
+    for start, size in ranges:
+        if start < at or size < 1 or start + size > end:
+            return False
+        at = start + size
+    return True
 
 
 def is_ours(name: str) -> bool:

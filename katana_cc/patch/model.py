@@ -6,13 +6,16 @@ All addresses are link-time addresses of the output it patches; the load bias is
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
+from katana_cc.patch.addresses import NO_ADDRESSES, AddressMap, Blanks
 from katana_cc.transform.model import Transformation
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
 # A patch that has these among its undefined symbols must have its frames registered with them (libgcc's unwinder).
 REGISTRATION = ("__register_frame_info", "__deregister_frame_info", "_Unwind_Find_FDE")
@@ -77,6 +80,9 @@ class Replacement:
     `size` bytes at `address` must have the SHA-256 `digest`, or nothing is written.  No thread may be inside
     [address, address + size) nor inside one of `parts` ((address, size, digest): the .cold half and the like, which are
     compared as well but not jumped from) when it is replaced.
+
+    `blanks` are of a patch that was put together from two (`compose.py`): for the function and each of its parts, what
+    the digest takes for zeros, since only a build of its own tells what a linker wrote there.
     """
 
     name: str
@@ -85,6 +91,13 @@ class Replacement:
     digest: bytes
     symbol: int
     parts: tuple[tuple[int, int, bytes], ...] = ()
+    blanks: tuple[Blanks, ...] = ()
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int, bytes, Blanks], ...]:
+        """(address, size, digest, blanks) of the function and of each part."""
+        every = ((self.address, self.size, self.digest), *self.parts)
+        return tuple((*r, b) for r, b in zip(every, self.blanks or ((),) * len(every), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +131,7 @@ class Basis(IntEnum):
     PROTOTYPE = 2  # its parameters or its result are of another type now
     DATA_MOVED = 3  # it uses a variable that is made anew elsewhere: `callee` is the caller, `through` the variable
     TYPE_CHANGED = 4  # it may use objects of a type laid out otherwise: `callee` is the caller, `through` the type
+    TWO_STEPS = 5  # of a patch put together from two: the first replaces it, the second changes what it may rely on
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +259,14 @@ class Brought(NamedTuple):
     digest: bytes
 
 
+def without_doubles(found: Iterable[Brought]) -> Iterator[Brought]:
+    """The same; of things of one name it cannot be told which is which."""
+    every = list(found)
+    names = Counter(b.name for b in every)
+    for b in every:
+        yield b if names[b.name] == 1 else b._replace(digest=UNKNOWN)
+
+
 class NewLayout(NamedTuple):
     """An aggregate that the new build lays out otherwise than the old one, or alone has: its name with the keyword, and
     a digest of how."""
@@ -282,7 +304,8 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class PatchObject:
-    """A whole patch object.  With the verdict `REFUSED` it carries reasons only: no sections, no replacements."""
+    """A whole patch object.  With the verdict `REFUSED` it carries reasons only: no sections, no replacements.
+    `addresses` is what it takes to compose it with another one."""
 
     identity: Identity
     verdict: Verdict
@@ -296,3 +319,4 @@ class PatchObject:
     hooks: tuple[Hook, ...] = ()
     brought: tuple[Brought, ...] = ()
     layouts: tuple[NewLayout, ...] = ()
+    addresses: AddressMap = NO_ADDRESSES

@@ -21,8 +21,9 @@ from katana_cc.errors import FormatError
 from katana_cc.patch.debuginfo import LANG_C11, CarriedFunction, stretch_of, unit_of, with_units
 from katana_cc.patch.model import PatchObject, PatchSymbol
 
-Existing = Callable[[Place], PatchSymbol | None]
-"""What lies at a place of an object, as an undefined symbol of the patch: None if it is not in the target."""
+Existing = Callable[[Place], tuple[PatchSymbol, int] | None]
+"""What lies at a place of an object, as an undefined symbol of the patch and the offset from there: None if it is not
+in the target."""
 
 
 class Origin(NamedTuple):
@@ -69,12 +70,13 @@ def _unit(
     def meaning(place: Place) -> Place | None:
         if place.section in numbers:
             return Place(numbers[place.section], place.offset, "")
-        symbol = existing(place)
-        if symbol is None:
+        found = existing(place)
+        if found is None:
             return None
+        symbol, offset = found
         if symbol not in symbols:
             symbols.append(symbol)
-        return Place(~symbols.index(symbol), place.offset, "")
+        return Place(~symbols.index(symbol), offset, "")
 
     def translated(place: Place) -> Place:
         result = meaning(place)

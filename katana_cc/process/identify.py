@@ -54,8 +54,8 @@ def _made_by_patch(target: Target, po: PatchObject) -> NotThisBuildError | None:
         f"runs {by.output} of {start}, with patch {by.patch_id} to the build that this one starts from; a patch leads "
         "from the build that a process was started from",
         where=target.where,
-        remedy=f"apply the patch from {start} to {end}, which takes the place of that one (`katana patches`; "
-        f"`katana-release --since {since}` makes it where {start} is deployed)",
+        remedy=f"apply it with --on and the file of that patch, or the patch from {start} to {end}, which takes the "
+        f"place of that one (`katana patches`; `katana-release --since {since}` makes it where {start} is deployed)",
     )
 
 

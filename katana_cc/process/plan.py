@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from katana_cc.cpu.native import code as cpu
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
+from katana_cc.patch.addresses import blanked
 from katana_cc.patch.model import PatchObject, Replacement
 from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
@@ -257,13 +258,12 @@ def _compare_functions(
                 where=po.identity.output,
                 remedy="restart the process with the new build",
             )
-        ranges = [(replacement.address, replacement.size, replacement.digest), *replacement.parts]
-        for link_time, size, digest in ranges:
+        for link_time, size, digest, blanks in replacement.ranges:
             address = module.bias + link_time
             if not (module.holds(address) and module.holds(address + size - 1)):
                 raise InvalidPatchError(f"{replacement.name} lies outside the module", where=po.identity.output)
             was = without.read(address, size)
-            if hashlib.sha256(was).digest() != digest:
+            if hashlib.sha256(blanked(was, blanks)).digest() != digest:
                 raise RefusedError(
                     f"the code of {replacement.name} at {address:#x} is not what the build produced",
                     where=target.where,

@@ -179,6 +179,11 @@ def _safety(s: Summary) -> Topic:
                 f"Before anything is written, {what} compared by SHA-256 with what the build made; a process whose "
                 "code differs is refused."
             )
+        if s.blanked:
+            sentences.append(
+                f"Of {', '.join(s.blanked)} it is compared but for what a linker writes there: the patch was put "
+                "together from two, and no build was at hand that tells."
+            )
         if s.rewritten:
             sentences.append(
                 "The data rewritten in place must hold its old contents exactly, or the process is refused."

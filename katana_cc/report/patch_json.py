@@ -85,9 +85,9 @@ def _handlers(row: HandlerRow) -> dict[str, Any]:
 def _replacement(po: PatchObject, number: int) -> dict[str, Any]:
     r = po.replacements[number]
     new = po.symbols[r.symbol]
-    parts = [{"address": f"{a:#x}", "size": s, "sha256": d.hex()} for a, s, d in r.parts]
+    parts = [{"address": f"{a:#x}", "size": s, "sha256": d.hex(), "blanks": b} for a, s, d, b in r.ranges[1:]]
     old = {"name": r.name, "address": f"{r.address:#x}", "size": r.size, "sha256": r.digest.hex(), "parts": parts}
-    return {**old, "new_name": new.name, "new_size": new.size, "symbol": r.symbol}
+    return {**old, "blanks": r.ranges[0][3], "new_name": new.name, "new_size": new.size, "symbol": r.symbol}
 
 
 def _thing(t: NewThing) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class Summary(NamedTuple):
     are made to use them; neither is counted as new or rewritten.  `types` are those whose objects are made anew
     wherever pointers lead to them.  `unnamed_bytes` are the mapped sections without a
     symbol; `active` the replaced functions that are always active; `new_imports` are those imports that the old program
-    did not have; `options` what `katana apply` must be told, a need each.
+    did not have; `options` what `katana apply` must be told, a need each; `blanked` the replaced functions whose
+    digest leaves something out.
     """
 
     identity: Identity
@@ -107,6 +108,7 @@ class Summary(NamedTuple):
     mapped_bytes: int
     active: tuple[str, ...]
     options: tuple[str, ...]
+    blanked: tuple[str, ...] = ()
 
 
 def summarise(po: PatchObject) -> Summary:
@@ -168,6 +170,7 @@ def summarise(po: PatchObject) -> Summary:
         sum(mapped.values()),
         tuple(r.subject for r in po.reasons if r.code == Code.MAIN_ACTIVE),
         tuple(dict.fromkeys(str(n.grant) for n in needs_of(po) if n.grant)),
+        tuple(r.name for r in po.replacements if r.blanks),
     )
 
 

@@ -80,15 +80,15 @@ def test_forged_reasons_are_refused(words: bytes) -> None:
 
 
 def test_a_later_format_version_is_named_with_what_to_do() -> None:
-    later = DATA.replace(b"Katana patch 7 ", b"Katana patch 8 ", 1)
-    with pytest.raises(InvalidPatchError, match="version 7") as caught:
+    later = DATA.replace(b"Katana patch 8 ", b"Katana patch 9 ", 1)
+    with pytest.raises(InvalidPatchError, match="version 9") as caught:
         codec.decode(codec.seal(later), "x.kpo")
     assert str(FORMAT_VERSION) in caught.value.what
-    assert re.search("version 8", caught.value.remedy)
+    assert re.search("version 9", caught.value.remedy)
 
 
 def test_a_version_of_two_digits_is_named() -> None:
-    at = DATA.index(b"Katana patch 7 ")
+    at = DATA.index(b"Katana patch 8 ")
     later = DATA[:at] + b"Katana patch 12 " + DATA[at + 16 :]
     with pytest.raises(InvalidPatchError, match="version 12"):
         codec.decode(later, "x.kpo")

@@ -19,20 +19,20 @@ def golden(version: int) -> bytes:
     return bytes.fromhex(Path(__file__).with_name(f"patch_v{version}.hex").read_text())
 
 
-def test_version_7_stays_readable() -> None:
-    assert decode(golden(7), "golden") == sample()
+def test_version_8_stays_readable() -> None:
+    assert decode(golden(8), "golden") == sample()
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7])
 def test_earlier_versions_are_refused_by_their_number(version: int) -> None:
     """The first does not say what old code relies on; of all, patches can be made again."""
-    with pytest.raises(InvalidPatchError, match=f"format version {version}; this katana reads version 7"):
+    with pytest.raises(InvalidPatchError, match=f"format version {version}; this katana reads version 8"):
         decode(golden(version), "golden")
 
 
-def test_version_7_is_still_written_to_the_byte() -> None:
-    assert encode(sample()) == golden(7)
+def test_version_8_is_still_written_to_the_byte() -> None:
+    assert encode(sample()) == golden(8)
 
 
 def test_its_identity_stays_the_same() -> None:
-    assert patch_id(golden(7)) == "69e9f070a8c5b2f220e9c5cea1be20e1"
+    assert patch_id(golden(8)) == "0cddeb8bf4e1b2513fa8c15967afd4bd"

@@ -320,13 +320,15 @@ def test_patch_of_the_build_that_a_patch_made_names_the_one_to_use(plain: Projec
     builds = [plain.build({"prog.c": text}) for text in (V1, V2, V3)]
     paths = []
     for old, new in ((0, 1), (1, 2)):
-        path = plain.folder / f"{old}{new}.kpo"
+        path = plain.folder / str(old) / f"{new}.kpo"
+        path.parent.mkdir()
         path.write_bytes(plain.checked(builds[old], builds[new]).data)
         paths.append(path)
     with serving(builds[0].path) as server:
         apply(server, paths[0])
         said = refused(server, paths[1])
         assert "to the build that this one starts from" in said
+        assert "name its file with --on" in said
         assert "which takes the place of that one" in said
         assert server.ask("t 0") == "two"
 

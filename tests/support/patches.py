@@ -8,6 +8,7 @@ from dataclasses import replace
 from katana_cc.dwarf.forms import Encoding
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile, Section
+from katana_cc.patch.addresses import NO_ADDRESSES, AddressMap, Altered, Lying, Named, Shape, Stretch
 from katana_cc.patch.model import (
     Basis,
     Brought,
@@ -94,7 +95,7 @@ def sample() -> PatchObject:
         reasons,
         sections,
         symbols,
-        (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,)),),
+        (Replacement("parse", 0x401200, 48, hashlib.sha256(b"parse").digest(), 2, (part,), (((1, 4), (12, 4)), ())),),
         (
             DataEdit("banner", 0x402000, 5, 6),
             DataEdit("limit", 0x404010, 5, 6, True),
@@ -114,6 +115,15 @@ def sample() -> PatchObject:
             Brought(3, BroughtKind.VARIABLE, "zeroes", bytes(32)),
         ),
         (NewLayout("struct conn", hashlib.sha256(b"conn").digest()),),
+        AddressMap(
+            (Stretch(0x401000, 0x200, 0x401000), Stretch(0x401240, 0x100, 0x401230)),
+            (Stretch(0, 16, 8),),
+            (Lying(0, 0x401200, 0x401200), Lying(2, 0x404080, 0)),
+            (Named("_end", 0x405000, 0x404FF0), Named("__stop_table", 0x404100, 0)),
+            (Altered(0x401260, Shape(((4, 4),), hashlib.sha256(b"altered").digest())),),
+            ((Shape(((1, 4), (12, 4)), hashlib.sha256(b"shape").digest()), Shape((), hashlib.sha256(b"").digest())),),
+            (0,),
+        ),
     )
 
 
@@ -177,5 +187,6 @@ def from_object(elf: ElfFile) -> PatchObject:
         hooks=(),
         brought=(),
         layouts=(),
+        addresses=NO_ADDRESSES,
     )
     return replace(base, verdict=Verdict.SAFE, reasons=base.reasons[:2])

@@ -168,7 +168,7 @@ def test_katana_check_says_ok_and_what_was_checked(file: Path) -> None:
 
 def test_katana_check_exits_7_and_names_each_problem(tmp_path: Path) -> None:
     path = tmp_path / "bad.kpo"
-    path.write_bytes(codec.encode(_function(size=4)(sample())))
+    path.write_bytes(codec.encode(_function(size=4, blanks=())(sample())))
     done = _katana("check", path)
     assert done.returncode == 7
     assert "too few for a jump" in done.stdout

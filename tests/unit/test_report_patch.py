@@ -133,7 +133,9 @@ def test_json_holds_digests_relocations_and_parts() -> None:
     out = json.loads(json.dumps(to_json(po, encode(po))))
     changed = out["changed_functions"][0]
     assert changed["sha256"] == po.replacements[0].digest.hex()
-    assert changed["parts"][0] == {"address": "0x401300", "size": 8, "sha256": po.replacements[0].parts[0][2].hex()}
+    digest = po.replacements[0].parts[0][2].hex()
+    assert changed["parts"][0] == {"address": "0x401300", "size": 8, "sha256": digest, "blanks": []}
+    assert changed["blanks"] == [[1, 4], [12, 4]]
     assert out["sections"][0]["relocations"][0] == {
         "offset": 5, "type": "R_X86_64_PLT32", "symbol": 4, "addend": -4,
     }  # fmt: skip
