@@ -365,7 +365,7 @@ def main(arguments: list[str]) -> int:
         key = sys.stdin.readline().strip()
         if not key:
             return os.EX_OK
-        with closing(Store(Path(folder))) as store:
+        with closing(Store(Path(folder))) as store, store.hold():  # till the patches are named too
             snapshot = ingest(store, read_staged(Path(folder), key))
             if differing_builds(store, snapshot):
                 for line in emit_patches(store, snapshot):

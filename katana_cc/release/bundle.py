@@ -73,6 +73,11 @@ def make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None] 
     Raises:
         StoreError: no such release, or nothing is recorded.
     """
+    with store.hold():  # what is read must not be collected meanwhile
+        return _make_bundle(store, since)
+
+
+def _make_bundle(store: Store, since: str) -> Bundle:
     reasons = unrecorded(store)
     current = {s.output: s for s in current_snapshots(store, reasons)}
     packed: list[Packed] = []

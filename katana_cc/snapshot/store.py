@@ -19,34 +19,9 @@ from typing import Any, Final, NamedTuple
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.snapshot import images, model
 from katana_cc.snapshot.blobs import BlobStore, compress_row, digest_of, expand_row
+from katana_cc.snapshot.index import SCHEMA_VERSION, connect, create_tables, insert, next_id, problems, seal
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.words import plain, remedy_for
-
-SCHEMA_VERSION: Final = 5
-
-_SCHEMA: Final = """
-CREATE TABLE snapshots (
-  id INTEGER PRIMARY KEY, output TEXT NOT NULL, path TEXT NOT NULL, build_id TEXT NOT NULL,
-  manifest TEXT NOT NULL, image TEXT NOT NULL, time REAL NOT NULL);
-CREATE INDEX snapshots_image ON snapshots (image);
-CREATE INDEX snapshots_output ON snapshots (output, id);
-CREATE INDEX snapshots_build_id ON snapshots (build_id);
-CREATE TABLE releases (
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, deployed INTEGER NOT NULL, time REAL NOT NULL);
-CREATE TABLE release_snapshots (
-  release INTEGER NOT NULL REFERENCES releases (id), snapshot INTEGER NOT NULL REFERENCES snapshots (id),
-  PRIMARY KEY (release, snapshot));
-CREATE TABLE gaps (
-  id INTEGER PRIMARY KEY, output TEXT NOT NULL, path TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL);
-CREATE TABLE patches (
-  id TEXT PRIMARY KEY, output TEXT NOT NULL, from_snapshot INTEGER NOT NULL REFERENCES snapshots (id),
-  to_snapshot INTEGER NOT NULL REFERENCES snapshots (id), from_name TEXT NOT NULL, to_name TEXT NOT NULL,
-  verdict TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, time REAL NOT NULL);
-CREATE TABLE objects (ident TEXT NOT NULL, member TEXT NOT NULL, ordinal INTEGER NOT NULL, blob TEXT NOT NULL,
-  PRIMARY KEY (ident, ordinal));
-CREATE TABLE records (blob TEXT PRIMARY KEY, record BLOB NOT NULL);
-"""
-
 
 _OLDER: Final = (
     "Use the Katana that wrote it; or move the folder away, build again from clean sources with this one, and name what"
@@ -137,26 +112,6 @@ def _nothing_recorded(folder: Path) -> StoreError:
     )
 
 
-def _connect(index: Path, create: bool) -> tuple[sqlite3.Connection, int]:
-    """The index and its version.  WAL mode wants to write beside it: on a read-only medium it is read as it lies."""
-    try:
-        return _opened(sqlite3.connect(index, timeout=60, isolation_level=None))
-    except sqlite3.OperationalError:
-        if create:
-            raise
-        return _opened(sqlite3.connect(f"{index.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None))
-
-
-def _opened(db: sqlite3.Connection) -> tuple[sqlite3.Connection, int]:
-    db.execute("PRAGMA foreign_keys = ON")
-    # With WAL the index stays consistent; a power failure may take the last links with it, whose blobs are not synced
-    # to the disk either.
-    db.execute("PRAGMA synchronous = NORMAL")
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return db, version
-
-
 class Store:
     """An open store.
 
@@ -177,11 +132,11 @@ class Store:
                 raise _nothing_recorded(folder)
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
-            self._db, version = _connect(index, create)
+            self._db, version = connect(index, create)
             if version == 0 and create:
-                self._create()
+                create_tables(self._db)
                 version = SCHEMA_VERSION
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise StoreError(
                 f"the index cannot be opened: {plain(error)}", where=str(index), remedy=remedy_for(error)
             ) from error
@@ -193,20 +148,6 @@ class Store:
                 where=str(folder),
                 remedy=_OLDER if version < SCHEMA_VERSION else "Use the Katana that wrote it, or a later one.",
             )
-
-    def _create(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            # Another link may have created it between our look and the lock.
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
 
     def close(self) -> None:
         """Close the index.  Whoever is the last to do so empties SQLite's log into it, which else stays beside it."""
@@ -252,17 +193,32 @@ class Store:
                 f"the index cannot be written: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
             ) from error
 
+    def shrink(self, part: int) -> None:
+        """Give back what is free in the index, if that is one part in `part` of it.
+
+        Raises:
+            sqlite3.Error: it could not be done; the index is as it was.
+        """
+        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
+        if self._db.execute("PRAGMA freelist_count").fetchone()[0] * part > pages:
+            self._db.execute("VACUUM")
+
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise StoreError(
                 f"the index cannot be read: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
             ) from error
 
     def index_problems(self) -> list[str]:
         """What SQLite finds wrong with the index; empty when it is whole."""
-        return [text for (text,) in self._rows("PRAGMA integrity_check") if text != "ok"]
+        found: list[str] = []
+        try:
+            found.extend(problems(self._db))
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            found.append(plain(error))
+        return found
 
     # Snapshots
 
@@ -272,13 +228,11 @@ class Store:
         before = self.latest(snapshot.output)
         manifest = self.blobs.put(text, before.manifest if before else "")
         with self.transaction() as db:
-            cursor = db.execute(
-                "INSERT INTO snapshots (output, path, build_id, manifest, image, time) VALUES (?, ?, ?, ?, ?, ?)",
-                (snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest, snapshot.image,
-                 snapshot.time),
-            )  # fmt: skip
-        assert cursor.lastrowid is not None
-        return snapshot._replace(id=cursor.lastrowid)
+            identifier = next_id(db, "snapshots")
+            row = (identifier, snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest,
+                   snapshot.image, float(snapshot.time))  # fmt: skip
+            insert(db, "snapshots", [row])
+        return snapshot._replace(id=identifier)
 
     def snapshot_rows(self, output: str | None = None) -> list[SnapshotRow]:
         """All snapshots (of one output), newest first."""
@@ -370,20 +324,25 @@ class Store:
                         where=str(self.folder),
                         remedy="Choose another name; a release never changes once it is named.",
                     )
-                db.execute("UPDATE releases SET deployed = ? WHERE name = ?", (int(deployed), name))
+                self._set_deployed(db, name, deployed)
                 return
-            cursor = db.execute(
-                "INSERT INTO releases (name, deployed, time) VALUES (?, ?, ?)", (name, int(deployed), time.time())
-            )
-            db.executemany(
-                "INSERT INTO release_snapshots (release, snapshot) VALUES (?, ?)",
-                [(cursor.lastrowid, s) for s in snapshots],
-            )
+            identifier = next_id(db, "releases")
+            insert(db, "releases", [(identifier, name, int(deployed), time.time())])
+            insert(db, "release_snapshots", [(identifier, s) for s in snapshots])
 
     def retire_release(self, name: str) -> bool:
         """Take the mark of a deployed release off; whether there is a release of that name."""
         with self.transaction() as db:
-            return db.execute("UPDATE releases SET deployed = 0 WHERE name = ?", (name,)).rowcount > 0
+            return self._set_deployed(db, name, False)
+
+    @staticmethod
+    def _set_deployed(db: sqlite3.Connection, name: str, deployed: bool) -> bool:
+        rows = db.execute("SELECT id, name, time FROM releases WHERE name = ?", (name,)).fetchall()
+        for identifier, _, when in rows:
+            values = (identifier, name, int(deployed), when)
+            db.execute("UPDATE releases SET deployed = ?, seal = ? WHERE id = ?",
+                       (int(deployed), seal("releases", values), identifier))  # fmt: skip
+        return bool(rows)
 
     def _builds(self, snapshots: Iterable[int]) -> set[tuple[str, str]]:
         wanted = set(snapshots)
@@ -402,9 +361,7 @@ class Store:
     def add_gap(self, output: str, path: str, reason: str) -> None:
         """Remember that a link of `output` was not recorded."""
         with self.transaction() as db:
-            db.execute(
-                "INSERT INTO gaps (output, path, reason, time) VALUES (?, ?, ?, ?)", (output, path, reason, time.time())
-            )
+            insert(db, "gaps", [(next_id(db, "gaps"), output, path, reason, time.time())])
 
     def gaps(self, output: str | None = None) -> list[Gap]:
         """All gaps (of one output), newest first."""
@@ -419,15 +376,11 @@ class Store:
     def add_patch(self, row: PatchRow) -> None:
         """Remember a patch object; one of the same identity is replaced."""
         with self.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO patches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (row.id, row.output, row.from_snapshot, row.to_snapshot, row.from_name, row.to_name,
-                 row.verdict, self._kept_path(row.path), row.size, row.time),
-            )  # fmt: skip
+            insert(db, "patches", [row._replace(path=self._kept_path(row.path))], "REPLACE")
 
     def patches(self) -> list[PatchRow]:
         """All patch objects, newest first."""
-        rows = self._rows("SELECT * FROM patches ORDER BY time DESC, id")
+        rows = self._rows(f"SELECT {', '.join(PatchRow._fields)} FROM patches ORDER BY time DESC, id")
         return [PatchRow(*r)._replace(path=self._found_path(r[7])) for r in rows]
 
     def _kept_path(self, path: str) -> str:
@@ -469,8 +422,6 @@ class Store:
         """Keep what `known_objects` and `known_records` will answer."""
         rows = [(blob, compress_row(record)) for blob, record in records.items()]
         with self.transaction() as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO objects (ident, member, ordinal, blob) VALUES (?, ?, ?, ?)",
-                [(ident, m, i, b) for ident, members in objects.items() for i, (m, b) in enumerate(members)],
-            )
-            db.executemany("INSERT OR REPLACE INTO records (blob, record) VALUES (?, ?)", rows)
+            members = [(ident, m, i, b) for ident, members in objects.items() for i, (m, b) in enumerate(members)]
+            insert(db, "objects", members, "IGNORE")
+            insert(db, "records", rows, "REPLACE")

@@ -1,27 +1,45 @@
-"""Checking a store: every blob holds what its name says, and nothing that the index names is missing."""
+"""Checking a store: every blob holds what its name says, every row what was written, and nothing that is named lacks.
+
+What people write by hand (`answers`) and what the next link writes anew (`staged`) are not looked at.
+"""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from katana_cc.errors import KatanaError, StoreError
 from katana_cc.patch import codec
-from katana_cc.snapshot.store import Store
+from katana_cc.snapshot.index import log_problems
+from katana_cc.snapshot.store import SnapshotRow, Store
 from katana_cc.snapshot.words import plain
 
 
 def needed_blobs(store: Store) -> dict[str, str]:
-    """Blob → what needs it: manifests, images and objects of every snapshot, and what these are based on."""
+    """Blob → what needs it: manifests, images and objects of every snapshot, and what these are based on.
+
+    Raises:
+        StoreError: a manifest is damaged.
+    """
     needed: dict[str, str] = {}
     for row in reversed(store.snapshot_rows()):
-        label = f"snapshot {row.id} of {row.output}"
-        snapshot = store.snapshot(row.id)
-        for blob in (row.manifest, snapshot.image, *[unit.blob for unit in snapshot.units]):
-            while blob and blob not in needed:
-                needed[blob] = label
-                header = store.blobs.header(blob)
-                blob = header.digest if header else ""
+        _add_needed(store, row, needed)
     return needed
+
+
+def _add_needed(store: Store, row: SnapshotRow, needed: dict[str, str]) -> None:
+    label = f"snapshot {row.id} of {row.output}"
+    _add_with_bases(store, (row.manifest, row.image), label, needed)
+    snapshot = store.snapshot(row.id)
+    _add_with_bases(store, (snapshot.image, *[unit.blob for unit in snapshot.units]), label, needed)
+
+
+def _add_with_bases(store: Store, blobs: tuple[str, ...], label: str, needed: dict[str, str]) -> None:
+    for blob in blobs:
+        while blob and blob not in needed:
+            needed[blob] = label
+            header = store.blobs.header(blob)
+            blob = header.digest if header else ""
 
 
 def verify_store(folder: Path) -> list[str]:
@@ -30,28 +48,67 @@ def verify_store(folder: Path) -> list[str]:
     Raises:
         StoreError: it cannot be opened at all.
     """
+    problems = [f"index: {text}" for text in log_problems(folder / "index.db-wal")]
     store = Store(folder)
-    problems = []
-    try:
+    with closing(store):
         problems += [f"index: {text}" for text in store.index_problems()]
-    except StoreError as error:
-        problems.append(error.what)
-    try:
-        needed = needed_blobs(store)
-    except KatanaError as error:
-        return [*problems, str(error)]
+        for look in (_blobs, _deployed, _patches):
+            try:
+                problems += look(store)
+            except StoreError as error:
+                problems.append(f"index: {error.what}")
+            except (ValueError, TypeError, AttributeError) as error:
+                # Of a value that a damaged index gave: no digest, no path, no text.
+                problems.append(f"index: it holds what cannot be ({error})")
+    return problems
+
+
+def _blobs(store: Store) -> list[str]:
+    problems = []
+    needed: dict[str, str] = {}
+    for row in reversed(store.snapshot_rows()):
+        try:
+            _add_needed(store, row, needed)
+        except StoreError as error:
+            problems.append(f"snapshot {row.id} of {row.output}: {error.what}")
     for digest, user in needed.items():
         if digest not in store.blobs:
             problems.append(f"blob {digest[:12]} is missing, needed by {user}")
-    for digest in store.damaged_records(list(needed)):
-        problems.append(f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew")
+    problems += [
+        f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew"
+        for digest in store.damaged_records(list(needed))
+    ]
     for digest, text in store.blobs.verify():
         user = needed.get(digest, "")
         problems.append(f"{text}{f', needed by {user}' if user else ''}")
+    return problems
+
+
+def _deployed(store: Store) -> list[str]:
+    """Whether `deployed` has each line that it should: a link of an output that it lacks makes no patch."""
+    members = {i for release in store.releases() if release.deployed for i in release.snapshots}
+    expected = {row.output for row in store.snapshot_rows() if row.id in members}
+    path = store.folder / "deployed"
+    try:
+        found = set(path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")) - {""}
+    except FileNotFoundError:
+        found = set()
+    except OSError as error:
+        return [f"{path} cannot be read: {plain(error)}"]
+    if found == expected:
+        return []
+    return [f"{path} names other outputs than the deployed releases hold; `katana-release NAME` of one writes it anew"]
+
+
+def _patches(store: Store) -> list[str]:
+    problems = []
     for patch in store.patches():
         path = Path(patch.path)
         try:
-            codec.decode(path.read_bytes(), str(path))
+            identity = codec.patch_id(data := path.read_bytes())
+            codec.decode(data, str(path))
+            if identity != patch.id:
+                problems.append(f"patch object {path} is another than the index says: {identity}, not {patch.id}")
         except FileNotFoundError:
             problems.append(f"patch object {path} is gone")
         except OSError as error:

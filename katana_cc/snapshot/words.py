@@ -31,8 +31,10 @@ _ERRNO: Final = {
 }
 
 
-def plain(error: OSError | sqlite3.Error) -> str:
-    """An error of the system or of SQLite as a clause."""
+def plain(error: OSError | sqlite3.Error | UnicodeDecodeError) -> str:
+    """An error of the system or of SQLite as a clause; SQLite's own words of a damaged index may be no text."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is damaged"
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         return _SQLITE.get(code & 0xFF, str(error)) if isinstance(code, int) else str(error)
@@ -40,9 +42,9 @@ def plain(error: OSError | sqlite3.Error) -> str:
     return _ERRNO.get(number, os.strerror(number).lower()) if number is not None else str(error)
 
 
-def remedy_for(error: OSError | sqlite3.Error) -> str:
+def remedy_for(error: OSError | sqlite3.Error | UnicodeDecodeError) -> str:
     """What to do next about it."""
     code = getattr(error, "sqlite_errorcode", None) or 0
-    if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if isinstance(error, UnicodeDecodeError) or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return "Run `katana check`; put back a copy of the store, or remove it, build again and name the release."
     return "Free space, check the permissions of the store, or set KATANA_DIR to another folder."

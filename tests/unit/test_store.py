@@ -138,7 +138,7 @@ print("ready", flush=True)
 for i in range(100000):
     kept = store.add_snapshot(snapshot(store, i))
     store.remember_objects({f"ident{i}": [("", kept.units[0].blob)]}, {kept.units[0].blob: b"record"})
-    store.add_release(f"v{i}", True, [kept.id])
+    store.add_release(f"v{i}", False, [kept.id])
     print(i, flush=True)
 """
 
