@@ -20,7 +20,16 @@ pytestmark = [pytest.mark.rest, pytest.mark.timeout(1200)]
 PAUSES = {"apply_reported", "revert_reported", "apply_heartbeat", "revert_heartbeat", "apply_attached", "mapping"}
 EXPECTED = {
     "compile": {"added", "added_cpu"},
-    "probes": {"conftest_added", "conftest_ratio", "other_added", "other_ratio", "left_links", "left_bytes"},
+    "probes": {
+        "conftest_added",
+        "conftest_ratio",
+        "other_added",
+        "other_ratio",
+        "configure",
+        "configure_cpu",
+        "left_links",
+        "left_bytes",
+    },
     "pause.3": PAUSES,
     "pause.64": PAUSES,
     "pause.256": PAUSES,
