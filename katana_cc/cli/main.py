@@ -151,4 +151,10 @@ def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, OSError) as error:
+        # The machine's own trouble, wherever it shows; what was begun has been taken back by now.
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "out of memory"
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        print(f"{program}: the system refused something: {why}{where}", file=sys.stderr)
+        return int(ExitStatus.UNREACHABLE)
     return int(status)

@@ -287,12 +287,13 @@ def _write(target: Target, commit: Commit, writes: Sequence[Write], threads: Thr
         for write in writes:
             done.append((write.address, write.before))
             memory.write(write.address, write.after, tid)
-    except TargetError:
+        memory.write(state, ledgers.encode_state(step(phase, commit.end)), tid)
+        for at, _, going in leaving:
+            memory.write(at, ledgers.encode_state(step(going, Step.END_REVERT)), tid)
+    except BaseException:
+        # Whatever it was, also want of memory: nobody is told that it was done.
         _undo(target, done, tid)
         raise
-    memory.write(state, ledgers.encode_state(step(phase, commit.end)), tid)
-    for at, _, going in leaving:
-        memory.write(at, ledgers.encode_state(step(going, Step.END_REVERT)), tid)
 
 
 def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tuple[int, bytes]]) -> None:

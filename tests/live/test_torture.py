@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,9 @@ pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 3
 
 FEW: Final = 3
 _SYS_PWRITE64: Final = 18
+# Those that may fail for want of memory or room: read, mmap, mprotect, brk, pread64, pwrite64, mremap, getdents64,
+# openat, perf_event_open, process_vm_readv.
+_MAY_FAIL: Final = frozenset((0, 9, 10, 12, 17, _SYS_PWRITE64, 25, 217, 257, 298, 310))
 PROGRAM: Final = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Threads that are in malloc and in the replaced functions all the time, and one that answers; `twice` and `thrice` are
@@ -164,13 +168,15 @@ class Victim:
         """Bring it into the state that a command starts from."""
         assert self.run("revert" if command == "apply" else "apply") == ""
 
-    def struck(self, command: str, number: int, blow: Callable[[int], None]) -> Outcome:
+    def struck(self, command: str, number: int, blow: Callable[[int], None], error: int = 0) -> Outcome:
         """Run a command that is struck as it enters its system call `number`, from 1 on (0: never)."""
-        return self.struck_when(command, lambda calls: len(calls) == number, blow)
+        return self.struck_when(command, lambda calls: len(calls) == number, blow, error)
 
-    def struck_when(self, command: str, when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]) -> Outcome:
+    def struck_when(
+        self, command: str, when: Callable[[Sequence[int]], bool], blow: Callable[[int], None], error: int = 0
+    ) -> Outcome:
         """Run a command that is struck as soon as `when` says so of the numbers of its system calls."""
-        return strike([sys.executable, "-c", PROGRAM, *self.words(command)], when, blow)
+        return strike([sys.executable, "-c", PROGRAM, *self.words(command)], when, blow, error)
 
 
 def _of_code(folder: Path) -> Victim:
@@ -312,6 +318,35 @@ def test_target_killed_at_any_system_call(victim: Victim, command: str) -> None:
         # Towards its end there is nothing left that it would have to ask.
         assert outcome.status == 5 or (outcome.status == 0 and number > len(outcome.calls) // 2), (number, outcome)
     victim.again()
+
+
+@situation(49, "a system call of katana's fails: no memory, a full disk (a few in make test)")
+@pytest.mark.parametrize("command", ["apply", "revert"])
+@pytest.mark.parametrize(
+    "error", [errno.ENOMEM, pytest.param(errno.ENOSPC, marks=pytest.mark.rest)], ids=["memory", "disk"]
+)
+def test_system_call_of_katana_fails(victim: Victim, command: str, error: int) -> None:
+    """A bug: a jump into memory which was taken back, a thread that stays stopped, a traceback, or false success."""
+    if victim.server.ended is not None:
+        victim.again()
+    victim.put(command)
+    calls = victim.struck(command, 0, lambda _: None).calls
+    victim.put(command)
+    wanted = NEW if command == "apply" else OLD
+    for number in moments(calls):
+        if calls[number - 1] not in _MAY_FAIL:
+            continue
+        outcome = victim.struck(command, number, lambda _: None, error)
+        where = f"{command}, call {number} ({outcome.calls[number - 1 :][:1]}) fails: {outcome}"
+        assert "Traceback" not in outcome.said, where
+        assert victim.server.ended is None, (where, victim.server.ended)
+        answer, state = is_whole(victim), state_of(victim)
+        assert answer == (NEW if state == "applied" else OLD), (where, state, answer)
+        assert outcome.status != 0 or answer == wanted, (where, state)
+        assert victim.run("revert") == "", (where, state)
+        assert is_whole(victim) == OLD, where
+        assert code_of(victim.server.pid) == victim.code, where
+        victim.put(command)
 
 
 def _kill(pid: int) -> Callable[[int], None]:

@@ -1,5 +1,7 @@
 """A command that is struck by something as it makes a certain system call.
 
+Or a call fails, with an error that is given, and is not made at all.
+
 The command is traced from its start, and every entry into a system call counts from the first that reaches another
 process (ptrace) on; what comes before only reads.  The call at which it is struck by SIGKILL is not made.
 """
@@ -27,9 +29,12 @@ class Outcome(NamedTuple):
     said: str
 
 
-def strike(words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]) -> Outcome:
+def strike(
+    words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None], error: int = 0
+) -> Outcome:
     """Run a command; call `blow` with its process id as it enters a system call, once, as soon as `when` says so of the
-    numbers of those made so far, the one it enters being the last."""
+    numbers of those made so far, the one it enters being the last.  With an `error` (errno), that call is not made,
+    and fails so."""
     go, ready = os.pipe()
     source, sink = os.pipe()
     pid = os.fork()
@@ -48,7 +53,7 @@ def strike(words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Ca
     os.write(ready, b"!")
     os.close(ready)
     calls: list[int] = []
-    is_entry, is_struck, status = True, False, 0
+    is_entry, is_struck, is_failing, status = True, False, False, 0
     while True:
         _, raw = os.waitpid(pid, 0x40000000)
         if not os.WIFSTOPPED(raw):
@@ -56,12 +61,21 @@ def strike(words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Ca
             break
         number_of_signal = (raw >> 8) & 0xFF
         if number_of_signal == pt.SYSCALL_STOP:
-            made = pt.read_registers(pid)[cpu.ORIG_RAX] if is_entry else -1
+            registers = pt.read_registers(pid)
+            made = registers[cpu.ORIG_RAX] if is_entry else -1
+            if is_failing:
+                registers[cpu.RAX] = -error & (1 << 64) - 1
+                pt.write_registers(pid, registers)
+                is_failing = False
             if is_entry and (calls or made == _SYS_PTRACE):
                 calls.append(made)
                 if not is_struck and when(calls):
                     is_struck = True
                     blow(pid)
+                    if error:
+                        registers[cpu.ORIG_RAX] = (1 << 64) - 1  # no system call has this number
+                        pt.write_registers(pid, registers)
+                        is_failing = True
             is_entry = not is_entry
             number_of_signal = 0
         elif raw >> 16 or number_of_signal == signal.SIGTRAP:

@@ -1,0 +1,111 @@
+"""Katana killed on its longer ways: in a tree of processes, while it waits for a return or for an entry.
+
+As in `test_torture`: a few moments in `make test`, every system call in `make torture`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.live.handmade import Built, build, patch_from
+from tests.live.programs import PREFORK
+from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
+from tests.live.situations import situation
+from tests.live.test_torture import PROGRAM, moments
+from tests.live.test_waiting import LOOP
+from tests.support.strike import Outcome, strike
+
+pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
+
+NEW = "return 10 * x;"
+
+
+def struck(words: Sequence[str], number: int) -> Outcome:
+    """Run a command that is killed as it enters its system call `number` (0: never)."""
+    command = [sys.executable, "-c", PROGRAM, *words]
+    return strike(command, lambda calls: len(calls) == number, lambda pid: os.kill(pid, signal.SIGKILL))
+
+
+def states(pid: int) -> list[str]:
+    """What `katana status` says of the patches of one process."""
+    return [p["state"] for p in katana_json("status", "--pid", pid)["processes"][0]["patches"]]
+
+
+def are_running(pid: int) -> bool:
+    """Whether no thread is stopped or traced."""
+    stats = [t.joinpath("stat").read_text().rpartition(")")[2].split()[0] for t in Path(f"/proc/{pid}/task").iterdir()]
+    return not {"t", "T"} & set(stats)
+
+
+def pair(folder: Path, source: str) -> tuple[Built, str]:
+    """A program, and the file of a patch that multiplies its answer by ten."""
+    old = build(folder / "old", "server", source)
+    new = build(folder / "new", "server", source.replace("/*ANSWER*/", NEW))
+    return old, str(write_patch(folder, patch_from(old, new, ("answer",))))
+
+
+@pytest.mark.parametrize("command", ["apply", "revert"])
+@situation(49, "katana killed while it patches a tree (a few moments in make test)")
+def test_killed_in_a_tree(tmp_path: Path, command: str) -> None:
+    """A bug: a process that is neither old nor new, or a tree that cannot be made whole afterwards."""
+    program, patch = pair(tmp_path, PREFORK)
+    with serving(program.output) as server:
+        pids = [*(int(x) for x in server.line().split()), server.pid]
+        before = code_of(server.pid)
+        ways = {"apply": ["apply", patch, "--tree", str(server.pid)], "revert": ["revert", "--tree", str(server.pid)]}
+
+        def answers() -> list[str]:
+            return [server.ask(f"a {n} 5") for n in range(len(pids))]
+
+        if command == "revert":
+            assert katana(*ways["apply"]).returncode == 0
+        calls = struck(ways[command], 0).calls
+        mixed = 0
+        for number in moments(calls):
+            assert katana(*ways["revert" if command == "apply" else "apply"]).returncode == 0
+            struck(ways[command], number)
+            found = answers()
+            for pid, answer in zip(pids, found, strict=True):
+                where = number, pid, answer, states(pid)
+                assert are_running(pid), where
+                assert answer == ("50" if "applied" in states(pid) else "6"), where
+            mixed += len(set(found)) > 1
+            last = ("apply", "revert")[number % 2]
+            assert katana(*ways[last]).returncode == 0, number
+            assert answers() == (["50"] if last == "apply" else ["6"]) * len(pids), number
+        assert mixed or not os.environ.get("KATANA_TORTURE"), "no moment was between two of them"
+        assert katana(*ways["revert"]).returncode == 0
+        assert code_of(server.pid) == before
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[tuple[Server, str, bytes]]:
+    """A process of which a thread is inside `answer` but for moments, its patch, and its code."""
+    program, patch = pair(tmp_path, LOOP)
+    with serving(program.output) as server:
+        yield server, patch, code_of(server.pid)
+
+
+@pytest.mark.parametrize("options", [(), ("--at", "turn")], ids=["return", "entry"])
+@situation(49, "katana killed while it waits for a return or an entry (a few moments in make test)")
+def test_killed_while_it_waits(loop: tuple[Server, str, bytes], options: tuple[str, ...]) -> None:
+    """A bug: a breakpoint or a stopped thread stays, or the next katana does not get through."""
+    server, patch, code = loop
+    words = ["apply", patch, "--pid", str(server.pid), "--wait", "60", *options]
+    calls = struck(words, 0).calls
+    for number in moments(calls):
+        assert katana("revert", "--pid", server.pid, "--wait", 60).returncode == 0
+        assert code_of(server.pid) == code, number
+        struck(words, number)
+        assert server.ended is None, number
+        answer = server.ask("a 5")
+        assert are_running(server.pid), number
+        assert answer == ("50" if "applied" in states(server.pid) else "6"), (number, states(server.pid))
+        assert katana(*words).returncode == 0, number
+        assert server.ask("a 5") == "50"
