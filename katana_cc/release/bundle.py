@@ -74,10 +74,10 @@ def make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None] 
         StoreError: no such release, or nothing is recorded.
     """
     with store.hold():  # what is read must not be collected meanwhile
-        return _make_bundle(store, since)
+        return _make_bundle(store, since, tell)
 
 
-def _make_bundle(store: Store, since: str) -> Bundle:
+def _make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None]) -> Bundle:
     reasons = unrecorded(store)
     current = {s.output: s for s in current_snapshots(store, reasons)}
     packed: list[Packed] = []
