@@ -6,7 +6,7 @@
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
 # make torture katana killed, or its target, at every system call it makes, and a million signals (half an hour)
 # make soak    a process under load is patched and unpatched ten times a second, for ten minutes: KATANA_SOAK=seconds
-# make builds  real programs, built with Katana and without: writes docs/builds.md (half an hour)
+# make builds  real programs, built with Katana and without: writes docs/builds.md (an hour)
 # make bench   the figures of docs/, measured here
 # make .venv   all commands, in .venv/bin
 # make deps    what the tests and benches need from the system (the demo needs gcc, make and python3-venv only)
