@@ -133,6 +133,17 @@ def test_a_folder_that_is_gone_is_one_reason(katana: Installation, sources: Path
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", [pytest.param(">&-", marks=pytest.mark.rest), "2>&-", "<&- >&- 2>&-"])
+def test_a_link_with_closed_streams_succeeds_and_is_recorded(katana: Installation, sources: Path, closed: str) -> None:
+    build = f"exec '{katana.cc}' gcc main.c g.c -o prog {closed}"
+    assert katana.run("sh", "-c", build, cwd=sources).returncode == 0
+    assert subprocess.run([sources / "prog"], check=False).returncode == 0
+    release(katana, sources, "v1")
+    (sources / "g.c").write_text(G.replace("42", "43"))
+    assert katana.run("sh", "-c", build, cwd=sources).returncode == 0
+    assert len(list((sources / ".katana" / "patches").rglob("*.kpo"))) == 1
+
+
 # ---- names that mean several things ----
 
 
