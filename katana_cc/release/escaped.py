@@ -108,7 +108,10 @@ def _reason(path: Path, root: Path, *, our_flags: bool) -> str:
             "its objects were compiled by katana-cc, and linked by a compiler that is not wrapped (for C++ say "
             "CXX=katana-c++), or moved here from the folder it was linked in"
         )
-    return "it was built by a compiler that is not wrapped: say CC=katana-cc, and CXX=katana-c++ for C++"
+    return (
+        "it was built by a compiler that is not wrapped (say CC=katana-cc, and CXX=katana-c++ for C++), or moved here "
+        "from the folder it was linked in"
+    )
 
 
 def _upwards(folder: Path, root: Path) -> Iterator[Path]:
