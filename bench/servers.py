@@ -202,7 +202,7 @@ _SERVERS: Final = (
             'void echoCommand(client *c) { if (c->argc == 2) { addReplyBulkCString(c, "HELLO"); return; }',
         ),
         _compile_redis,
-        lambda port: ("--port", str(port), "--save", "", "--io-threads", "4"),
+        lambda port: ("--port", str(port), "--save", ""),
     ),
     _Server(
         "memcached",
