@@ -24,13 +24,15 @@ from bench import (
     probes,
     recording,
     redis,
+    servers,
     sizes,
+    tree,
 )
 from bench.chart import chart
 from bench.figures import Figure, Report
 from bench.program import NotPermitted
-from bench.redis import Unavailable
 from bench.setting import SECTION_FLAGS, Setting, describe_machine, make_setting
+from bench.sources import Unavailable, fetch
 from bench.table import page, table
 from bench.workload import Workload, build
 from katana_cc.errors import ExitStatus, KatanaError
@@ -42,6 +44,8 @@ WITHOUT_WORKLOAD: Final[dict[str, Callable[[Setting], Iterator[Figure]]]] = {
     probes.GROUP: probes.measure,
     peers.GROUP: peers.measure,
     pause.GROUP: pause.measure,
+    tree.GROUP: tree.measure,
+    servers.GROUP: servers.measure,
     calls.GROUP: calls.measure,
     growth.GROUP: growth.measure,
     memory.GROUP: memory.measure,
@@ -89,7 +93,7 @@ def _measure(setting: Setting, chosen: Sequence[str]) -> Report:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             figures.extend(found)
-        except NotPermitted as error:
+        except (NotPermitted, Unavailable) as error:
             left_out.append(f"{name}: {error}")
         except KatanaError as error:
             failed[name] = str(error)  # what the other groups found in minutes must not be lost
@@ -119,7 +123,7 @@ def _workloads(setting: Setting) -> tuple[list[Workload], list[str]]:
     if setting.quick:
         return found, ["redis: not in quick mode"]
     try:
-        return [*found, redis.workload(setting, redis.fetch(setting.folder("redis")))], []
+        return [*found, redis.workload(setting, fetch("redis", setting.folder("redis")))], []
     except Unavailable as error:
         return found, [f"redis: {error}; the generated program alone was measured"]
 

@@ -58,12 +58,12 @@ def one_round(
                 raise MeasureError(f"the target answers {got} instead of {known[which]}, asked: {question}")
 
     expect(0)
-    stopped, floor_gap = _gap(talk, lambda: _stop_only(floor, talk.pid))
-    _, before = _gap(talk, lambda: katana(setting, "show", po))
-    applied, apply_gap = _gap(talk, lambda: _process(katana(setting, "apply", po, *pid), "applied", threads))
+    stopped, floor_gap = gap(talk, lambda: stop_only(floor, talk.pid))
+    _, before = gap(talk, lambda: katana(setting, "show", po))
+    applied, apply_gap = gap(talk, lambda: _process(katana(setting, "apply", po, *pid), "applied", threads))
     expect(1)
-    _, between = _gap(talk, lambda: katana(setting, "show", po))
-    reverted, revert_gap = _gap(talk, lambda: _process(katana(setting, "revert", *pid), "reverted", threads))
+    _, between = gap(talk, lambda: katana(setting, "show", po))
+    reverted, revert_gap = gap(talk, lambda: _process(katana(setting, "revert", *pid), "reverted", threads))
     expect(0)
     return Round(
         stopped, floor_gap, min(before, between),
@@ -105,14 +105,19 @@ def figures(group: str, rounds: Sequence[Round], target: float | None, kind: str
     yield of_samples(group, "mapping", "one thread stopped alone before, to map the new code", mapping, "ms", best=True)
 
 
-def _gap(talk: Talk, action: Callable[[], T]) -> tuple[T, float]:
+def gap(talk: Talk, action: Callable[[], T]) -> tuple[T, float]:
     """What `action` gives, and the heartbeat's largest gap in it, in milliseconds."""
     talk.ask("reset")
     done = action()
     return done, int(talk.ask("gap")) / 1e6
 
 
-def _stop_only(floor: Path, pid: int) -> float:
+def stop_only(floor: Path, pid: int) -> float:
+    """Milliseconds from the first thread that the floor stops to the last that it frees.
+
+    Raises:
+        NotPermitted: tracing is not permitted here.
+    """
     done = subprocess.run([str(floor), str(pid)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotPermitted(f"a process cannot be traced here: {done.stderr.strip() or done.returncode}")

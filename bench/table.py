@@ -23,7 +23,14 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
   deployed release knows, so it holds ingestion, diff and patch object. *peak* is the largest process, not a sum.
 - *pause*: `reported` is what `katana apply` measured from the first thread it stopped to the last it let go;
   `heartbeat` is the largest gap that a real-time thread of the target saw, less the largest gap while nothing was
-  applied. Its floor is a small C program that stops and frees the same threads and does nothing else.
+  applied; `attached` is from the first thread attached to the last detached. Its floor is a small C program that stops
+  and frees the same threads and does nothing else. `depth-N`: six of eight threads are so many frames deep; `stale`:
+  with a word at the far end of each stack that looks like a return address into the replaced function. `functions-N`:
+  so many are replaced.
+- *tree*: a server of 32 processes, patched together: how long each stands, and how long some run the new code while
+  others run the old.
+- *servers*: redis and memcached under 16 clients, in windows of two seconds with an apply, a revert, or (the floor) a
+  command of `katana` that leaves the server alone.
 - *objects*: `reported` as above, for a list on the heap whose nodes all grow beyond their blocks; the floor is the same
   patch without a node.
 - *memory*: the same for a variable that moves, by how much memory the program has written to: any of it may hold a

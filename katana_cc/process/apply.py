@@ -274,11 +274,14 @@ def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float)
     for work in works:
         if work.objects is not None:
             stock(work.objects, work.wanted, wait)
-    # From here on only bytes of functions and data are exchanged.
+    commits = []
     for work in works:
         if not work.plan.is_applied:
             work.hook_timeout = hook_timeout
-            _commit(work, wait)
+            commits.append(_commit(work, wait))
+    # From here on only bytes of functions and data are exchanged: while one process is done, others run the old code.
+    for commit in commits:
+        commit()
     for work in works:
         _clear_up(work, wait)
 
@@ -319,8 +322,9 @@ def _register(work: _Work, wait: float) -> None:
             raise
 
 
-def _commit(work: _Work, wait: float) -> None:
-    """Sets `work.report` in the same instant as the patch is in: a signal may end us right behind it."""
+def _commit(work: _Work, wait: float) -> Callable[[], None]:
+    """What commits it, with all that can be known before.  Sets `work.report` in the same instant as the patch is in: a
+    signal may end us right behind it."""
 
     def told(report: CommitReport) -> None:
         work.report = report
@@ -350,7 +354,7 @@ def _commit(work: _Work, wait: float) -> None:
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, told))
+    return lambda: supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, told))
 
 
 def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:

@@ -94,13 +94,10 @@ class CommitReport:
 def _uncollected() -> Iterator[None]:
     """No garbage collection may stretch the stop."""
     enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if enabled:
             gc.enable()
 
@@ -142,7 +139,7 @@ def run(
         if rehearsal is not None:
             _try(target, commit, prepared, finder, bulk, rehearsal, waiting, told)
             return
-        # Collected once, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
+        # All of it, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
         with _uncollected():
             _try(target, commit, prepared, finder, bulk, rehearsal, waiting, told)
     finally:
@@ -172,9 +169,10 @@ def _try(
     while True:
         waiting.tries += 1
         threads = Threads(target.pid)
-        collected = _uncollected() if rehearsal is not None else contextlib.nullcontext()
+        if rehearsal is not None:
+            gc.collect()  # a look leaves much
         try:
-            with collected, _undisturbed(), first_in_line():
+            with _uncollected(), _undisturbed(), first_in_line():
                 begun = time.perf_counter_ns()
                 try:
                     threads.seize()

@@ -30,6 +30,7 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.perf import Sample, Sampler
+from katana_cc.process.suspended import Suspended, suspended, switchers
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads, thread_name, waiting_at
 
@@ -61,12 +62,15 @@ class Presence:
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """`present` are the replaced functions that were on a stack, the most constant first; `threads` were looked at,
-    `unseen` ran all the time and could not be sampled."""
+    `unseen` ran all the time and could not be sampled.  `switchers` are functions by which the program switches stacks;
+    where there are some, `suspended` are the functions that may be on a stack that no thread runs on."""
 
     seconds: float
     threads: int
     unseen: int
     present: tuple[Presence, ...]
+    switchers: tuple[str, ...] = ()
+    suspended: tuple[Suspended, ...] = ()
 
     @property
     def constant(self) -> tuple[Presence, ...]:
@@ -144,7 +148,9 @@ def forecast(target: Target, guards: Sequence[Guard], seconds: float = SECONDS) 
         if function not in best or _weight(presence) > _weight(best[function]):
             best[function] = presence
     present = sorted(best.values(), key=lambda p: (-_weight(p)[0], p.function))
-    return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present))
+    names = switchers(target)
+    elsewhere = suspended(target, guards, finder.guard_of_return) if names else ()
+    return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present), names, elsewhere)
 
 
 def _weight(presence: Presence) -> tuple[float, int]:

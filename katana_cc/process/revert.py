@@ -6,7 +6,8 @@ patch again uses it again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -128,9 +129,11 @@ def revert_patch(
                 ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
                 refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
-        for target in ready:
+        reverts = [_prepared(target, meant, wait, wishes, hook_timeout) for target in ready]
+        # From here on only bytes are exchanged: while one process is done, others run the new code.
+        for revert in reverts:
             try:
-                report = revert_one(target, meant, wait, wishes, hook_timeout)
+                report = revert()
             except KatanaError as error:
                 done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
                 if done:
@@ -261,12 +264,25 @@ def revert_one(
     back_to: Ledger | None = None,
 ) -> RevertReport:
     """Revert in one process: to the build it was started from, or to the patch whose place this one has taken."""
+    return _prepared(target, patch_id, wait, wishes, hook_timeout, back_to)()
+
+
+def _prepared(
+    target: Target,
+    patch_id: str,
+    wait: float,
+    wishes: Wishes,
+    hook_timeout: float,
+    back_to: Ledger | None = None,
+) -> Callable[[], RevertReport]:
+    """What reverts it, with all that can be known before."""
     in_force = ledgers_in_force(target, patch_id)
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
     ledger = in_force[0] if in_force else None
     if ledger is None:
         carried = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
-        return RevertReport(target.pid, target.name, "nothing to revert", None, None, carried)
+        nothing = RevertReport(target.pid, target.name, "nothing to revert", None, None, carried)
+        return lambda: nothing
     others = _torn_with(target, ledger)
     if others and any(x.moves_data for x in (ledger, *others)):
         raise RefusedError(
@@ -305,6 +321,18 @@ def revert_one(
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
+    return functools.partial(_run, target, ledger, commit, carry, tables, kept, wait)
+
+
+def _run(
+    target: Target,
+    ledger: Ledger,
+    commit: Commit,
+    carry: Carry | None,
+    tables: FrameTables,
+    kept: tuple[str, ...],
+    wait: float,
+) -> RevertReport:
     objects = carry.objects if carry is not None else None
     done: list[CommitReport] = []
     try:

@@ -23,6 +23,18 @@ def forecast_lines(seen: Forecast) -> list[str]:
         lines.append(
             f"forecast  no replaced function was on a stack in {seen.seconds:g} s ({seen.threads} thread{plural})"
         )
+    if seen.switchers:
+        names = ", ".join(seen.switchers)
+        lines.append(
+            f"forecast  the program switches stacks by itself ({names}): what is on a stack that no thread runs on is "
+            "not looked at when the patch is applied, and goes on in the old code"
+        )
+    for s in seen.suspended:
+        words = f"{s.words} words lead" if s.words > 1 else "a word leads"
+        lines.append(
+            f"forecast  {s.function} may be on such a stack, unless what is there is stale: {words} back into it, "
+            f"first at {s.address:#x}"
+        )
     if seen.unseen:
         lines.append(f"forecast  {seen.unseen} that ran could not be looked at (perf_event_open is not permitted)")
     return lines
@@ -47,4 +59,6 @@ def forecast_json(seen: Forecast | None) -> dict[str, Any] | None:
             }
             for p in seen.present
         ],
+        "switchers": list(seen.switchers),
+        "suspended": [{"name": s.function, "words": s.words, "first": f"{s.address:#x}"} for s in seen.suspended],
     }

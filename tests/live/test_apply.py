@@ -20,8 +20,8 @@ COMPILE = {"no-pie": ("-O2", "-fno-pie"), "static": ("-O2", "-fno-pie")}
 
 
 @situation(45, "executable, position-independent or not, static or not (static-PIE)")
-@situation(40, "1 and 64 threads")
-@pytest.mark.parametrize("threads", [0, 63])
+@situation(40, "1, 64 and 256 threads")
+@pytest.mark.parametrize("threads", [0, 63, 255])
 @pytest.mark.parametrize("kind", KINDS)
 def test_answer_changes_and_changes_back(tmp_path: Path, kind: str, threads: int) -> None:
     """A bug: the old answer after applying, the new one after reverting, or a byte of code left different."""

@@ -34,12 +34,13 @@ _MAY_FAIL: Final = frozenset((0, 9, 10, 12, 17, _SYS_PWRITE64, 25, 217, 257, 298
 PROGRAM: Final = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Threads that are in malloc and in the replaced functions all the time, and one that answers; `twice` and `thrice` are
-# replaced together, and must never be of two builds at once but for a moment.
+# replaced together, by two writes since they lie apart, and must never be of two builds at once but for a moment.
 BUSY = (
     HEAD
     + r"""
-NOINLINE int twice(int x) { /*TWICE*/ seen += x; return 2 * x; }
-NOINLINE int thrice(int x) { /*THRICE*/ seen += x; return 3 * x; }
+#define FAR __attribute__((aligned(1024)))
+NOINLINE FAR int twice(int x) { /*TWICE*/ seen += x; return 2 * x; }
+NOINLINE FAR int thrice(int x) { /*THRICE*/ seen += x; return 3 * x; }
 static void *work(void *unused) {
   for (;;) {
     char *block = malloc(1 + seen % 3000);
@@ -92,7 +93,7 @@ OLD, NEW = "14 21", "1014 1021"
 # The same with objects that get new blocks from the program's own malloc.
 LIST = (
     BUSY.replace(
-        "NOINLINE int twice",
+        "NOINLINE FAR int twice",
         r"""
 struct node { int key; struct node *next; /*MORE*/};
 struct node *head;
@@ -101,7 +102,7 @@ NOINLINE void grow(void) {
 }
 NOINLINE int count(void) { int n = 0; for (struct node *p = head; p; p = p->next) n++; return n; }
 NOINLINE void wipe(void) { volatile char below[1 << 14]; for (int i = 0; i < 1 << 14; i++) below[i] = 0; }
-NOINLINE int twice""",
+NOINLINE FAR int twice""",
     )
     .replace("  pthread_t t;\n", "  pthread_t t;\n  grow(); wipe();\n")
     .replace("{ printf(", "{ if (count() != 40) abort(); printf(")
@@ -109,14 +110,14 @@ NOINLINE int twice""",
 # The same in C++, whose frames are registered: exceptions pass through new code all the time.
 THROWING = (
     BUSY.replace(
-        "NOINLINE int twice",
+        "NOINLINE FAR int twice",
         r"""
 struct guard { int *n; ~guard() { ++*n; } };
 static int unwound;
 NOINLINE void refuse(int x) { if (x > 5) throw x; }
 NOINLINE int guarded(int x) { guard g = {&unwound}; refuse(x); return 0; }
 NOINLINE int caught(int x) { try { return guarded(x); } catch (int y) { if (y != x) abort(); return 7; } }
-NOINLINE int twice""",
+NOINLINE FAR int twice""",
     )
     .replace("int a = twice(7), ", "int a = twice(caught(7)), ")
     .replace("char *block = malloc(", "char *block = (char *)malloc(")
