@@ -17,6 +17,7 @@ from bench import (
     compiles,
     generated,
     growth,
+    history,
     memory,
     objects,
     pause,
@@ -48,6 +49,7 @@ WITHOUT_WORKLOAD: Final[dict[str, Callable[[Setting], Iterator[Figure]]]] = {
     servers.GROUP: servers.measure,
     calls.GROUP: calls.measure,
     growth.GROUP: growth.measure,
+    history.GROUP: history.measure,
     memory.GROUP: memory.measure,
     objects.GROUP: objects.measure,
 }

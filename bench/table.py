@@ -35,6 +35,8 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
   patch without a node.
 - *memory*: the same for a variable that moves, by how much memory the program has written to: any of it may hold a
   pointer.
+- *history*: many builds of one program, each with a change in another file; `KATANA_BENCH_HISTORY=1000x100` is the run
+  at full size.
 - *calls*: nanoseconds for one call of a function of a few instructions.
 
 `bench/run --only NAME` measures one group, `--quick` finishes in a minute, `--out DIR` puts the results elsewhere.

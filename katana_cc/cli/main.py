@@ -34,6 +34,8 @@ COMMANDS: Final = {
     "answer": "say what no build can tell: which field was renamed",
     "explain": "what a patch object changes, and whether it is safe",
     "check": "verify the store, one patch object, or a bundle of them",
+    "push": "send releases to a place that other stores pull from",
+    "pull": "take releases that were pushed to a place",
     "config": "the settings, and what each comes from",
     "stats": "how much the store holds",
     "completion": "what completes katana in a shell",

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--since", metavar="NAME", help="bundle all patches from NAME, and from each later release, to now"
     )
+    parser.add_argument("--to", metavar="NAME", help="with --since: to the builds of release NAME, not to those of now")
     parser.add_argument(
         "-o", dest="output", metavar="DIR", type=Path, help="where the bundle goes (default: patches-since-NAME)"
     )
@@ -64,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> ExitStatus:
     if (arguments.name is None) == (arguments.since is None):
         raise UsageError("say either NAME or --since NAME", remedy="See `katana-release --help`.")
-    if arguments.since is None and (arguments.sign or arguments.publish or arguments.output):
-        raise UsageError("-o, --sign and --publish are of a bundle", remedy="add --since NAME")
+    if arguments.since is None and (arguments.sign or arguments.publish or arguments.output or arguments.to):
+        raise UsageError("--to, -o, --sign and --publish are of a bundle", remedy="add --since NAME")
     say(os.environ, arguments.set)
     export(os.environ)
     gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
@@ -101,7 +102,7 @@ def _bundle(store: Store, arguments: argparse.Namespace) -> ExitStatus:
     sign = _signer(arguments.sign)
     folder = arguments.output or Path(f"patches-since-{arguments.since}")
     with progress("comparing", quiet=arguments.json) as shown:
-        bundle = make_bundle(store, arguments.since, shown)
+        bundle = make_bundle(store, arguments.since, arguments.to, shown)
     manifest = bundle.manifest
     write_bundle(bundle, folder, sign)
     if arguments.publish is not None:

@@ -60,8 +60,10 @@ class Bundle:
     patches: tuple[Packed, ...]
 
 
-def make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None] = lambda *_: None) -> Bundle:
-    """Every patch from release `since`, and from each later one, to the current snapshots.
+def make_bundle(
+    store: Store, since: str, to: str | None = None, tell: Callable[[int, int, str], None] = lambda *_: None
+) -> Bundle:
+    """Every patch from release `since`, and from each later one, to the current snapshots, or to those of release `to`.
 
     `tell` is told of each as it begins, as by `ingest_staged`.
 
@@ -74,17 +76,23 @@ def make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None] 
         StoreError: no such release, or nothing is recorded.
     """
     with store.hold():  # what is read must not be collected meanwhile
-        return _make_bundle(store, since, tell)
+        return _make_bundle(store, since, to, tell)
 
 
-def _make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None]) -> Bundle:
-    reasons = unrecorded(store)
-    current = {s.output: s for s in current_snapshots(store, reasons)}
+def _make_bundle(store: Store, since: str, to: str | None, tell: Callable[[int, int, str], None]) -> Bundle:
+    releases = _releases_between(store, since, to)
+    if to is None:
+        reasons = unrecorded(store)
+        current = {s.output: s for s in current_snapshots(store, reasons)}
+    else:
+        current = {s.output: s for s in map(store.snapshot, releases[-1].snapshots)}
+        outputs = {row.output for row in store.snapshot_rows()}
+        reasons = dict.fromkeys(outputs - current.keys(), f"release {to} does not hold it")
     packed: list[Packed] = []
     unchanged: list[dict[str, str]] = []
     missing: list[dict[str, str]] = []
     compilers: dict[str, list[dict[str, Any]]] = {}
-    builds = list(_builds_since(store, since))
+    builds = list(_builds_of(store, releases))
     for number, (release, old) in enumerate(builds):
         tell(number, len(builds), f"{old.output} {release.name}")
         new = current.get(old.output)
@@ -108,15 +116,23 @@ def _make_bundle(store: Store, since: str, tell: Callable[[int, int, str], None]
     return Bundle(manifest, tuple(packed))
 
 
-def _builds_since(store: Store, since: str) -> Iterator[tuple[Release, Snapshot]]:
+def _releases_between(store: Store, since: str, to: str | None) -> list[Release]:
     releases = store.releases()
     names = [r.name for r in releases]
-    if since not in names:
-        near = difflib.get_close_matches(since, names, 3)
-        known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
-        raise StoreError(f"there is no release {since}", where=str(store.folder), remedy=known)
+    for name in (since, to):
+        if name is not None and name not in names:
+            near = difflib.get_close_matches(name, names, 3)
+            known = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names[-10:]) or 'none'}."
+            raise StoreError(f"there is no release {name}", where=str(store.folder), remedy=known)
+    first, last = names.index(since), len(names) - 1 if to is None else names.index(to)
+    if last < first:
+        raise UsageError(f"release {to} was named before {since}", remedy="Name the earlier one with --since.")
+    return releases[first : last + 1]
+
+
+def _builds_of(store: Store, releases: Sequence[Release]) -> Iterator[tuple[Release, Snapshot]]:
     seen: set[tuple[str, str]] = set()
-    for release in releases[names.index(since) :]:
+    for release in releases:
         for identifier in release.snapshots:
             old = store.snapshot(identifier)
             if (old.output, old.build_id) not in seen:

@@ -87,6 +87,11 @@ def _newest(store: Store) -> dict[str, SnapshotRow]:
     return dict(sorted(newest.items()))
 
 
+def is_name(text: str) -> bool:
+    """Whether a release may be called that; so may nothing else whose name becomes part of a path."""
+    return bool(_NAME.match(text))
+
+
 def name_release(
     store: Store,
     name: str,
@@ -102,7 +107,7 @@ def name_release(
         UsageError: a name that could not be a file name.
         StoreError: nothing is recorded, or the name is taken by other builds.
     """
-    if not _NAME.match(name):
+    if not is_name(name):
         raise UsageError(
             f"{name[:120]!r} cannot be a release name", remedy="Use up to 100 letters, digits and . _ + ~ - like v1.2."
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -28,6 +29,14 @@ class Place(Protocol):
 
     def read(self, path: str) -> bytes | None:
         """What a file holds; None when there is none.
+
+        Raises:
+            TargetError: the place cannot be reached.
+        """
+        ...
+
+    def sizes(self, folder: str) -> Mapping[str, int] | None:
+        """The files right in a folder and their sizes in bytes; None when the place does not tell.
 
         Raises:
             TargetError: the place cannot be reached.
@@ -70,6 +79,9 @@ class _Web:
             reason = getattr(error, "reason", None) or error
             raise self._unreachable(path, str(reason) or type(error).__name__) from error
 
+    def sizes(self, folder: str) -> None:
+        del folder  # web servers list folders each in a way of its own, or not at all
+
     def write(self, path: str, data: bytes) -> None:
         raise UsageError(
             f"a web server is read only: {path} of {len(data)} bytes cannot be put there",
@@ -101,6 +113,17 @@ class _Files:
         except Exception as error:  # each kind of file system has exceptions of its own
             raise TargetError(f"{path} cannot be read: {error}", where=self.url) from error
         return data
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        whole = f"{self._base}/{folder}"
+        try:
+            self._system.invalidate_cache()  # others write there
+            rows = self._system.ls(whole, detail=True)
+            return {row["name"].rstrip("/").rpartition("/")[2]: row["size"] for row in rows if row["type"] == "file"}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except Exception as error:  # as above
+            raise TargetError(f"{folder} cannot be listed: {error}", where=self.url) from error
 
     def write(self, path: str, data: bytes) -> None:
         whole = f"{self._base}/{path}"

@@ -266,6 +266,32 @@ class BlobStore:
                     (f"blob {digest[:12]} cannot be read without blob {base_digest[:12]}, which is missing or damaged"),
                 )
 
+    def take(self, digest: str, encoded: bytes) -> None:
+        """Keep a blob by a file that another store made.
+
+        Raises:
+            ValueError: it is no file of that blob, or based on one that is not here.
+            StoreError: as `put`, and when its base is damaged.
+        """
+        header = _header(encoded)
+        try:
+            data = self.decode(encoded, self.read_base(header.digest) if header.digest else b"")
+        except (struct.error, zstandard.ZstdError, MemoryError) as error:
+            raise ValueError("it is damaged") from error
+        if digest_of(data) != digest:
+            raise ValueError("it holds other bytes")
+        base = self.header(header.digest) if header.digest else None
+        if base is None:
+            self.write_file(digest, encoded)
+        elif base.way < _LONGEST_WAY:
+            # The base may have another number here than there.
+            own = Base(header.digest, max(header.number, base.number + 1), base.way + 1)
+            told = _BASED.unpack_from(encoded, _HEAD.size)[3]
+            at = _HEAD.size + _BASED.size + told
+            self.write_file(digest, _file(own, encoded[at - told : at], encoded[at:]), is_based=True)
+        else:
+            self.write(digest, data)
+
     def read_file(self, digest: str) -> bytes:
         """The file of a blob, as it is.
 

@@ -28,7 +28,7 @@ Out of scope: fields that are bits of instructions (AArch64), and what linkers m
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Final, NamedTuple
 
 from katana_cc.cpu.extent import FROM_END, LONG, SHORT
@@ -179,22 +179,26 @@ def _correct(
     starts = [start for start, _ in shifts]
     by = [0, *(shift for _, shift in shifts)]
     moved, base = copy.to - copy.offset, copy.address - copy.offset
+    field = struct.Struct({FROM_END: "<i", SHORT: "<I", LONG: "<Q"}[sort])
+    places = [offset + moved for offset in offsets]
+    values = map(field.unpack_from, repeat(image), places)
     if sort == FROM_END:
-        field, own = struct.Struct("<i"), copy.shift
-        get, put = field.unpack_from, field.pack_into
-        for offset in offsets:
-            at = offset + moved
-            (value,) = get(image, at)
-            difference = by[bisect_right(starts, offset + base + value + 4)] - own
+        own = copy.shift
+        run = bisect_right(starts, copy.address)
+        # What leads to where it moved along with its target, most of them, is right: in distances from `moved`.
+        low = (starts[run - 1] if run else 0) - base - 4 + moved
+        high = (starts[run] if run < len(starts) else 1 << 64) - base - 4 + moved
+        for at, (value,) in zip(places, values, strict=True):
+            if low <= at + value < high:
+                continue
+            difference = by[bisect_right(starts, at - moved + base + value + 4)] - own
             if difference and -(1 << 31) <= value + difference < 1 << 31:
-                put(image, at, value + difference)
+                field.pack_into(image, at, value + difference)
     else:
-        field = struct.Struct("<Q" if sort == LONG else "<I")
-        for offset in offsets:
-            (value,) = field.unpack_from(image, offset + moved)
+        for at, (value,) in zip(places, values, strict=True):
             difference = by[bisect_right(starts, value)]
             if difference and 0 <= value + difference < 1 << 8 * field.size:
-                field.pack_into(image, offset + moved, value + difference)
+                field.pack_into(image, at, value + difference)
 
 
 def _begin(packed: bytes) -> int:

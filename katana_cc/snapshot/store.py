@@ -229,16 +229,46 @@ class Store:
         manifest = self.blobs.put(text, before.manifest if before else "")
         with self.transaction() as db:
             identifier = next_id(db, "snapshots")
-            row = (identifier, snapshot.output, self._kept_path(snapshot.path), snapshot.build_id, manifest,
-                   snapshot.image, float(snapshot.time))  # fmt: skip
+            # A clock that was set back must not make it older than what was there before it.
+            when = max(float(snapshot.time), before.time if before else 0.0)
+            row = (identifier, snapshot.output, self.kept_path(snapshot.path), snapshot.build_id, manifest,
+                   snapshot.image, when)  # fmt: skip
             insert(db, "snapshots", [row])
         return snapshot._replace(id=identifier)
+
+    def adopt(self, row: SnapshotRow) -> int:
+        """Name a snapshot of another store, whose blobs are here; its number, also of one that is named already.
+
+        Args:
+            row: as that store had it; its path as `kept_path` made it there.
+
+        Raises:
+            StoreError: a blob is missing, or the row is not of its manifest.
+        """
+        try:
+            found = model.from_json(json.loads(self.blobs.get(row.manifest)))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreError(
+                f"the manifest of {row.output} cannot be read ({error})", where=str(self.folder)
+            ) from error
+        lacking = [blob for blob in (found.image, *[unit.blob for unit in found.units]) if blob not in self.blobs]
+        if lacking or (found.output, found.build_id, found.image) != (row.output, row.build_id, row.image):
+            what = f"it lacks blob {lacking[0][:12]}" if lacking else "the manifest is that of another"
+            raise StoreError(f"the snapshot of {row.output} is not whole: {what}", where=str(self.folder),
+                             remedy="Push it again from the store that has it.")  # fmt: skip
+        with self.transaction() as db:
+            known = db.execute("SELECT id FROM snapshots WHERE manifest = ?", (row.manifest,)).fetchone()
+            if known is not None:
+                return int(known[0])
+            identifier = next_id(db, "snapshots")
+            insert(db, "snapshots", [row._replace(id=identifier)])
+        return identifier
 
     def snapshot_rows(self, output: str | None = None) -> list[SnapshotRow]:
         """All snapshots (of one output), newest first."""
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
         columns = "id, output, path, build_id, manifest, image, time"
-        rows = self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY id DESC", *values)
+        rows = self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY time DESC, id DESC", *values)
         return [SnapshotRow(*r)._replace(path=self._found_path(r[2])) for r in rows]
 
     def snapshot(self, identifier: int) -> Snapshot:
@@ -309,8 +339,8 @@ class Store:
 
     # Releases
 
-    def add_release(self, name: str, deployed: bool, snapshots: list[int]) -> None:
-        """Name a set of snapshots.
+    def add_release(self, name: str, deployed: bool, snapshots: list[int], when: float | None = None) -> None:
+        """Name a set of snapshots, now or at another time (seconds since 1970).
 
         Raises:
             StoreError: a release of that name exists and holds other snapshots.
@@ -327,7 +357,7 @@ class Store:
                 self._set_deployed(db, name, deployed)
                 return
             identifier = next_id(db, "releases")
-            insert(db, "releases", [(identifier, name, int(deployed), time.time())])
+            insert(db, "releases", [(identifier, name, int(deployed), time.time() if when is None else when)])
             insert(db, "release_snapshots", [(identifier, s) for s in snapshots])
 
     def retire_release(self, name: str) -> bool:
@@ -376,14 +406,14 @@ class Store:
     def add_patch(self, row: PatchRow) -> None:
         """Remember a patch object; one of the same identity is replaced."""
         with self.transaction() as db:
-            insert(db, "patches", [row._replace(path=self._kept_path(row.path))], "REPLACE")
+            insert(db, "patches", [row._replace(path=self.kept_path(row.path))], "REPLACE")
 
     def patches(self) -> list[PatchRow]:
         """All patch objects, newest first."""
         rows = self._rows(f"SELECT {', '.join(PatchRow._fields)} FROM patches ORDER BY time DESC, id")
         return [PatchRow(*r)._replace(path=self._found_path(r[7])) for r in rows]
 
-    def _kept_path(self, path: str) -> str:
+    def kept_path(self, path: str) -> str:
         """A path as the index keeps it: relative to the project, which may be moved or copied with its store."""
         root = self.folder.absolute().parent
         return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path

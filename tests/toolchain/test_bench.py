@@ -37,6 +37,10 @@ EXPECTED = {
     "memory.64": {"apply", "revert"},
     "calls": {"unrecorded", "recorded", "patched", "added_before", "added_patched", "code_differs"},
     "growth.10": {"diff", "diff_cpu", "peak"},
+    "history": {
+        *("growth", "growth_own", "link_early", "link_late", "diff", "check", "log", "gc"),
+        *("size_collected", "check_collected"),
+    },
     "build.generated": {"katana", "katana_cpu", "flags", "flags_cpu"},
     "recording.generated": {
         *(name + clock for name in ("cold_link", "cold_staging", "cold_ingestion", "cold") for clock in ("", "_cpu")),

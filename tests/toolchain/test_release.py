@@ -290,3 +290,47 @@ def test_patches_says_what_is_gone_or_damaged(
         assert f"({state}: `katana-release --since v1` makes it again)" in capsys.readouterr().out
     assert release(["--since", "v1", "-o", "bundle"]) == 0
     assert path.read_bytes() == whole
+
+
+def test_pulled_store_gives_the_same_diff_and_the_same_bundle(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CI builds, a laptop that has neither sources nor outputs examines."""
+    monkeypatch.delenv("KATANA_DIR", raising=False)
+    rebuild(project, 5)
+    name_release(project.store, "v2", deployed=True)
+    rebuild(project, 7)
+    name_release(project.store, "v3", deployed=True)
+    laptop, there = tmp_path / "laptop", str(tmp_path / "there")
+    laptop.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", there]) == 0
+    assert release(["--since", "v1", "-o", "here"]) == 0
+    capsys.readouterr()
+    assert main(["diff", "v1", "v3", "--json"]) == 0
+    here = capsys.readouterr().out
+    monkeypatch.chdir(laptop)
+    assert main(["pull", there]) == 0
+    capsys.readouterr()
+    assert main(["diff", "v1", "v3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(here)
+    assert release(["--since", "v1", "--to", "v3", "-o", "there"]) == 0
+    bundles = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (tmp_path / "here", laptop / "there")]
+    assert bundles[0] == bundles[1]
+    assert len([name for name in bundles[0] if name.endswith(".kpo")]) == 2
+    assert main(["check"]) == 0
+
+
+def test_bundle_to_an_earlier_release_than_now(project: Project) -> None:
+    rebuild(project, 5)
+    name_release(project.store, "v2", deployed=True)
+    rebuild(project, 7)
+    name_release(project.store, "v3", deployed=True)
+    manifest = make_bundle(project.store, "v1", "v2").manifest
+    assert [(p["from"], p["to"]) for p in manifest["patches"]] == [("v1", "v2")]
+    assert manifest["unchanged"] == [{"output": "prog", "release": "v2"}]
+    with pytest.raises(UsageError, match="named before"):
+        make_bundle(project.store, "v3", "v1")
+    with pytest.raises(StoreError, match="there is no release v9"):
+        make_bundle(project.store, "v1", "v9")
+    assert release(["v4", "--to", "v1"]) == 2
