@@ -177,8 +177,10 @@ def _try(
                 try:
                     threads.seize()
                     threads.stop()
-                    count = len(threads.order)
                     threads.read_registers()
+                    if not threads.order:
+                        raise TargetError("the process died", where=target.where)  # killed since it stopped
+                    count = len(threads.order)
                     reread = _map_reader(target.pid)
                     try:
                         busy = finder.find(target.pid, threads.order, threads.registers, regions, reread)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from katana_cc.errors import TargetError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
 from katana_cc.process import commit
@@ -21,6 +22,7 @@ from katana_cc.process.ledger import STATE_OFFSET, encode_state
 from katana_cc.process.phases import Phase
 from katana_cc.process.revert import revert_patch
 from katana_cc.process.target import Target
+from katana_cc.process.threads import Threads
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
@@ -177,3 +179,24 @@ def test_interrupt_within_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 apply_patch(po, patch_id(data), [server.pid])
         assert (server.ask("a 1"), server.ask("o 1")) == ("2", "0")
         assert code_of(server.pid) == before
+
+
+def test_target_whose_threads_have_all_gone_since_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the stop: its threads are gone at once, its memory is there for a moment longer.  Seen by `make
+    torture`; a bug ends in a traceback instead of "the process died"."""
+    old, patch = _two(tmp_path)
+    data, po = read_patch(str(patch))
+    read = Threads.read_registers
+
+    def read_and_lose(threads: Threads) -> None:
+        read(threads)
+        threads.order.clear()
+
+    with serving(old.output) as server:
+        monkeypatch.setattr(Threads, "read_registers", read_and_lose)
+        with pytest.raises(TargetError, match="the process died"):
+            apply_patch(po, patch_id(data), [server.pid])
+        monkeypatch.undo()
+        assert server.ask("a 1") == "2"
+        apply_patch(po, patch_id(data), [server.pid])
+        assert server.ask("a 1") == "11"
