@@ -158,9 +158,8 @@ class _Sender:
 
 def _with_bases(store: Store, row: SnapshotRow) -> list[str]:
     """All blobs that a snapshot needs, each after what it is based on."""
-    snapshot = store.snapshot(row.id)
     found: dict[str, None] = {}
-    for blob in (row.manifest, row.image, *[unit.blob for unit in snapshot.units]):
+    for blob in store.blobs_of(row):
         way = []
         while blob and blob not in found:
             way.append(blob)

@@ -245,12 +245,8 @@ class Store:
         Raises:
             StoreError: a blob is missing, or the row is not of its manifest.
         """
-        try:
+        with self._reading(f"the manifest of {row.output}"):
             found = model.from_json(json.loads(self.blobs.get(row.manifest)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise StoreError(
-                f"the manifest of {row.output} cannot be read ({error})", where=str(self.folder)
-            ) from error
         lacking = [blob for blob in (found.image, *[unit.blob for unit in found.units]) if blob not in self.blobs]
         if lacking or (found.output, found.build_id, found.image) != (row.output, row.build_id, row.image):
             what = f"it lacks blob {lacking[0][:12]}" if lacking else "the manifest is that of another"
@@ -276,14 +272,8 @@ class Store:
         rows = self._rows("SELECT manifest FROM snapshots WHERE id = ?", identifier)
         if not rows:
             raise StoreError(f"there is no snapshot {identifier}", where=str(self.folder), remedy="See `katana log`.")
-        try:
+        with self._reading(f"the manifest of snapshot {identifier}"):
             return model.from_json(json.loads(self.blobs.get(rows[0][0])), identifier)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise StoreError(
-                f"the manifest of snapshot {identifier} cannot be read ({error})",
-                where=str(self.folder),
-                remedy="Use the Katana that wrote it, or a later one.",
-            ) from error
 
     def image(self, snapshot: Snapshot) -> bytes:
         """The image of a snapshot.
@@ -291,13 +281,8 @@ class Store:
         Raises:
             StoreError: it is missing or damaged.
         """
-        try:
+        with self._reading(f"the image of snapshot {snapshot.id}"):
             return images.image_of(self.blobs.get(snapshot.image))
-        except ValueError as error:
-            raise StoreError(
-                f"the image of snapshot {snapshot.id} cannot be read ({error})", where=str(self.folder),
-                remedy="Use the Katana that wrote it, or a later one.",
-            ) from error  # fmt: skip
 
     def add_image(
         self, fields: Sequence[Iterable[int]], image: bytes, after: SnapshotRow | None,
@@ -331,6 +316,25 @@ class Store:
 
     def _with_image(self, blob: str) -> list[int]:
         return [i for (i,) in self._rows("SELECT id FROM snapshots WHERE image = ? ORDER BY id DESC LIMIT 1", blob)]
+
+    def blobs_of(self, row: SnapshotRow) -> tuple[str, ...]:
+        """All blobs that a snapshot names, its manifest first; without the rest of the manifest, most of the work.
+
+        Raises:
+            StoreError: the manifest is missing or damaged.
+        """
+        with self._reading(f"the manifest of snapshot {row.id}"):
+            raw = json.loads(self.blobs.get(row.manifest))
+            return row.manifest, raw["image"], *[blob for _, blob in raw["units"]]
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Foreign bytes: whatever they make fail is an error that says so."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            remedy = "Use the Katana that wrote it, or a later one."
+            raise StoreError(f"{what} cannot be read ({error})", where=str(self.folder), remedy=remedy) from error
 
     def latest(self, output: str) -> SnapshotRow | None:
         """The newest snapshot of an output."""

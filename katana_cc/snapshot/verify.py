@@ -30,8 +30,7 @@ def needed_blobs(store: Store) -> dict[str, str]:
 def _add_needed(store: Store, row: SnapshotRow, needed: dict[str, str]) -> None:
     label = f"snapshot {row.id} of {row.output}"
     _add_with_bases(store, (row.manifest, row.image), label, needed)
-    snapshot = store.snapshot(row.id)
-    _add_with_bases(store, (snapshot.image, *[unit.blob for unit in snapshot.units]), label, needed)
+    _add_with_bases(store, store.blobs_of(row), label, needed)
 
 
 def _add_with_bases(store: Store, blobs: tuple[str, ...], label: str, needed: dict[str, str]) -> None:
