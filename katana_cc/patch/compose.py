@@ -81,6 +81,13 @@ def refuse_unless_consecutive(first: PatchObject, second: PatchObject) -> None:
             remedy="name them in their order; `katana explain PO` says from where to where a patch leads",
         )
 
+    if a.from_build_id == b.to_build_id:
+        raise RefusedError(
+            f"the second patch leads back to where the first one starts: {_build(a, is_to=False)}",
+            where=b.output,
+            remedy="nothing is to be applied for that; `katana revert` takes the first one out",
+        )
+
 
 def _build(i: Identity, *, is_to: bool) -> str:
     build_id, release = (i.to_build_id, i.to_release) if is_to else (i.from_build_id, i.from_release)
@@ -101,6 +108,11 @@ def _moving(first: PatchObject, second: PatchObject) -> tuple[DataTransform, ...
     return found if any(d.address is not None for d in found) else ()
 
 
+def _names(transforms: Sequence[DataTransform]) -> str:
+    """What gets another layout."""
+    return ", ".join(sorted({d.transformation.name for d in transforms if not d.transformation.is_identity}))
+
+
 def _refuse_what_cannot_be_told(first: PatchObject, second: PatchObject, moving: Sequence[DataTransform]) -> None:
     for which, po in (("first", first), ("second", second)):
         if po.verdict is Verdict.REFUSED:
@@ -110,9 +122,8 @@ def _refuse_what_cannot_be_told(first: PatchObject, second: PatchObject, moving:
         if carries and not (po.addresses.stretches or po.addresses.carried):
             raise not_composable(f"the {which} one does not say what lies where", po.identity.output)
     if first.transforms and moving:
-        both = sorted({n.name for n in first.layouts} & {n.name for n in second.layouts})
-        what = f"both give live data another layout{f' ({chr(44).join(both)})' if both else ''}"
-        raise not_composable(what, first.identity.output)
+        which = f"the first {_names(first.transforms)}; the second {_names(moving)}"
+        raise not_composable(f"both give live data another layout ({which})", first.identity.output)
     if first.hooks and second.hooks:
         names = ", ".join(sorted({h.name for h in (*first.hooks, *second.hooks)}))
         raise not_composable(f"both have functions of the user's to run ({names}), each made for a build of its own",

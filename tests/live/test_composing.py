@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from pathlib import Path
 
 import pytest
 
 from katana_cc.cpu.choice import of
 from katana_cc.elf import constants as c
-from katana_cc.patch.codec import decode, patch_id
+from katana_cc.patch.checks import problems
+from katana_cc.patch.codec import decode, encode, patch_id
+from katana_cc.patch.compose import compose
 from katana_cc.process.ledger import CodeRange, Resident
 from katana_cc.process.target import Target
+from katana_cc.snapshot.answers import write_answers
+from tests.live.matrix.cases import CASES
+from tests.live.matrix.model import VARIANTS as MATRIX
+from tests.live.matrix.model import WORKS
+from tests.live.matrix.results import committed, label
+from tests.live.matrix.runner import Workshop
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, serving
 from tests.live.situations import REFUSED, situation
 from tests.live.test_stacking import ANSWERS, V1, V2, V3, VARIANTS, apply, refused, states
-from tests.support.project import Build, Project, project_in
+from tests.support.project import Build, Project, Result, project_in
 
 pytestmark = pytest.mark.timeout(300)
 project = project_in(VARIANTS)
@@ -33,7 +43,7 @@ class Program:
     def __init__(self, project: Project, *sources: str) -> None:
         self.builds: list[Build] = [project.build({"prog.c": text}) for text in sources]
         self.folder = project.folder
-        steps = list(zip(self.builds, self.builds[1:], strict=False))
+        steps = itertools.pairwise(self.builds)
         self.steps = [self._made(project, f"step{n}", *pair) for n, pair in enumerate(steps, 1)]
         self.direct = self._made(project, "direct", self.builds[0], self.builds[-1])
 
@@ -194,6 +204,43 @@ def test_three_steps_one_after_the_other(plain: Project) -> None:
         assert server.ask("f 0") == str(2000 + 5 + 10000 + 550)
         assert katana("revert", "--pid", server.pid).returncode == 0
         assert (server.ask("f 5"), server.ask("t 0")) == ("5", "one")
+
+
+# Program, number of its first case, variant of the matrix; all cases in it are put into two steps.
+CHAINS = [
+    ("c", 0, 2), ("data", 0, 2),
+    *(pytest.param(*words, marks=pytest.mark.rest) for words in (
+        ("c", 20, 9), ("c", 40, 2), ("c", 60, 11), ("c", 80, 1), ("cxx", 0, 2),
+        ("cxx", 0, 9), ("throws", 0, 10), ("throws", 0, 3), ("imports", 0, 2), ("startup", 0, 2),
+        ("data", 80, 2), ("data", 100, 9),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("program", "start", "number"), CHAINS)
+def test_every_kind_of_change_in_two_steps(tmp_path: Path, program: str, start: int, number: int) -> None:
+    """The cases of the matrix: one half in the first step, the other in the second, live data in the first only; and,
+    of code, the first half back again in the second.  What decides is the last build itself, asked the same questions.
+    A bug: the process answers as no build does."""
+    every = [case for case in CASES if case.program == program][start : start + 20]
+    shop = Workshop(tmp_path, MATRIX[number], every)
+    if not shop.variant.available():
+        pytest.skip(f"{shop.variant} needs a tool that is not installed")
+    known = committed()
+    fit = [x for x in every if x.refused is None and known[x.name, label(shop.asked_for)].state == WORKS]
+    write_answers(shop.project.store.folder, {q: a for case in fit for q, a in case.answers.items()})
+    is_data = program.startswith("data")
+    moving = [x for x in fit if x.kind >= 25 and x.kind not in (29, 30)]
+    halves = (moving, [x for x in fit if x not in moving]) if is_data else (fit[::2], fit[1::2])
+    for last in (fit,) if is_data else (fit, halves[1]):
+        between, end = shop.build(halves[0]), shop.build(last)
+        first, second = shop.project.diff(shop.old, between), shop.project.diff(between, end)
+        composed = compose(first.patch, second.patch)
+        assert problems(composed) == []
+        result = Result(second.changes, composed, encode(composed))
+        with contextlib.ExitStack() as stack:
+            shop.compare(stack, end, result, last)
 
 
 MOVED = (

@@ -197,6 +197,10 @@ class Workshop:
         expected = _asked(after, self.cases)
         assert _asked(live, self.cases) == expected, about
 
+    def compare(self, stack: contextlib.ExitStack, new: Build, result: Result, changed: Sequence[Case]) -> None:
+        """Patch a running old build with a patch that was made otherwise, and compare it with the new one."""
+        self._compare_patched(stack, new, result, changed, f"{self.variant}: {', '.join(x.name for x in changed)}")
+
     def _compare_patched(
         self, stack: contextlib.ExitStack, new: Build, result: Result, changed: Sequence[Case], about: str
     ) -> None:
