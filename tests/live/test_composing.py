@@ -211,7 +211,8 @@ CHAINS = [
     ("c", 0, 2), ("data", 0, 2),
     *(pytest.param(*words, marks=pytest.mark.rest) for words in (
         ("c", 20, 9), ("c", 40, 2), ("c", 60, 11), ("c", 80, 1), ("cxx", 0, 2),
-        ("cxx", 0, 9), ("throws", 0, 10), ("throws", 0, 3), ("imports", 0, 2), ("startup", 0, 2), ("data", 80, 2), ("data", 100, 9),
+        ("cxx", 0, 9), ("throws", 0, 10), ("throws", 0, 3), ("imports", 0, 2), ("startup", 0, 2),
+        ("data", 80, 2), ("data", 100, 9),
     )),
 ]  # fmt: skip
 
