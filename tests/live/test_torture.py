@@ -127,7 +127,7 @@ NOINLINE FAR int twice""",
 
 @dataclass
 class Victim:
-    """The running program, its patch with what that needs, and what its code was before."""
+    """The running program, its patch with what that needs, and what the code of its process was before."""
 
     program: Path
     patch: Path
@@ -159,6 +159,7 @@ class Victim:
         if self._server is not None:
             self._server.close()
         self._server = Server([self.program])
+        self.code = code_of(self._server.pid)
 
     def run(self, command: str) -> str:
         """Run a command, which has to succeed; else what it says."""
@@ -218,7 +219,6 @@ def _built(folder: Path, name: str, old: str, new: str, compiler: str) -> Victim
 def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     made: Victim = request.param(tmp_path_factory.mktemp("torture"))
     made.again()
-    made.code = code_of(made.server.pid)
     yield made
     made.server.close()
 
