@@ -126,8 +126,7 @@ def ingest(store: Store, staged: StagedLink) -> Snapshot:
 def _leave_gap(store: Store, staged: StagedLink, reason: str) -> None:
     """Remember the gap; the same one again (each `katana-release` tries) is not another."""
     last = next(iter(store.gaps(staged.output)), None)
-    newest = store.latest(staged.output)
-    if last is None or last.reason != reason or (newest is not None and newest.time > last.time):
+    if last is None or last.reason != reason or not last.is_open:
         store.add_gap(staged.output, str(staged.info.get("output", "")), reason)
 
 
@@ -140,6 +139,7 @@ def _ingest(store: Store, staged: StagedLink) -> Snapshot:
     newest = store.latest(staged.output)
     image = staged.folder / info["image"]
     if newest is not None and newest.build_id == build_id_on_disk(image):
+        store.close_gaps(staged.output)
         return store.snapshot(newest.id)
     output = ElfFile(image.read_bytes(), info["output"])
     if output.machine not in SUPPORTED:

@@ -57,11 +57,11 @@ def current_snapshots(
 def unrecorded(store: Store) -> dict[str, str]:
     """Outputs whose newest snapshot is not what is there now, and why: the newest link is a gap, the file is gone, or
     it was linked without being recorded (a read-only store, KATANA_DISABLE)."""
-    gaps = {g.output: g for g in reversed(store.gaps())}
+    gaps = {g.output: g for g in reversed(store.gaps()) if g.is_open}
     found: dict[str, str] = {}
     for output, row in _newest(store).items():
         gap = gaps.get(output)
-        if gap is not None and gap.time > row.time:
+        if gap is not None:
             found[output] = gap.reason
         elif not Path(row.path).exists():
             if not _renamed(row):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from katana_cc.patch.addresses import Blanks
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.model import FORMAT_VERSION, Hook, PatchObject, Reason, Reliance
 from katana_cc.patch.needs import Need, needs_of
@@ -82,12 +83,16 @@ def _handlers(row: HandlerRow) -> dict[str, Any]:
     return {"function": row.function, **sides, "cleans_up": row.cleans_up}
 
 
+def _pairs(blanks: Blanks) -> list[list[int]]:
+    return [[at, size] for at, size in blanks]
+
+
 def _replacement(po: PatchObject, number: int) -> dict[str, Any]:
     r = po.replacements[number]
     new = po.symbols[r.symbol]
-    parts = [{"address": f"{a:#x}", "size": s, "sha256": d.hex(), "blanks": b} for a, s, d, b in r.ranges[1:]]
+    parts = [{"address": f"{a:#x}", "size": s, "sha256": d.hex(), "blanks": _pairs(b)} for a, s, d, b in r.ranges[1:]]
     old = {"name": r.name, "address": f"{r.address:#x}", "size": r.size, "sha256": r.digest.hex(), "parts": parts}
-    return {**old, "blanks": r.ranges[0][3], "new_name": new.name, "new_size": new.size, "symbol": r.symbol}
+    return {**old, "blanks": _pairs(r.ranges[0][3]), "new_name": new.name, "new_size": new.size, "symbol": r.symbol}
 
 
 def _thing(t: NewThing) -> dict[str, Any]:

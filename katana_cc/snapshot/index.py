@@ -29,7 +29,7 @@ CREATE TABLE release_snapshots (
   seal INTEGER NOT NULL, PRIMARY KEY (release, snapshot));
 CREATE TABLE gaps (
   id INTEGER PRIMARY KEY, output TEXT NOT NULL, path TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
-  seal INTEGER NOT NULL);
+  open INTEGER NOT NULL, seal INTEGER NOT NULL);
 CREATE TABLE patches (
   id TEXT PRIMARY KEY, output TEXT NOT NULL, from_snapshot INTEGER NOT NULL REFERENCES snapshots (id),
   to_snapshot INTEGER NOT NULL REFERENCES snapshots (id), from_name TEXT NOT NULL, to_name TEXT NOT NULL,

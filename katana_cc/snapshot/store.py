@@ -66,12 +66,13 @@ class SnapshotRow(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A link that could not be recorded, and why."""
+    """A link that could not be recorded, and why; open until a later one of the output is recorded."""
 
     output: str
     path: str
     reason: str
     time: float
+    is_open: bool
 
 
 def find_store(start: Path | None = None) -> Path:
@@ -234,6 +235,7 @@ class Store:
             row = (identifier, snapshot.output, self.kept_path(snapshot.path), snapshot.build_id, manifest,
                    snapshot.image, when)  # fmt: skip
             insert(db, "snapshots", [row])
+            self._close_gaps(db, snapshot.output)
         return snapshot._replace(id=identifier)
 
     def adopt(self, row: SnapshotRow) -> int:
@@ -395,14 +397,28 @@ class Store:
     def add_gap(self, output: str, path: str, reason: str) -> None:
         """Remember that a link of `output` was not recorded."""
         with self.transaction() as db:
-            insert(db, "gaps", [(next_id(db, "gaps"), output, path, reason, time.time())])
+            insert(db, "gaps", [(next_id(db, "gaps"), output, path, reason, time.time(), 1)])
+
+    def close_gaps(self, output: str) -> None:
+        """Say that the newest link of an output is recorded."""
+        if any(gap.is_open for gap in self.gaps(output)):
+            with self.transaction() as db:
+                self._close_gaps(db, output)
+
+    @staticmethod
+    def _close_gaps(db: sqlite3.Connection, output: str) -> None:
+        columns = "id, output, path, reason, time, open"
+        for row in db.execute(f"SELECT {columns} FROM gaps WHERE output = ? AND open", (output,)).fetchall():
+            insert(db, "gaps", [(*row[:-1], 0)], "REPLACE")
 
     def gaps(self, output: str | None = None) -> list[Gap]:
         """All gaps (of one output), newest first."""
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
         return [
-            Gap(*r)
-            for r in self._rows(f"SELECT output, path, reason, time FROM gaps {where} ORDER BY id DESC", *values)
+            Gap(output, path, reason, when, bool(is_open))
+            for output, path, reason, when, is_open in self._rows(
+                f"SELECT output, path, reason, time, open FROM gaps {where} ORDER BY id DESC", *values
+            )
         ]
 
     # Patch objects

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,21 @@ def test_diff_does_not_call_an_unrecorded_build_the_same(
     out, err = capsys.readouterr()
     assert [(r["output"], r["verdict"]) for r in json.loads(out)] == [("prog", "unknown")]
     assert "another build" in err
+
+
+@pytest.mark.parametrize("factor", [3, 5], ids=["the same build", "another one"])
+def test_gap_is_over_when_the_output_is_recorded(
+    project: Project, monkeypatch: pytest.MonkeyPatch, factor: int
+) -> None:
+    """A bug: a clock that was wrong for an hour, or a link to what the last recorded build was, and the gap stayed."""
+    with monkeypatch.context() as wrong:
+        later = time.time() + 3600
+        wrong.setattr(time, "time", lambda: later)
+        project.store.add_gap("prog", str(project.folder / "prog"), "no space")
+    assert unrecorded(project.store) == {"prog": "no space"}
+    rebuild(project, factor)
+    assert unrecorded(project.store) == {}
+    assert [g.reason for g in project.store.gaps()] == ["no space"]
 
 
 def test_bundle_says_which_output_it_has_no_patch_for(
