@@ -59,7 +59,7 @@ test: deps .venv lint
 	$(RUN) --dist loadgroup tests/live tests/fuzz
 
 test-rest: deps .venv
-	KATANA_TESTS=rest $(RUN) --dist loadgroup tests/toolchain tests/live
+	KATANA_TESTS=rest $(RUN) --dist loadgroup tests/formats tests/toolchain tests/live
 
 # What fails is in the page too: `make test` does not let it be committed.
 matrix: deps .venv

@@ -191,6 +191,7 @@ def test_24_objects_renamed_and_moved_after_the_compile(katana: Installation, so
 # ---- 25: libtool and assembler ----
 
 
+@pytest.mark.rest
 def test_25_libtool_programs_that_are_not_installed(katana: Installation, sources: Path) -> None:
     need("libtoolize", "automake", "autoconf")
     (sources / "configure.ac").write_text(

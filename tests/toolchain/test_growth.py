@@ -84,6 +84,7 @@ def test_build_of_one_changed_file_grows_the_store_by_little(tmp_path: Path, var
         assert again.snapshot(build.snapshot.id) == build.snapshot
 
 
+@pytest.mark.rest
 def test_build_of_which_everything_changed_is_recorded_too(tmp_path: Path) -> None:
     project = Project(tmp_path)
     builds = [project.build(sources()), project.build(sources(), compile_flags=["-Os"])]

@@ -123,6 +123,7 @@ def test_partial_links_are_objects_like_others(tmp_path: Path, linker: str) -> N
     assert result.replaced == ["serve"]
 
 
+@pytest.mark.rest
 def test_object_with_more_sections_than_a_half_word_counts(tmp_path: Path) -> None:
     """From 0xff00 on section indices stand elsewhere (gABI, "SHN_XINDEX")."""
     many = "".join(f'.section .text.f{i},"ax",@progbits\n.type f{i},@function\nf{i}: ret\n' for i in range(66000))
