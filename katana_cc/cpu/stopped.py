@@ -214,7 +214,8 @@ class WayBack(Protocol):
         as of `System.entered_again`."""
 
     def park(self, words: list[int], restorer: int, at: int) -> None:
-        """Put a thread in front of the code that goes back by the frame at `at`."""
+        """Put a thread in front of the code that goes back by the frame at `at`; a system call that it is about to make
+        is not made."""
 
     def set_system_call(
         self, words: list[int], instruction: int, at: int, number: int, arguments: Sequence[int]
@@ -225,6 +226,6 @@ class WayBack(Protocol):
         """Prepare registers to call a function, whose return address, a keeper, lies at `stack` already, and have its
         result kept at `result`."""
 
-    def has_returned(self, words: list[int], restored: int, at: int) -> bool:
-        """Whether a thread at the entry of a system call is about to go back by the frame at `at`; its registers are
-        then changed so that it does not.  `restored`: where the restorer ends."""
+    def has_returned(self, words: Words, restored: int, at: int) -> bool:
+        """Whether a thread at the entry of a system call is about to go back by the frame at `at`.  `restored`: where
+        the restorer ends."""

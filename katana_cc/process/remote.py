@@ -311,7 +311,11 @@ class RemoteThread:
         try:
             found = self._run_until_return(way, timeout, may_leave, grace)
             if found.result is not None:
-                pt.write_registers(self._tid, list(found.place))
+                # Behind the call that it is kept from lies somebody else's code: parked at once, it never runs that.
+                if self._frame:
+                    self._park()
+                else:
+                    pt.write_registers(self._tid, list(found.place))
                 self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
         finally:
             with contextlib.suppress(ProcessLookupError):

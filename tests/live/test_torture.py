@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ import pytest
 from katana_cc.patch.needs import needs_of
 from tests.live.handmade import build, patch_from
 from tests.live.programs import HEAD
-from tests.live.server import Server, code_of, katana, katana_json, write_patch
+from tests.live.server import Server, code_of, katana, write_patch
 from tests.live.situations import situation
 from tests.support.project import Project, Variant
 from tests.support.strike import Outcome, strike
@@ -241,9 +242,11 @@ def is_whole(victim: Victim) -> str:
     return answer
 
 
-def state_of(victim: Victim) -> str:
+def state_of(victim: Victim, where: str = "") -> str:
     """What `katana status` says of the patch."""
-    patches = katana_json("status", "--pid", victim.pid)["processes"][0]["patches"]
+    done = katana("status", "--pid", victim.pid, "--json")
+    assert done.returncode == 0, (where, done.stderr)
+    patches = json.loads(done.stdout)["processes"][0]["patches"]
     return str(patches[0]["state"]) if patches else "none"
 
 
@@ -268,7 +271,7 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
         where = f"{command}, {blow.name} at call {number} of {total}"
         outcome = victim.struck(command, number, lambda pid: os.kill(pid, blow))
         assert "Traceback" not in outcome.said, (where, outcome.said)
-        state = state_of(victim)
+        state = state_of(victim, where)
         if state == "half applied" and victim.moves_objects and blow is signal.SIGKILL:
             victim.again()  # both layouts are in use: katana says so, and to restart the process (docs/ledger.md)
             if command == "revert":

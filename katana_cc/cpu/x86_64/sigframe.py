@@ -122,7 +122,8 @@ def begun_again(registers: Sequence[int], code: bytes) -> list[int]:
 
 
 def park(words: list[int], restorer: int, at: int) -> None:
-    """Put a thread in front of the code that goes back by the frame at `at`."""
+    """Put a thread in front of the code that goes back by the frame at `at`; a system call that it is about to make is
+    not made."""
     words[cpu.RIP], words[cpu.RSP] = restorer, at + 8
     words[cpu.ORIG_RAX] = _NO_SYSCALL
 
@@ -140,10 +141,7 @@ def set_call(words: list[int], function: int, stack: int, result: int, arguments
     words[cpu.RBX] = result
 
 
-def has_returned(words: list[int], restored: int, at: int) -> bool:
-    """Whether a thread at the entry of a system call is about to go back by the frame at `at`; its registers then skip
-    that.  `restored`: where the restorer ends."""
-    is_there = words[cpu.RIP] == restored and words[cpu.RSP] == at + 8
-    if is_there:
-        words[cpu.ORIG_RAX] = _NO_SYSCALL
-    return is_there
+def has_returned(words: Sequence[int], restored: int, at: int) -> bool:
+    """Whether a thread at the entry of a system call is about to go back by the frame at `at`.  `restored`: where the
+    restorer ends."""
+    return words[cpu.RIP] == restored and words[cpu.RSP] == at + 8
