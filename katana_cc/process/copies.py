@@ -34,7 +34,7 @@ class Ranges(Protocol):
 def room() -> int:
     """How many bytes copies may take, as things are on this machine."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     found = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)

@@ -37,8 +37,8 @@ def kept(pid: int) -> Iterator[KernelWord]:
         with contextlib.suppress(OSError):
             if os.readlink(f"{folder}/fd/{number}") != _EPOLL:  # noqa: PTH115  (the same)
                 continue
-            for watched, value in _DATA.findall(Path(f"{folder}/fdinfo/{number}").read_text(encoding="ascii")):
+            for watched, value in _DATA.findall(Path(f"{folder}/fdinfo/{number}").read_text(encoding="utf-8")):
                 yield KernelWord(f"epoll_data of descriptor {watched} in epoll {number}", int(value, 16))
     with contextlib.suppress(OSError):
-        for number, value in _TIMER.findall(Path(f"{folder}/timers").read_text(encoding="ascii")):
+        for number, value in _TIMER.findall(Path(f"{folder}/timers").read_text(encoding="utf-8")):
             yield KernelWord(f"sigev_value of timer {number}", int(value, 16))

@@ -87,7 +87,7 @@ def _stacks(pid: int) -> Iterator[tuple[int, int]]:
     """(thread id, stack pointer) of the threads that wait."""
     for tid in list_threads(pid):
         try:
-            fields = Path(f"/proc/{pid}/task/{tid}/syscall").read_text(encoding="ascii").split()
+            fields = Path(f"/proc/{pid}/task/{tid}/syscall").read_text(encoding="utf-8").split()
         except OSError:
             continue
         if len(fields) > 2:

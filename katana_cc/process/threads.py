@@ -57,7 +57,7 @@ def waiting_at(pid: int, tid: int) -> tuple[int, int] | None:
     """Stack pointer and pc of a thread that waits in a system call; None when it runs, or is gone.  Source:
     proc_pid_syscall(5)."""
     try:
-        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="ascii") as file:  # noqa: PTH123  (quicker)
+        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="utf-8") as file:  # noqa: PTH123  (quicker)
             fields = file.read().split()
     except OSError:
         return None
