@@ -44,8 +44,9 @@ def _entries(found: Iterable[FdeAt[Place] | FdeAt[Carried]]) -> list[_Entry]:
 def _entry(found: FdeAt[Place] | FdeAt[Carried]) -> _Entry:
     fde = found.fde
     cie = fde.cie
+    rules = fde.instructions.rstrip(b"\0")  # DW_CFA_nop: how many there are depends on what lies behind
     return (
-        found.start, fde.pc_size, fde.instructions, bool(fde.lsda_offset), bool(cie.personality_offset),
+        found.start, fde.pc_size, rules, bool(fde.lsda_offset), bool(cie.personality_offset),
         cie.instructions, cie.augmentation, cie.code_alignment, cie.data_alignment, cie.return_column,
         cie.fde_encoding,
     )  # fmt: skip
