@@ -39,7 +39,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     patched = build_pair(setting, "threads", *_CHANGE, *_FLAGS)
     for threads, target in THREADS.items():
         yield from _of(setting, patched, floor, f"threads-{threads}", target, threads)
-    for depth in DEPTHS:
+    for depth in DEPTHS[: setting.rounds(len(DEPTHS), 2)]:
         words = (str(max(depth - _OUTER, 0)),)
         yield from _of(setting, patched, floor, f"depth-{depth}", None, _FEW, *words)
         # A word that may be a return address has to be proved to be none, by walking over all frames up to it.
