@@ -13,7 +13,7 @@ from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import verify_store
 from tests.support.project import Build, Project, Variant
 
-FILES = 80
+FILES = 120
 UNIT = """
 #include <stdio.h>
 static int seen_N; extern int table_M[]; int table_N[] = {{ N, 2, 3 }};
@@ -75,7 +75,7 @@ def test_build_of_one_changed_file_grows_the_store_by_little(tmp_path: Path, var
         linked = sum(project.store.blobs.path(blob).stat().st_size for blob in (row.image, row.manifest))
         assert linked < 0.01 * first, times
         grown, last = size(project.store) - last, size(project.store)
-        # With the changed object, one of eighty, and of so small ones what is kept of each weighs much.
+        # With the changed object, one of many, and of so small ones what is kept of each weighs much.
         assert grown < 0.025 * first, times
     assert verify_store(project.store.folder) == []
     for build in builds:
