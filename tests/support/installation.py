@@ -47,7 +47,7 @@ class Installation:
 
 def clean_environment() -> dict[str, str]:
     """The environment without anything that steers the wrappers or compilers."""
-    drop = ("KATANA_", "COMPILER_PATH", "LIBRARY_PATH", "CPATH", "MAKEFLAGS", "MFLAGS", "GCC_EXEC_PREFIX")
+    drop = ("KATANA_", "COMPILER_PATH", "LIBRARY_PATH", "CPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "GCC_EXEC_PREFIX")
     return {name: value for name, value in os.environ.items() if not name.startswith(drop)}
 
 
