@@ -26,7 +26,7 @@ from katana_cc.patch.model import HookKind, PatchObject
 from katana_cc.patch.needs import Grant
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
-from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.commit import Commit, CommitReport, Outcome, run
 from katana_cc.process.entries import entry_of
 from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
@@ -90,7 +90,7 @@ class _Work:
     is_injected: bool = False
     map_pause_us: float = 0.0
     register_pause_us: float = 0.0
-    report: CommitReport | None = None
+    outcome: Outcome = field(default_factory=Outcome)
     seen: Cargo | None = None
     refusal: RefusedError | None = None
     objects: Objects | None = None
@@ -104,6 +104,11 @@ class _Work:
     at: str = ""
     entries: tuple[int, ...] = ()
     forecast: Forecast | None = None
+
+    @property
+    def report(self) -> CommitReport | None:
+        """How the commit went; None as long as it was not done."""
+        return self.outcome.report
 
 
 def apply_patch(
@@ -323,12 +328,7 @@ def _register(work: _Work, wait: float) -> None:
 
 
 def _commit(work: _Work, wait: float) -> Callable[[], None]:
-    """What commits it, with all that can be known before.  Sets `work.report` in the same instant as the patch is in: a
-    signal may end us right behind it."""
-
-    def told(report: CommitReport) -> None:
-        work.report = report
-
+    """What commits it, with all that can be known before."""
     plan, target = work.plan, work.target
     reused = None if work.is_injected else plan.existing
     phase, edits = Phase.MAPPED, plan.ledger.edits
@@ -354,7 +354,7 @@ def _commit(work: _Work, wait: float) -> Callable[[], None]:
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return lambda: supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, told))
+    return lambda: supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, work.outcome))
 
 
 def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:

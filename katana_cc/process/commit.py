@@ -6,8 +6,8 @@ All that is slow is done before.  Inside the stop only this happens:
     what do the variables that move hold, and what leads to them? →
     state word, variables, words and registers, edits, state word → re-enter interrupted system calls → detach
 
-That it was done is told (`told`) while signals are still held back: one that ends us right behind the stop must find
-known what was written, or what the target now uses would be taken from it.
+That it was done is kept in the same instant (`Outcome`): whatever happens behind the last write, be it a signal or want
+of memory, must find known what was written, or what the target now uses would be taken from it.
 
 When a thread is inside, or does not stop, or a register or a stack holds what nothing explains, everything is let go
 and tried again later (theory in `waiting`), until the time is up; nothing has been touched then.
@@ -90,6 +90,13 @@ class CommitReport:
     cargo: Cargo | None = None
 
 
+@dataclass(slots=True)
+class Outcome:
+    """Whether a commit was done, which an exception behind its last write does not tell: None as long as it was not."""
+
+    report: CommitReport | None = None
+
+
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
     """No garbage collection may stretch the stop."""
@@ -118,12 +125,12 @@ def run(
     commit: Commit,
     make_unwinder: Callable[[], Unwinder],
     wait: float,
-    told: Callable[[CommitReport], None],
+    outcome: Outcome,
 ) -> None:
     """Commit, waiting up to `wait` seconds for a moment when no thread is inside.
 
-    `told` is called once it is done, and may be followed by an exception that has nothing to do with it
-    (KeyboardInterrupt): whether it was called says whether the commit was done.
+    `outcome` gets its report once it is done.  An exception that has nothing to do with it may follow
+    (KeyboardInterrupt, MemoryError): whether there is a report says whether the commit was done.
 
     Raises:
         BusyError: there was none; names thread, function and frame.
@@ -137,11 +144,11 @@ def run(
     waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named)
     try:
         if rehearsal is not None:
-            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, told)
+            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, outcome)
             return
         # All of it, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
         with _uncollected():
-            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, told)
+            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, outcome)
     finally:
         waiting.close()
         if rehearsal is not None:
@@ -156,7 +163,7 @@ def _try(
     bulk: BulkReader,
     rehearsal: Rehearsal | None,
     waiting: Waiting,
-    told: Callable[[CommitReport], None],
+    outcome: Outcome,
 ) -> None:
     cargo = None
     failure: BusyError | StrayWordsError | HeapError
@@ -190,7 +197,9 @@ def _try(
                                 cargo = _cargo(commit.carry, rehearsal, threads)
                                 if commit.handover is not None:
                                     cargo = commit.handover.made(threads, commit.carry, cargo)
+                            report = CommitReport(count, waiting.tries, 0.0, 0.0, 0, cargo)
                             _write(target, commit, writes, threads, cargo)
+                            outcome.report = report  # for which no memory is needed any more
                         else:
                             waiting.found_inside(threads.order, threads.registers, finder, busy)
                     finally:
@@ -201,7 +210,7 @@ def _try(
                     ended = time.perf_counter_ns()
                 if busy is None:
                     pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
-                    told(CommitReport(count, waiting.tries, *pauses, repaired, cargo))
+                    outcome.report = CommitReport(count, waiting.tries, *pauses, repaired, cargo)
             if busy is None:
                 return
             failure = _busy_error(target, commit, busy, waiting)
@@ -291,8 +300,10 @@ def _write(target: Target, commit: Commit, writes: Sequence[Write], threads: Thr
         for at, _, going in leaving:
             memory.write(at, ledgers.encode_state(step(going, Step.END_REVERT)), tid)
     except BaseException:
-        # Whatever it was, also want of memory: nobody is told that it was done.
+        # Whatever it was, also want of memory: it counts as not done.
         _undo(target, done, tid)
+        if cargo is not None:
+            write_registers(threads, ((register, register.value) for register, _ in cargo.registers))
         raise
 
 
@@ -308,7 +319,6 @@ def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tupl
     for address, before, after in cargo.words:
         done.append((address, before))
         memory.write(address, after, tid)
-    # A thread whose registers were set and that must be undone is a thread of a process that died.
     write_registers(threads, cargo.registers)
 
 

@@ -17,7 +17,7 @@ from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
-from katana_cc.process.commit import Commit, CommitReport, run
+from katana_cc.process.commit import Commit, CommitReport, Outcome, run
 from katana_cc.process.follow import back
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
@@ -334,17 +334,18 @@ def _run(
     wait: float,
 ) -> RevertReport:
     objects = carry.objects if carry is not None else None
-    done: list[CommitReport] = []
+    outcome = Outcome()
     try:
         if carry is not None and objects is not None:
             stock(objects, wanted(target, carry), wait)
-        supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, done.append))
+        supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, outcome))
     except BaseException:
-        if done:
-            clear_up(objects, done[0], wait)
+        if outcome.report is not None:
+            clear_up(objects, outcome.report, wait)
         else:
             give_back(objects, wait)
         raise
-    (report,) = done
+    assert outcome.report is not None
+    report = outcome.report
     leftover = clear_up(objects, report, wait)
     return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept, leftover=leftover)

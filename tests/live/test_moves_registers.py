@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from katana_cc.cli.main import main
+from katana_cc.process import registers
 from tests.live.handmade import Built, build, patch_from, run
 from tests.live.programs import HEAD
 from tests.live.server import katana, serving, write_patch
@@ -153,3 +156,26 @@ def test_address_that_the_loader_gave_another_module_is_seen(tmp_path: Path) -> 
         done = katana("apply", patch, "--pid", server.pid)
         assert done.returncode == 3
         assert re.search(r"0x[0-9a-f]+ in \S+/libuser.so: item\n", done.stderr), done.stderr
+
+
+def test_register_of_a_running_thread_is_put_back_where_a_later_write_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: it leads to where nothing is any more, as the new place goes with the patch."""
+    old, patch = _two(tmp_path)
+    written: list[bool] = []
+    with serving(old.output) as server:
+        assert server.ask("= 5") == "5"
+        assert server.ask("s") == "spinning"
+
+        def writing(*arguments: Any) -> None:
+            registers.write(*arguments)
+            written.append(True)
+            monkeypatch.undo()
+            raise MemoryError
+
+        monkeypatch.setattr("katana_cc.process.commit.write_registers", writing)
+        assert main(["apply", str(patch), "--pid", str(server.pid), "--follow", "item"]) != 0
+        assert written
+        assert server.ask("g") == "5"
+        assert server.ask("c") == "5"

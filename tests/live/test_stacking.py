@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,6 @@ from tests.support.strike import strike
 
 WHOLE = bool(os.environ.get("KATANA_TORTURE"))
 pytestmark = pytest.mark.timeout(7200 if WHOLE else 300)
-PROGRAM = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Variables, a function whose address is stored, and a constant that pointers lead to come with a patch; a thread goes
 # through the functions all the time, and aborts when one function calls another of another build.
@@ -370,7 +368,7 @@ def test_katana_killed_while_one_takes_the_place_of_another(plain: Project) -> N
     """A bug: the program crashes, or the next katana can neither finish nor undo."""
     # Until the next katana, some functions may be of one build and some of another.
     program = made(plain, *(text.replace("abort();", "seen++;") for text in (V1, V2, V3)))
-    words = [sys.executable, "-c", PROGRAM, "apply", str(program.patches[1])]
+    words = ["apply", str(program.patches[1])]
     with serving(program.old.path, "thread", "thread") as server:
         before = code_of(server.pid)
         apply(server, program.patches[0])
@@ -405,7 +403,7 @@ def test_interrupted_while_one_takes_the_place_of_another(plain: Project, is_fir
     """Ctrl-C in the stop.  A bug: what was written is not known, and memory is taken from the process; or it goes back
     further than to the patch that it carried."""
     program = made(plain, V1, V2, V3)
-    words = [sys.executable, "-c", PROGRAM, "apply", str(program.patches[1])]
+    words = ["apply", str(program.patches[1])]
     with serving(program.old.path, "thread", "thread") as server:
         apply(server, program.patches[0])
         if not is_first:

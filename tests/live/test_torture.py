@@ -9,15 +9,17 @@ import errno
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
+from katana_cc.cli.main import main
 from katana_cc.patch.needs import needs_of
+from katana_cc.process import commit
+from katana_cc.process.threads import Threads
 from tests.live.handmade import build, patch_from
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, write_patch
@@ -32,7 +34,6 @@ _SYS_PWRITE64: Final = 18
 # Those that may fail for want of memory or room: read, mmap, mprotect, brk, pread64, pwrite64, mremap, getdents64,
 # openat, perf_event_open, process_vm_readv.
 _MAY_FAIL: Final = frozenset((0, 9, 10, 12, 17, _SYS_PWRITE64, 25, 217, 257, 298, 310))
-PROGRAM: Final = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
 
 # Threads that are in malloc and in the replaced functions all the time, and one that answers; `twice` and `thrice` are
 # replaced together, by two writes since they lie apart, and must never be of two builds at once but for a moment.
@@ -179,7 +180,7 @@ class Victim:
         self, command: str, when: Callable[[Sequence[int]], bool], blow: Callable[[int], None], error: int = 0
     ) -> Outcome:
         """Run a command that is struck as soon as `when` says so of the numbers of its system calls."""
-        return strike([sys.executable, "-c", PROGRAM, *self.words(command)], when, blow, error)
+        return strike(self.words(command), when, blow, error)
 
 
 def _of_code(folder: Path) -> Victim:
@@ -351,6 +352,40 @@ def test_system_call_of_katana_fails(victim: Victim, command: str, error: int) -
         assert is_whole(victim) == OLD, where
         assert code_of(victim.server.pid) == victim.code, where
         victim.put(command)
+
+
+@situation(49, "no memory left behind the last write")
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_no_memory_behind_the_last_write(victim: Victim, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: what was written is taken for not done, and blocks that the process uses now are freed."""
+    victim.again()
+    if command == "revert":
+        victim.put(command)
+    write, repair = commit._write, Threads.repair_system_calls
+    written: list[bool] = []
+
+    def writing(*arguments: Any) -> None:
+        write(*arguments)
+        written.append(True)
+
+    def repairing(threads: Threads) -> int:
+        repair(threads)
+        if written.pop() if written else False:
+            raise MemoryError
+        return 0
+
+    monkeypatch.setattr(commit, "_write", writing)
+    monkeypatch.setattr(Threads, "repair_system_calls", repairing)
+    assert main(victim.words(command)) != 0
+    monkeypatch.undo()
+    assert victim.server.ended is None
+    # An apply is taken back; a revert that was done stays so.
+    assert is_whole(victim) == OLD
+    assert state_of(victim) == "reverted"
+    assert victim.run("apply") == ""
+    assert is_whole(victim) == NEW
+    assert victim.run("revert") == ""
+    assert is_whole(victim) == OLD
 
 
 def _kill(pid: int) -> Callable[[int], None]:

@@ -13,7 +13,7 @@ from tests.live.handmade import build
 from tests.live.server import serving
 from tests.live.situations import situation
 from tests.live.test_torture import BUSY, OLD
-from tests.support.strike import Outcome, strike
+from tests.support.strike import Outcome, strike_program
 
 _SYS_PTRACE: Final = 101
 _SYS_GETPPID: Final = 110  # which katana makes nowhere else: the marks around the call
@@ -43,7 +43,7 @@ def struck(pid: int, step: int) -> Outcome:
             return False
         return calls[calls.index(_SYS_GETPPID) :].count(_SYS_PTRACE) == step
 
-    return strike([sys.executable, "-c", CALL, str(pid)], when, lambda katana: os.kill(katana, signal.SIGKILL))
+    return strike_program([sys.executable, "-c", CALL, str(pid)], when, lambda katana: os.kill(katana, signal.SIGKILL))
 
 
 @situation(49, "katana killed between any two steps of a call in the target")

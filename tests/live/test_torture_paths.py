@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import PREFORK
 from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
 from tests.live.situations import situation
-from tests.live.test_torture import PROGRAM, moments
+from tests.live.test_torture import moments
 from tests.live.test_waiting import LOOP
 from tests.support.strike import Outcome, strike
 
@@ -28,8 +27,7 @@ NEW = "return 10 * x;"
 
 def struck(words: Sequence[str], number: int) -> Outcome:
     """Run a command that is killed as it enters its system call `number` (0: never)."""
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return strike(command, lambda calls: len(calls) == number, lambda pid: os.kill(pid, signal.SIGKILL))
+    return strike(words, lambda calls: len(calls) == number, lambda pid: os.kill(pid, signal.SIGKILL))
 
 
 def states(pid: int) -> list[str]:

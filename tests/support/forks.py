@@ -20,9 +20,9 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 COMMANDS: Final = ("apply", "revert", "status")
 _LONGEST: Final = 1 << 20  # of a request, in bytes
@@ -30,6 +30,39 @@ _LONGEST: Final = 1 << 20  # of a request, in bytes
 
 def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run one of `COMMANDS`, with its arguments."""
+    with held(words) as command:
+        command.go()
+        return command.end()
+
+
+class Held:
+    """A command that is held before its first step: see `held`."""
+
+    def __init__(self, words: Sequence[str], line: socket.socket, streams: Sequence[IO[bytes]]) -> None:
+        self._words = words
+        self._line = line
+        self._streams = streams
+        self._answers = line.makefile("rb")
+        self.pid = int(self._answers.readline())
+
+    def go(self) -> None:
+        """Let it begin."""
+        self._line.sendall(b"!")
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end."""
+        with self._answers:
+            status = int(self._answers.read())
+        texts = []
+        for stream in self._streams:
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+        return subprocess.CompletedProcess(["katana", *self._words], status, *texts)
+
+
+@contextlib.contextmanager
+def held(words: Sequence[str]) -> Iterator[Held]:
+    """One of `COMMANDS`, with its arguments, in a process that waits until it is told to go."""
     request = json.dumps({"words": list(words), "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
     assert len(request) < _LONGEST
     output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
@@ -37,12 +70,7 @@ def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         line.connect(_server().address)
         socket.send_fds(line, [len(request).to_bytes(8, "little")], [output.fileno(), errors.fileno()])
         line.sendall(request)
-        answer = line.makefile("rb").read()
-        texts = []
-        for stream in (output, errors):
-            stream.seek(0)
-            texts.append(stream.read().decode())
-    return subprocess.CompletedProcess(["katana", *words], int(answer), *texts)
+        yield Held(words, line, (output, errors))
 
 
 class _Server(NamedTuple):
@@ -89,10 +117,17 @@ def _answer(line: socket.socket) -> None:
     head, streams, _, _ = socket.recv_fds(line, 8, 2)
     with line.makefile("rb") as file:
         request = json.loads(file.read(int.from_bytes(head, "little")))
+    go, ready = os.pipe()
     pid = os.fork()
     if not pid:
         line.close()
+        os.close(ready)
+        os.read(go, 1)
+        os.close(go)
         _work(request["words"], request["folder"], request["environment"], streams)
+    line.sendall(b"%d\n" % pid)
+    line.recv(1)
+    os.write(ready, b"!")
     _, status = os.waitpid(pid, 0)
     line.sendall(b"%d" % os.waitstatus_to_exitcode(status))
     os._exit(0)

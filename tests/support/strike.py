@@ -2,7 +2,7 @@
 
 Or a call fails, with an error that is given, and is not made at all.
 
-The command is traced from its start, and every entry into a system call counts from the first that reaches another
+It is traced from its start, and every entry into a system call counts from the first that reaches another
 process (ptrace) on; what comes before only reads.  The call at which it is struck by SIGKILL is not made.
 """
 
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from katana_cc.cpu.x86_64 import system as cpu
 from katana_cc.process import ptrace_binding as pt
+from tests.support import forks
 
 _SYS_PTRACE: Final = 101
 _O_EXITKILL: Final = 1 << 20
@@ -32,9 +33,19 @@ class Outcome(NamedTuple):
 def strike(
     words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None], error: int = 0
 ) -> Outcome:
-    """Run a command; call `blow` with its process id as it enters a system call, once, as soon as `when` says so of the
-    numbers of those made so far, the one it enters being the last.  With an `error` (errno), that call is not made,
-    and fails so."""
+    """Run a `katana` command; call `blow` with its process id as it enters a system call, once, as soon as `when` says
+    so of the numbers of those made so far, the one it enters being the last.  With an `error` (errno), that call is not
+    made, and fails so."""
+    with forks.held(words) as command:
+        pt.seize(command.pid, pt.O_TRACESYSGOOD | _O_EXITKILL)
+        pt.interrupt(command.pid)
+        command.go()
+        status, calls = _trace(command.pid, when, blow, error)
+        return Outcome(status, calls, command.end().stderr)
+
+
+def strike_program(words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]) -> Outcome:
+    """The same for any program, by its command line."""
     go, ready = os.pipe()
     source, sink = os.pipe()
     pid = os.fork()
@@ -52,6 +63,15 @@ def strike(
     pt.interrupt(pid)
     os.write(ready, b"!")
     os.close(ready)
+    status, calls = _trace(pid, when, blow, 0)
+    with open(source, "rb") as file:  # noqa: PTH123
+        return Outcome(status, calls, file.read().decode(errors="replace"))
+
+
+def _trace(
+    pid: int, when: Callable[[Sequence[int]], bool], blow: Callable[[int], None], error: int
+) -> tuple[int, tuple[int, ...]]:
+    """Its status and its calls, once it has ended."""
     calls: list[int] = []
     is_entry, is_struck, is_failing, status = True, False, False, 0
     while True:
@@ -84,5 +104,4 @@ def strike(
             pt.resume_to_syscall(pid, number_of_signal)
         except ProcessLookupError:
             continue  # it was killed
-    with open(source, "rb") as file:  # noqa: PTH123
-        return Outcome(status, tuple(calls), file.read().decode(errors="replace"))
+    return status, tuple(calls)
