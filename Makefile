@@ -4,7 +4,7 @@
 # make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
 #              ONLY=pie-data runs and writes a part, ONLY=situation that of processes and their surroundings
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
-# make torture katana killed, or its target, at every system call it makes, and a million signals (half an hour)
+# make torture katana killed, or its target, at every system call it makes, and a million signals (an hour)
 # make soak    a process under load is patched and unpatched ten times a second, for ten minutes: KATANA_SOAK=seconds
 # make builds  real programs, built with Katana and without: writes docs/builds.md (an hour)
 # make bench   the figures of docs/, measured here
@@ -75,7 +75,8 @@ fuzz: .venv
 
 # Whoever patches is struck at every single system call.
 torture: .venv
-	KATANA_TORTURE=1 KATANA_TESTS=all $(BIN)/python3 -m pytest tests/live/test_torture.py tests/live/test_torture_paths.py tests/live/test_transparency.py
+	KATANA_TORTURE=1 KATANA_TESTS=all $(RUN) --dist worksteal tests/live/test_torture.py tests/live/test_torture_paths.py \
+		tests/live/test_torture_calls.py tests/live/test_stacking.py tests/live/test_transparency.py
 
 soak: .venv
 	KATANA_SOAK=$${KATANA_SOAK:-600} $(BIN)/python3 -m pytest -s tests/live/test_soak.py

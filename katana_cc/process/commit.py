@@ -34,7 +34,7 @@ from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.objections import HeapError, StrayWordsError, judge
 from katana_cc.process.phases import Phase, Step, step
-from katana_cc.process.priority import first_in_line
+from katana_cc.process.priority import first_in_line, spared
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.registers import RegisterWord, leading
 from katana_cc.process.registers import write as write_registers
@@ -179,7 +179,7 @@ def _try(
         if rehearsal is not None:
             gc.collect()  # a look leaves much
         try:
-            with _uncollected(), _undisturbed(), first_in_line():
+            with _uncollected(), _undisturbed(), first_in_line(), spared():
                 begun = time.perf_counter_ns()
                 try:
                     threads.seize()

@@ -1,4 +1,4 @@
-"""Being first in line while a target is stopped.
+"""Being first in line while a target is stopped, and the last to be killed.
 
 A busy server is the usual target: its threads and its clients compete with katana for processors, and a katana that is
 preempted while the target stands still makes the stop as long as a time slice.  So katana runs at the lowest real-time
@@ -12,6 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_SCORE: Final = Path("/proc/self/oom_score_adj")
+_NEVER: Final = "-1000"
 
 
 @contextlib.contextmanager
@@ -28,3 +33,20 @@ def first_in_line() -> Iterator[bool]:
     finally:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, policy, parameters)
+
+
+@contextlib.contextmanager
+def spared() -> Iterator[bool]:
+    """Run the body as one whom the kernel never kills for want of memory, where that is permitted; the value says
+    whether it is."""
+    try:
+        before = _SCORE.read_text()
+        _SCORE.write_text(_NEVER)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            _SCORE.write_text(before)

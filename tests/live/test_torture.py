@@ -18,7 +18,7 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.patch.needs import needs_of
-from katana_cc.process import commit
+from katana_cc.process import commit, priority
 from katana_cc.process.threads import Threads
 from tests.live.handmade import build, patch_from
 from tests.live.programs import HEAD
@@ -386,6 +386,25 @@ def test_no_memory_behind_the_last_write(victim: Victim, command: str, monkeypat
     assert is_whole(victim) == NEW
     assert victim.run("revert") == ""
     assert is_whole(victim) == OLD
+
+
+def test_katana_is_not_killed_for_want_of_memory_in_the_stop(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A bug: the kernel chooses it there, or never any more.  (Not every machine lets us lower the score itself.)"""
+    score, write, seen = tmp_path / "oom_score_adj", commit._write, []
+    score.write_text("17")
+
+    def writing(*arguments: Any) -> None:
+        seen.append(score.read_text())
+        write(*arguments)
+
+    monkeypatch.setattr(priority, "_SCORE", score)
+    monkeypatch.setattr(commit, "_write", writing)
+    victim.again()
+    assert main(victim.words("apply")) == main(victim.words("revert")) == 0
+    assert seen == ["-1000", "-1000"]
+    assert score.read_text() == "17"
 
 
 def _kill(pid: int) -> Callable[[int], None]:
