@@ -308,17 +308,15 @@ def _write(target: Target, commit: Commit, writes: Sequence[Write], threads: Thr
 
 
 def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tuple[int, bytes]]) -> None:
-    """Write variables, words and registers; `done` gets what was there, as (address, bytes)."""
+    """Write variables, words and registers; `done` gets what was there, as (address, bytes).
+
+    All memory by as few calls as can be: a katana that is killed between two of them leaves live data half moved.
+    """
     memory, tid = target.memory, threads.order[0]
-    for address, data in cargo.objects:
-        done.append((address, memory.read(address, len(data))))
-        memory.write(address, data, tid)
-    for address, before, after in cargo.heap.converted.writes if cargo.heap is not None else ():
-        done.append((address, before))
-        memory.write(address, after, tid)
-    for address, before, after in cargo.words:
-        done.append((address, before))
-        memory.write(address, after, tid)
+    done += [(address, memory.read(address, len(data))) for address, data in cargo.objects]
+    changes = [*(cargo.heap.converted.writes if cargo.heap is not None else ()), *cargo.words]
+    done += [(address, before) for address, before, _ in changes]
+    memory.write_many([*cargo.objects, *((address, after) for address, _, after in changes)], tid)
     write_registers(threads, cargo.registers)
 
 

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ptrace.binding.func import ptrace as _ptrace  # type: ignore[import-untyped]  # noqa: TID251
@@ -54,12 +55,17 @@ _SETSIGMASK: Final = 0x420B
 _IS_ONE_SET: Final = len(system.REGISTER_SETS) == 1
 _WALL: Final = 0x40000000
 _SIGINFO_BYTES: Final = 128
-_IOV_MAX: Final = 1024
+IOV_MAX: Final = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _process_vm_readv = _libc.process_vm_readv
 _process_vm_readv.restype = ctypes.c_ssize_t
 _process_vm_readv.argtypes = (
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
+)  # fmt: skip
+_process_vm_writev = _libc.process_vm_writev
+_process_vm_writev.restype = ctypes.c_ssize_t
+_process_vm_writev.argtypes = (
     ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
 )  # fmt: skip
 
@@ -268,8 +274,8 @@ def read_vectors(pid: int, vectors: list[tuple[int, int]], local_address: int) -
         OSError: not one byte could be read, or the process is gone.
     """
     done = 0
-    for first in range(0, len(vectors), _IOV_MAX):
-        part = vectors[first : first + _IOV_MAX]
+    for first in range(0, len(vectors), IOV_MAX):
+        part = vectors[first : first + IOV_MAX]
         wanted = sum(size for _, size in part)
         flat = [word for vector in part for word in vector]
         remote = (ctypes.c_uint64 * len(flat))(*flat)
@@ -286,3 +292,22 @@ def read_vectors(pid: int, vectors: list[tuple[int, int]], local_address: int) -
         if got < wanted:
             return done
     return done
+
+
+def write_vectors(pid: int, pieces: Sequence[tuple[int, bytes]]) -> int:
+    """Write up to `IOV_MAX` (address, bytes) pieces by one system call.  Returns the bytes written; fewer than given
+    mean that the piece there could not be written whole.
+
+    Raises:
+        OSError: not one byte could be written (as to read-only pages), or the process is gone.
+    """
+    contents = b"".join(data for _, data in pieces)
+    flat = [word for address, data in pieces for word in (address, len(data))]
+    remote = (ctypes.c_uint64 * len(flat))(*flat)
+    buffer = ctypes.create_string_buffer(contents, len(contents))
+    local = (ctypes.c_uint64 * 2)(ctypes.addressof(buffer), len(contents))
+    written: int = _process_vm_writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(pieces), 0)
+    if written < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return written
