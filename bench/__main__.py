@@ -30,13 +30,13 @@ from bench import (
     tree,
 )
 from bench.chart import chart
-from bench.figures import Figure, Report
+from bench.figures import Figure, Report, merged
 from bench.program import NotPermitted
 from bench.setting import SECTION_FLAGS, Setting, describe_machine, make_setting
 from bench.sources import Unavailable, fetch
 from bench.table import page, table
 from bench.workload import Workload, build
-from katana_cc.errors import ExitStatus, KatanaError
+from katana_cc.errors import ExitStatus, KatanaError, UsageError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -67,13 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few repetitions, the generated program only")
     parser.add_argument("--only", metavar="NAME", choices=GROUPS, action="append", help=f"one of {', '.join(GROUPS)}")
     parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "bench" / "out", help="where results go")
+    parser.add_argument(
+        "--again", action="store_true", help="with --only: take the rest from the results that are there already"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.again and (arguments.quick or not arguments.only):
+        parser.error("--again measures a part of a whole run anew: it takes --only NAME, and not --quick")
     chosen = arguments.only or list(GROUPS)
     try:
         with tempfile.TemporaryDirectory(prefix="katana-bench-") as scratch:
+            before = _last_whole(arguments.out) if arguments.again else None
             setting = make_setting(Path(scratch), arguments.quick)
             report = _measure(setting, chosen)
-        _write(report, arguments.out, whole=not (arguments.quick or arguments.only or report.failed))
+        if before is not None:
+            report = _merged(before, report)
+        is_whole = not (arguments.quick or report.failed) and (before is not None or not arguments.only)
+        _write(report, arguments.out, whole=is_whole)
     except KatanaError as error:
         print(f"bench/run: {error}", file=sys.stderr)
         return int(error.status)
@@ -82,6 +91,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, reason in report.failed.items():
         print(f"bench/run: {name} could not be measured: {reason}", file=sys.stderr)
     return 1 if report.failed else int(ExitStatus.DONE)
+
+
+def _last_whole(out: Path) -> Report:
+    """The results of the last run, where that was a whole one.
+
+    Raises:
+        UsageError: there are none.
+    """
+    path = out / "results.json"
+    try:
+        report = Report.from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error), where=str(path), remedy="run bench/run without --only first") from error
+    measured = {figure.group.partition(".")[0] for figure in report.figures}
+    if report.quick or not set(GROUPS) <= measured | {name.partition(":")[0] for name in report.left_out}:
+        raise UsageError("these are not of a whole run", where=str(path), remedy="run bench/run without --only first")
+    return report
+
+
+def _merged(whole: Report, again: Report) -> Report:
+    try:
+        return merged(whole, again)
+    except ValueError as error:
+        raise UsageError(
+            f"the results are of another machine: {error}", remedy="run bench/run without --only"
+        ) from error
 
 
 def _measure(setting: Setting, chosen: Sequence[str]) -> Report:

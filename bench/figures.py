@@ -95,6 +95,47 @@ class Report:
         }
         return json.dumps(document, indent=2) + "\n"
 
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """The report that `to_json` wrote, to five digits.
+
+        Raises:
+            ValueError: it is none, or of another format.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise ValueError(f"format {document['format']}, not {FORMAT}")
+            rows = ({k: v for k, v in row.items() if k not in ("ratio", "met")} for row in document["figures"])
+            figures = tuple(Figure(**row) for row in rows)
+            parts = document["machine"], document["quick"], figures, tuple(document["left_out"])
+            return Report(*parts, document["failed"], document["seconds"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a report: {error!r}") from error
+
+
+def merged(whole: Report, again: Report) -> Report:
+    """A whole run with some groups as they were measured again, which the description of the machine says.
+
+    Raises:
+        ValueError: it was another machine, or other software.
+    """
+    for name, value in again.machine.items():
+        if not name.startswith("load") and whole.machine.get(name) != value:
+            raise ValueError(f"{name}: {whole.machine.get(name)} then, {value} now")
+    groups: dict[str, list[Figure]] = {}
+    for figure in whole.figures:
+        groups.setdefault(figure.group, []).append(figure)
+    new: dict[str, list[Figure]] = {}
+    for figure in again.figures:
+        new.setdefault(figure.group, []).append(figure)
+    load = f"load {again.machine['load_before']} before, {again.machine['load_after']} after"
+    machine = {**whole.machine, f"again: {', '.join(new)}": load}
+    figures = [figure for group in (groups | new).values() for figure in group]
+    failed = {name: why for name, why in whole.failed.items() if name not in again.seconds} | again.failed
+    left_out = tuple(dict.fromkeys((*whole.left_out, *again.left_out)))
+    return Report(machine, whole.quick, tuple(figures), left_out, failed, {**whole.seconds, **again.seconds})
+
 
 def rounded(value: object) -> object:
     """Floats to five significant digits; anything else as it is."""

@@ -39,7 +39,8 @@ Written by `make bench` (`bench/run`), which replaces this page with the figures
   at full size.
 - *calls*: nanoseconds for one call of a function of a few instructions.
 
-`bench/run --only NAME` measures one group, `--quick` finishes in a minute, `--out DIR` puts the results elsewhere.
+`bench/run --only NAME` measures one group, and with `--again` puts it into this page; `--quick` finishes in a minute,
+`--out DIR` puts the results elsewhere.
 """
 
 

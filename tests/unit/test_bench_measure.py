@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.chart import chart
-from bench.figures import Figure, Report, of_samples
+from bench.figures import Figure, Report, merged, of_samples
 from bench.measure import MeasureError, Run, interleave, quantile, run
 from bench.table import number, table
 
@@ -92,3 +92,35 @@ def test_a_missed_target_is_said_in_the_table_and_seen_in_the_chart() -> None:
 
 def test_what_was_left_out_is_said() -> None:
     assert "left out: redis: no network" in table(Report({}, False, (), ("redis: no network",)))
+
+
+def _report(machine: dict[str, object], *figures: Figure) -> Report:
+    loads = {"load_before": 0.1, "load_after": 1.0}
+    return Report({"processor": "one", **loads, **machine}, False, figures, seconds={f.group: 1.0 for f in figures})
+
+
+def test_a_report_is_read_as_it_was_written() -> None:
+    report = _report({}, of_samples("a", "b", "what", [1.0, 2.0, 4.0], "ms", target=3.0), Figure("c", "d", "e", 1, "x"))
+    assert Report.from_json(report.to_json()) == report
+    for text in ("{}", "[]", '{"format": 99}', "no JSON"):
+        with pytest.raises(ValueError, match=r"."):
+            Report.from_json(text)
+
+
+def test_a_group_that_is_measured_again_takes_its_place() -> None:
+    """A bug: the page shows a figure twice, or one that was measured beside others as if it were new."""
+    whole = _report({}, Figure("a", "x", "", 1, "s"), Figure("b", "x", "", 2, "s"), Figure("b", "y", "", 3, "s"))
+    again = _report({"load_before": 0.5}, Figure("b", "x", "", 5, "s"))
+    result = merged(whole, again)
+    assert [(f.group, f.name, f.value) for f in result.figures] == [("a", "x", 1), ("b", "x", 5)]
+    assert result.machine["load_before"] == 0.1
+    assert result.machine["again: b"] == "load 0.5 before, 1.0 after"
+
+
+def test_figures_of_another_machine_are_not_mixed_in() -> None:
+    whole, again = (
+        _report({}, Figure("a", "x", "", 1, "s")),
+        _report({"processor": "two"}, Figure("a", "x", "", 1, "s")),
+    )
+    with pytest.raises(ValueError, match="processor: one then, two now"):
+        merged(whole, again)
