@@ -35,7 +35,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     plain = results["plain"]
     note = f"a plain compile takes {median(walls(plain)) * 1000:.1f} ms, {median(cpus(plain)) * 1000:.1f} ms of CPU"
     for name, samples, what, target in (
-        ("added", walls, "added to one cc -c of a small file, wall clock", 3.0),
+        ("added", walls, "added to one cc -c of a small file, wall clock", 2.0),
         ("added_cpu", cpus, "added to one cc -c of a small file, CPU time", None),
     ):
         base = samples(plain)
