@@ -31,6 +31,7 @@ from katana_cc.report.patch_json import to_json
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Release, Store
 from katana_cc.snapshot.words import plain
+from katana_cc.telling import Tell, silent
 from katana_cc.trust.policy import SUFFIX
 
 MANIFEST_FORMAT: Final = 2
@@ -60,9 +61,7 @@ class Bundle:
     patches: tuple[Packed, ...]
 
 
-def make_bundle(
-    store: Store, since: str, to: str | None = None, tell: Callable[[int, int, str], None] = lambda *_: None
-) -> Bundle:
+def make_bundle(store: Store, since: str, to: str | None = None, tell: Tell = silent) -> Bundle:
     """Every patch from release `since`, and from each later one, to the current snapshots, or to those of release `to`.
 
     `tell` is told of each as it begins, as by `ingest_staged`.
@@ -79,7 +78,7 @@ def make_bundle(
         return _make_bundle(store, since, to, tell)
 
 
-def _make_bundle(store: Store, since: str, to: str | None, tell: Callable[[int, int, str], None]) -> Bundle:
+def _make_bundle(store: Store, since: str, to: str | None, tell: Tell) -> Bundle:
     releases = _releases_between(store, since, to)
     if to is None:
         reasons = unrecorded(store)
