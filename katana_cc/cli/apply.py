@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from katana_cc.cli.grants import add_grants, function_name, grants_of
+from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import (
     add_selection,
     candidates,
@@ -87,18 +88,20 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
                 where=f"pid {arguments.tree}",
                 remedy="see `katana status --pid` for the builds it runs",
             )
-    reports = apply_patch(
-        po,
-        identity,
-        pids,
-        wait=arguments.wait,
-        granted=granted,
-        dry_run=arguments.dry_run,
-        hook_timeout=arguments.hook_timeout,
-        must_match=listing is None,
-        select=select,
-        at=arguments.at or "",
-    )
+    with progress("waiting", quiet=arguments.json) as shown:
+        reports = apply_patch(
+            po,
+            identity,
+            pids,
+            wait=arguments.wait,
+            granted=granted,
+            dry_run=arguments.dry_run,
+            hook_timeout=arguments.hook_timeout,
+            must_match=listing is None,
+            select=select,
+            at=arguments.at or "",
+            tell=shown.waiting,
+        )
     over = sorted(passed_over)
     tell_passed_over("katana apply", over, f"this build of {po.identity.output} runs there")
     if arguments.json:

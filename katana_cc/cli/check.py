@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from katana_cc.cli.progress import progress
 from katana_cc.cli.signed import add_trust, policy_of, read_signed
 from katana_cc.errors import ExitStatus
 from katana_cc.patch.files import is_folder
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
 def _bundle(folder: Path, trust: Policy, as_json: bool) -> ExitStatus:
     from katana_cc.release.checking import check_bundle
 
-    found = check_bundle(folder, trust)
+    with progress("checking", quiet=as_json) as shown:
+        found = check_bundle(folder, trust, shown)
     if as_json:
         print(json.dumps({"path": str(folder), "ok": not found, "problems": found}, indent=2))
     else:
@@ -56,8 +58,13 @@ def _patch(path: str, trust: Policy, as_json: bool) -> ExitStatus:
     from katana_cc.release.proving import check_equivalence
 
     data, po = read_signed(path, trust)
-    found = check_file(path, data, po)
-    different, unchecked = ([], "the patch object is not well-formed") if found else check_equivalence(po)
+    different, unchecked = list[str](), "the patch object is not well-formed"
+    with progress("checking", quiet=as_json) as shown:
+        shown(0, 2, "by two readers")
+        found = check_file(path, data, po)
+        if not found:
+            shown(1, 2, "against the new build")
+            different, unchecked = check_equivalence(po)
     found += different
     status = ExitStatus.INVALID_PATCH if found else ExitStatus.DONE
     if as_json:
@@ -88,7 +95,8 @@ def _store(as_json: bool) -> ExitStatus:
     from katana_cc.snapshot.verify import verify_store
 
     path = find_store()
-    found = verify_store(path)
+    with progress("checking", quiet=as_json) as shown:
+        found = verify_store(path, shown)
     if as_json:
         print(json.dumps({"path": str(path), "ok": not found, "problems": [str(p) for p in found]}, indent=2))
     else:

@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import Final
 
+from katana_cc.cli.progress import progress
 from katana_cc.errors import ExitStatus
 from katana_cc.report.summary import count
 from katana_cc.snapshot.garbage import Rule, collect
@@ -50,8 +51,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     if arguments.keep_last is not None or arguments.older_than is not None:
         before = None if arguments.older_than is None else time.time() - arguments.older_than
         rule = Rule(arguments.keep_last or 1, before)
-    with closing(Store(find_store())) as store:
-        gone = collect(store, rule)
+    with closing(Store(find_store())) as store, progress("collecting") as shown:
+        gone = collect(store, rule, shown)
     parts = (count(gone.snapshots, "snapshot"), count(gone.patches, "patch object"), count(gone.blobs, "blob"))
     print(f"dropped {parts[0]}, {parts[1]} and {parts[2]}, {gone.size / 1e6:.1f} MB")
     return ExitStatus.DONE

@@ -2,17 +2,22 @@
 
 One line on standard error, written over itself and gone at the end.  There is none in a pipe or a file, with `--json`,
 with NO_COLOR or on a terminal that cannot go back in a line.  Nothing runs beside the work: the line is drawn anew as
-each part of it begins, ten times a second at most, so commands that tell of no parts draw none.
+each part of it begins, ten times a second at most, so commands that tell of no parts draw none.  Work never waits for
+the terminal: one that is held (Ctrl-S), or gone, is passed over.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TextIO
+
+from katana_cc.telling import TellWait
 
 AFTER: Final = 1.0  # seconds
 _AGAIN: Final = 0.1
@@ -32,22 +37,32 @@ class Progress:
         """`done` of `total` parts are done, and the one that is called `name` begins."""
         if self._stream is None or time.monotonic() < self._next:
             return
-        columns = os.get_terminal_size(self._stream.fileno()).columns or 80
-        self._draw("\r" + line(self._what, done, total, name)[: max(columns - 1, 0)] + "\x1b[K")
+        with suppress(OSError, ValueError):  # the terminal is gone
+            columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+            self._draw("\r" + line(self._what, done, total, name)[: max(columns - 1, 0)] + "\x1b[K")
+            self._drawn = True
         self._next = time.monotonic() + _AGAIN
-        self._drawn = True
+
+    def waiting(self, waited: float, limit: float, why: str) -> None:
+        """Some of `limit` seconds were waited for what `why` says."""
+        self(int(waited), math.ceil(limit), f"s, {_first_line(why)}")
+
+    def within(self, done: int, total: int, name: str) -> TellWait:
+        """What tells, during a part, that it waits."""
+        return lambda _waited, _limit, why: self(done, total, f"{name}: {_first_line(why)}")
 
     def end(self) -> None:
         """Leave the line as it was."""
         if self._drawn:
-            self._draw("\r\x1b[K")
             self._drawn = False
+            with suppress(OSError, ValueError):
+                self._draw("\r\x1b[K")
 
     def _draw(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # the terminal is gone
-            assert self._stream is not None
-            self._stream.write(text)
-            self._stream.flush()
+        assert self._stream is not None
+        if select.select((), (self._stream,), (), 0)[1]:
+            # Past the stream: what it could not write would be an error again at the end of the program.
+            os.write(self._stream.fileno(), text.encode(self._stream.encoding, "replace"))
 
 
 def line(what: str, done: int, total: int, name: str) -> str:
@@ -55,6 +70,10 @@ def line(what: str, done: int, total: int, name: str) -> str:
     filled = _WIDTH * done // total if total else 0
     text = "".join(c if c.isprintable() else "?" for c in name)
     return f"{what} [{'#' * filled}{'-' * (_WIDTH - filled)}] {done}/{total} {text}"
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 @contextmanager

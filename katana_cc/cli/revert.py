@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from katana_cc.cli.grants import variable_name
+from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import (
     add_selection,
     candidates,
@@ -75,14 +76,16 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     """Reverts, and says what was done to whom."""
     listing = candidates(arguments)
     found = survey.Found(tuple(arguments.pid), ()) if listing is None else survey.patched_pids(listing())
-    reports = revert_patch(
-        found.pids,
-        _identity(arguments.patch),
-        wait=arguments.wait,
-        must_match=listing is None,
-        wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
-        hook_timeout=arguments.hook_timeout,
-    )
+    with progress("waiting", quiet=arguments.json) as shown:
+        reports = revert_patch(
+            found.pids,
+            _identity(arguments.patch),
+            wait=arguments.wait,
+            must_match=listing is None,
+            wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
+            hook_timeout=arguments.hook_timeout,
+            tell=shown.waiting,
+        )
     failed = [f"pid {r.pid} ({r.name}): {text}" for r in reports for text in failures(r.hooks)]
     for text in failed:
         print(f"katana revert: {clean(text)}; the patch is reverted", file=sys.stderr)

@@ -23,6 +23,7 @@ from katana_cc.release.places import place
 from katana_cc.release.update import Found, Mirrors
 from katana_cc.report.hooks import failures
 from katana_cc.report.summary import clean, edited
+from katana_cc.telling import TellWait
 
 _PROGRAM = "katana update"
 
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     failed: list[KatanaError] = []
     with progress("updating", quiet=arguments.json) as shown:
         for number, (build_id, pids) in enumerate(sorted(running.builds.items())):
-            shown(number, len(running.builds), f"build-id {build_id[:12]}")
+            part = number, len(running.builds), f"build-id {build_id[:12]}"
+            shown(*part)
             found = mirrors.newest(build_id)
             for error in found.errors:
                 shown.end()
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             if found.entry is None:
                 failed += found.errors[:1]
             else:
-                done.append(_update(found, pids, granted, arguments, listing))
+                done.append(_update(found, pids, granted, arguments, listing, shown.within(*part)))
     tell_passed_over(_PROGRAM, running.passed_over, "something newer is to be had")
     if arguments.json:
         result = {
@@ -97,6 +99,7 @@ def _update(
     granted: Sequence[Grant],
     arguments: argparse.Namespace,
     listing: Callable[[], list[int]] | None,
+    tell: TellWait,
 ) -> _Done:
     assert found.patch is not None
     assert found.entry is not None
@@ -118,6 +121,7 @@ def _update(
             hook_timeout=arguments.hook_timeout,
             must_match=listing is None,
             select=None if listing is None else select,
+            tell=tell,
         )
     except KatanaError as error:
         return _Done(found, pids, error=error)

@@ -54,6 +54,7 @@ from katana_cc.process.supply import (
 )
 from katana_cc.process.target import Target
 from katana_cc.process.unwinders import must_register
+from katana_cc.telling import TellWait, silent
 
 DEFAULT_WAIT = 5.0
 
@@ -123,6 +124,7 @@ def apply_patch(
     must_match: bool = True,
     select: Callable[[], Iterable[int]] | None = None,
     at: str = "",
+    tell: TellWait = silent,
 ) -> tuple[ApplyReport, ...]:
     """Apply `po` to every process of `pids`, or to none.
 
@@ -135,6 +137,7 @@ def apply_patch(
         must_match: a process of another build is an error; else it is left out.
         select: gives the pids once more, after the commit, to find children forked meanwhile.
         at: a function that a thread has to enter first; "": none.
+        tell: hears what a commit waits for.
 
     Returns:
         One report a process, in the order of `pids`.
@@ -158,7 +161,7 @@ def apply_patch(
                     if dry_run and not work.plan.is_applied:
                         work.forecast = forecast(work.target, work.plan.guards, max(0.1, SECONDS / len(fresh)))
                 if not dry_run:
-                    _inject_and_commit(fresh, wait, hook_timeout)
+                    _inject_and_commit(fresh, wait, hook_timeout, tell)
                 todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
                 seen.update(todo)
                 must_match = False
@@ -263,7 +266,7 @@ def _is_there(pid: int) -> bool:
     return False
 
 
-def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float) -> None:
+def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float, tell: TellWait) -> None:
     for work in works:
         if work.plan.is_applied:
             continue
@@ -283,7 +286,7 @@ def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float)
     for work in works:
         if not work.plan.is_applied:
             work.hook_timeout = hook_timeout
-            commits.append(_commit(work, wait))
+            commits.append(_commit(work, wait, tell))
     # From here on only bytes of functions and data are exchanged: while one process is done, others run the old code.
     for commit in commits:
         commit()
@@ -327,7 +330,7 @@ def _register(work: _Work, wait: float) -> None:
             raise
 
 
-def _commit(work: _Work, wait: float) -> Callable[[], None]:
+def _commit(work: _Work, wait: float, tell: TellWait) -> Callable[[], None]:
     """What commits it, with all that can be known before."""
     plan, target = work.plan, work.target
     reused = None if work.is_injected else plan.existing
@@ -354,7 +357,7 @@ def _commit(work: _Work, wait: float) -> Callable[[], None]:
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return lambda: supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, work.outcome))
+    return lambda: supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, work.outcome, tell))
 
 
 def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:

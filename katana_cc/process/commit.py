@@ -45,6 +45,7 @@ from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
 from katana_cc.process.waiting import Waiting
 from katana_cc.process.words import Seeker
+from katana_cc.telling import TellWait, silent
 
 _BUFFER = 1 << 20
 _SHARE = 10  # of the time between two stops in which a target runs, as a multiple of the stop
@@ -126,11 +127,13 @@ def run(
     make_unwinder: Callable[[], Unwinder],
     wait: float,
     outcome: Outcome,
+    tell: TellWait = silent,
 ) -> None:
     """Commit, waiting up to `wait` seconds for a moment when no thread is inside.
 
     `outcome` gets its report once it is done.  An exception that has nothing to do with it may follow
     (KeyboardInterrupt, MemoryError): whether there is a report says whether the commit was done.
+    `tell` hears between two tries, when nothing is stopped, what stands in the way.
 
     Raises:
         BusyError: there was none; names thread, function and frame.
@@ -141,7 +144,7 @@ def run(
     finder = Finder(commit.guards, bulk, make_unwinder)
     rehearsal = Rehearsal(target, commit.carry) if commit.carry is not None else None
     prepared = script(target.memory, commit.snapshot, commit.edits)
-    waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named)
+    waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named, tell)
     try:
         if rehearsal is not None:
             _try(target, commit, prepared, finder, bulk, rehearsal, waiting, outcome)
@@ -175,6 +178,7 @@ def _try(
     waiting.before_first()
     while True:
         waiting.tries += 1
+        who = ""
         threads = Threads(target.pid)
         if rehearsal is not None:
             gc.collect()  # a look leaves much
@@ -213,7 +217,8 @@ def _try(
                     outcome.report = CommitReport(count, waiting.tries, *pauses, repaired, cargo)
             if busy is None:
                 return
-            failure = _busy_error(target, commit, busy, waiting)
+            who = describe(busy, thread_name(target.pid, busy.tid))
+            failure = _busy_error(target, commit, busy, who, waiting)
         except DeepStacksError:
             finder.study()
             regions = read_map(target.pid)
@@ -229,6 +234,7 @@ def _try(
         if commit.carry is not None:
             # Where a look takes long, the target shall run most of the time.
             waiting.lengthen(_SHARE * (ended - begun) / 1e9)
+        waiting.tell(who or failure.what)
         if not waiting.again():
             if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
                 raise failure
@@ -326,7 +332,7 @@ def _undo(target: Target, done: Sequence[tuple[int, bytes]], tid: int) -> None:
             target.memory.write(address, data, tid)
 
 
-def _busy_error(target: Target, commit: Commit, busy: Activity, waiting: Waiting) -> BusyError:
+def _busy_error(target: Target, commit: Commit, busy: Activity, who: str, waiting: Waiting) -> BusyError:
     may = any(g.name == busy.function and g.allowable and not g.allowed for g in commit.guards)
     remedy = "nothing was touched; wait longer (--wait)"
     if never_left := waiting.never_left():
@@ -334,7 +340,6 @@ def _busy_error(target: Target, commit: Commit, busy: Activity, waiting: Waiting
         remedy = f"nothing was touched; on a stack at every look: {names}; wait longer (--wait)"
     if may:
         remedy += f", or let it be active: --allow-active {busy.function}"
-    who = describe(busy, thread_name(target.pid, busy.tid))
     return BusyError(
         f"no safe moment in {waiting.tries} tries over {waiting.limit:g} s: {who}",
         where=target.where,

@@ -39,6 +39,7 @@ from katana_cc.process.supply import (
     supplied,
 )
 from katana_cc.process.target import Target
+from katana_cc.telling import TellWait, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,12 @@ def revert_patch(
     must_match: bool = True,
     wishes: Wishes = NO_WISHES,
     hook_timeout: float = DEFAULT_TIMEOUT,
+    tell: TellWait = silent,
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
     What is meant must be one patch, the same in all processes: with several, taking all of them out is never guessed.
-    Without `must_match`, processes that end meanwhile are left out.
+    Without `must_match`, processes that end meanwhile are left out.  `tell` hears what is waited for.
 
     Processes are checked first; when one fails later, those already reverted stay so and the error says which: a patch
     cannot be applied again without its patch object.
@@ -129,7 +131,7 @@ def revert_patch(
                 ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
                 refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
-        reverts = [_prepared(target, meant, wait, wishes, hook_timeout) for target in ready]
+        reverts = [_prepared(target, meant, wait, wishes, hook_timeout, tell=tell) for target in ready]
         # From here on only bytes are exchanged: while one process is done, others run the new code.
         for revert in reverts:
             try:
@@ -274,6 +276,7 @@ def _prepared(
     wishes: Wishes,
     hook_timeout: float,
     back_to: Ledger | None = None,
+    tell: TellWait = silent,
 ) -> Callable[[], RevertReport]:
     """What reverts it, with all that can be known before."""
     in_force = ledgers_in_force(target, patch_id)
@@ -321,7 +324,7 @@ def _prepared(
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return functools.partial(_run, target, ledger, commit, carry, tables, kept, wait)
+    return functools.partial(_run, target, ledger, commit, carry, tables, kept, wait, tell)
 
 
 def _run(
@@ -332,13 +335,14 @@ def _run(
     tables: FrameTables,
     kept: tuple[str, ...],
     wait: float,
+    tell: TellWait,
 ) -> RevertReport:
     objects = carry.objects if carry is not None else None
     outcome = Outcome()
     try:
         if carry is not None and objects is not None:
             stock(objects, wanted(target, carry), wait)
-        supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, outcome))
+        supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, outcome, tell))
     except BaseException:
         if outcome.report is not None:
             clear_up(objects, outcome.report, wait)

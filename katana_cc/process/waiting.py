@@ -31,6 +31,7 @@ from katana_cc.errors import BusyError, RefusedError
 from katana_cc.process.activity import Activity, Finder
 from katana_cc.process.perf import Breakpoints
 from katana_cc.process.threads import list_threads
+from katana_cc.telling import TellWait, silent
 
 _FIRST_PAUSE: Final = 0.001  # seconds
 _LONGEST_PAUSE: Final = 0.05
@@ -46,13 +47,23 @@ class Waiting:
         wait: seconds until it is given up.
         entries: addresses of which a thread must enter one first (`--at`); empty: none.
         named: what the user calls them.
+        tell: hears what is waited for.
     """
 
-    def __init__(self, pid: int, where: str, wait: float, entries: Sequence[int] = (), named: str = "") -> None:
+    def __init__(
+        self,
+        pid: int,
+        where: str,
+        wait: float,
+        entries: Sequence[int] = (),
+        named: str = "",
+        tell: TellWait = silent,
+    ) -> None:
         self._pid = pid
         self._where = where
         self._entries = tuple(entries)
         self._named = named
+        self._tell = tell
         self.limit = wait
         self.deadline = time.monotonic() + wait
         self._pause = _FIRST_PAUSE
@@ -69,6 +80,11 @@ class Waiting:
     def lengthen(self, pause: float) -> None:
         """Pause for so many seconds at least: a try was long."""
         self._pause = max(self._pause, pause)
+
+    def tell(self, why: str) -> None:
+        """Say that it is waited, and for what."""
+        left = max(0.0, self.deadline - time.monotonic())
+        self._tell(self.limit - left, self.limit, f"{self._where}: {why}")
 
     def before_first(self) -> None:
         """Wait for the first try: no time at all, if no function has to be entered.
@@ -114,6 +130,7 @@ class Waiting:
 
     def _wait_for_entry(self) -> None:
         while True:
+            self.tell(f"no thread enters {self._named}")
             for tid in set(list_threads(self._pid)) - self._breakpoints.threads:
                 for address in self._entries:
                     self._breakpoints.add(tid, address)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any, Final
 
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.patch.model import PatchObject
-from katana_cc.release.emit import emit
+from katana_cc.release.emit import emit, file_name
 from katana_cc.release.naming import current_snapshots, unrecorded
 from katana_cc.release.notes import notes, overall
 from katana_cc.release.provenance import provenance
@@ -31,10 +33,12 @@ from katana_cc.report.patch_json import to_json
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import Release, Store
 from katana_cc.snapshot.words import plain
+from katana_cc.telling import Tell, silent
 from katana_cc.trust.policy import SUFFIX
 
 MANIFEST_FORMAT: Final = 2
 SUMS: Final = "SHA256SUMS"
+_LONGEST_NAME: Final = 255  # bytes, of a file
 # Of each patch, beside what tells which it is: the same names as in `katana show PO --json`.
 _TOLD: Final = (
     "summary", "changed_functions", "new_functions", "new_data", "carried_over", "types_carried_over",
@@ -60,9 +64,7 @@ class Bundle:
     patches: tuple[Packed, ...]
 
 
-def make_bundle(
-    store: Store, since: str, to: str | None = None, tell: Callable[[int, int, str], None] = lambda *_: None
-) -> Bundle:
+def make_bundle(store: Store, since: str, to: str | None = None, tell: Tell = silent) -> Bundle:
     """Every patch from release `since`, and from each later one, to the current snapshots, or to those of release `to`.
 
     `tell` is told of each as it begins, as by `ingest_staged`.
@@ -79,7 +81,7 @@ def make_bundle(
         return _make_bundle(store, since, to, tell)
 
 
-def _make_bundle(store: Store, since: str, to: str | None, tell: Callable[[int, int, str], None]) -> Bundle:
+def _make_bundle(store: Store, since: str, to: str | None, tell: Tell) -> Bundle:
     releases = _releases_between(store, since, to)
     if to is None:
         reasons = unrecorded(store)
@@ -106,6 +108,7 @@ def _make_bundle(store: Store, since: str, to: str | None, tell: Callable[[int, 
             made.fields["provenance"] = provenance(store, old, new, compilers)
             packed.append(made)
     packed.sort(key=lambda p: (p.fields["output"], p.fields["from"]))
+    _name_files(packed)
     manifest = {
         "format": MANIFEST_FORMAT,
         "since": since,
@@ -153,13 +156,30 @@ def _packed(store: Store, old: Snapshot, new: Snapshot, release: Release) -> Pac
         "from_build_id": old.build_id,
         "to_build_id": new.build_id,
         "verdict": made.row.verdict,
-        "file": f"{made.path.parent.name}-{made.path.name}",
+        "file": "",  # when all are known: `_name_files`
         "size": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "id": made.row.id,
         **{name: told[name] for name in _TOLD},
     }
     return Packed(fields, made.patch, data)
+
+
+def _name_files(packed: Sequence[Packed]) -> None:
+    """Call each file by the releases that it leads from and to.
+
+    What is not the only one of that name (of outputs `a/b` and `a_b`), or too long for a file, is called by the
+    build-id instead, or by its own identity.
+    """
+    left: Sequence[Packed] = packed
+    for key, digits in (("to", None), ("to_build_id", 12), ("id", 12)):
+        for p in left:
+            p.fields["file"] = file_name(f"{p.fields['output']}-{p.fields['from']}..{p.fields[key][:digits]}")
+        uses = Counter(p.fields["file"] for p in packed)
+        left = [
+            p for p in left
+            if uses[p.fields["file"]] > 1 or len(os.fsencode(p.fields["file"] + SUFFIX)) > _LONGEST_NAME
+        ]  # fmt: skip
 
 
 def write_bundle(bundle: Bundle, folder: Path, sign: Sign | None = None) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 from katana_cc.errors import InvalidPatchError, KatanaError, RefusedError
 from katana_cc.patch.codec import decode, patch_id
 from katana_cc.release.bundle import MANIFEST_FORMAT, SUMS
+from katana_cc.telling import Tell, silent
 from katana_cc.trust.policy import SUFFIX, Policy, signature_of
 
 
-def check_bundle(folder: Path, trust: Policy) -> list[str]:
+def check_bundle(folder: Path, trust: Policy, tell: Tell = silent) -> list[str]:
     """What is wrong with a bundle, a sentence for each finding; nothing when all is well.
+
+    `tell` hears of each patch as it is read, as by `ingest_staged`.
 
     Raises:
         InvalidPatchError: the folder holds no bundle, or cannot be read.
@@ -43,7 +46,7 @@ def check_bundle(folder: Path, trust: Policy) -> list[str]:
             trust.check(files.get(name) or (folder / name).read_bytes(), signature_of(folder / name), name)
         except (InvalidPatchError, RefusedError) as error:
             found.append(f"{name}: {error.what}")
-    return [*found, *_patches(manifest, files)]
+    return [*found, *_patches(manifest, files, tell)]
 
 
 def _sums(text: str) -> dict[str, str]:
@@ -61,14 +64,16 @@ def _sums(text: str) -> dict[str, str]:
     return result
 
 
-def _patches(manifest: Any, files: dict[str, bytes]) -> list[str]:
+def _patches(manifest: Any, files: dict[str, bytes], tell: Tell) -> list[str]:
     """What is wrong with the manifest, or with the patches that it lists."""
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         return [f"manifest.json: not of format {MANIFEST_FORMAT}"]
     found = []
     listed = {}
-    for fields in manifest.get("patches", ()):
+    patches = manifest.get("patches", ())
+    for number, fields in enumerate(patches):
         name, identity = str(fields.get("file")), fields.get("id")
+        tell(number, len(patches), name)
         listed[name] = identity
         try:
             data = files[name]

@@ -40,6 +40,16 @@ def release_label(store: Store, snapshot: Snapshot) -> str:
     return snapshot.build_id[:12]
 
 
+def safe(text: str) -> str:
+    """A name of an output or a release as part of a path; of releases no two become the same."""
+    return re.sub(r"[^\w.+~-]+", "_", text)
+
+
+def file_name(text: str) -> str:
+    """What a patch object's file is called."""
+    return f"{safe(text)}.kpo"
+
+
 def make_patch(
     store: Store, old: Snapshot, new: Snapshot, from_label: str, to_label: str
 ) -> tuple[PatchObject, Changes]:
@@ -63,9 +73,9 @@ def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[E
     if changes.empty:
         return None, changes
     data = codec.encode(patch)
-    safe = re.sub(r"[^\w.+-]+", "_", new.output)
-    name = re.sub(r"[^\w.+-]+", "_", f"{from_label}..{new.build_id[:12]}") + ".kpo"
-    path = store.folder / "patches" / safe / name
+    # By the build-id, not by a release: what is made at a link is there before its build has a name.
+    name = file_name(f"{from_label}..{new.build_id[:12]}")
+    path = store.folder / "patches" / safe(new.output) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.{new.id}.new")

@@ -5,7 +5,7 @@ Apart from bundling, since a release is named while somebody waits, and needs ne
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from katana_cc.errors import KatanaError, StoreError, UsageError
 from katana_cc.recorder.ingest import build_id_on_disk, ingest, staged_links
 from katana_cc.snapshot.model import Snapshot
 from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.telling import Tell, silent
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}\Z")  # part of file names, which may have 255 bytes
 
@@ -24,7 +25,7 @@ class Ingested(NamedTuple):
     failed: tuple[tuple[str, str], ...]
 
 
-def ingest_staged(store: Store, tell: Callable[[int, int, str], None] = lambda *_: None) -> Ingested:
+def ingest_staged(store: Store, tell: Tell = silent) -> Ingested:
     """Record every staged link whose output still exists; `tell` hears how many are done, of how many, and the next."""
     recorded, failed = [], []
     links = staged_links(store.folder)

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import struct
 import zlib
@@ -43,6 +44,7 @@ import zstandard  # noqa: TID251
 from katana_cc.errors import FormatError, StoreError
 from katana_cc.snapshot import images
 from katana_cc.snapshot.words import plain
+from katana_cc.telling import Tell, silent
 
 _LEVEL = 1  # objects compress 4:1 at 400 MB/s; higher levels gain a tenth and cost the link's time
 # Kept, since a first link has hundreds of rows, and to make a context takes longer than to compress one.
@@ -244,15 +246,21 @@ class BlobStore:
         except (OSError, ValueError):
             return None
 
-    def verify(self) -> Iterator[tuple[str, str]]:
-        """What is wrong with which of the blobs that are there, each read once; those based on a damaged one too."""
+    def verify(self, tell: Tell = silent) -> Iterator[tuple[str, str]]:
+        """What is wrong with which of the blobs that are there, each read once; those based on a damaged one too.
+
+        `tell` hears how many are done, of how many, and the next.
+        """
         based: dict[str, list[str]] = {}
-        for digest in self:
+        digests = list(self)
+        for digest in digests:
             header = self.header(digest)
             based.setdefault(header.digest if header else "", []).append(digest)
         left = [(digest, b"") for digest in based.pop("", ())]
+        done = itertools.count()
         while left:
             digest, base = left.pop()
+            tell(next(done), len(digests), f"blob {digest[:12]}")
             try:
                 data = self._decoded(digest, self._read(digest)[1], base)
             except StoreError as error:

@@ -21,6 +21,7 @@ from typing import Final
 from katana_cc.snapshot.blobs import Base
 from katana_cc.snapshot.store import PatchRow, SnapshotRow, Store
 from katana_cc.snapshot.verify import needed_blobs
+from katana_cc.telling import Tell, silent
 
 _UNREADABLE: Final = Base("", 1 << 32, 0)  # goes first
 _LOOSE: Final = 4  # one part in so many of the index that is free is given back
@@ -45,14 +46,17 @@ class Collected:
     size: int
 
 
-def collect(store: Store, rule: Rule | None = None) -> Collected:
+def collect(store: Store, rule: Rule | None = None, tell: Tell = silent) -> Collected:
     """Drop what no release, no patch object and no newest snapshot needs; by a rule, also what patch objects need.
+
+    `tell` hears of each snapshot as what it needs is found, then of each blob: how many are done, of how many, and the
+    next.
 
     Raises:
         StoreError: the store cannot be written, or is damaged: then nothing is dropped.
     """
     with store.hold(exclusive=True):
-        return _collect(store, rule)
+        return _collect(store, rule, tell)
 
 
 def dropped(
@@ -71,14 +75,14 @@ def dropped(
     return frozenset(gone)
 
 
-def _collect(store: Store, rule: Rule | None) -> Collected:
+def _collect(store: Store, rule: Rule | None, tell: Tell) -> Collected:
     released = frozenset(s for r in store.releases() for s in r.snapshots)
     gone = dropped(store.snapshot_rows(), released, store.patches(), rule)
     patches = [p for p in store.patches() if p.from_snapshot in gone or p.to_snapshot in gone]
     with store.transaction() as db:
         db.executemany("DELETE FROM patches WHERE id = ?", [(p.id,) for p in patches])
         db.executemany("DELETE FROM snapshots WHERE id = ?", [(i,) for i in gone])
-        needed = needed_blobs(store)
+        needed = needed_blobs(store, tell)
         # What was read of files that no snapshot holds any more will be read again.
         named = [blob for (blob,) in db.execute("SELECT DISTINCT blob FROM objects")]
         named += [blob for (blob,) in db.execute("SELECT blob FROM records")]
@@ -92,7 +96,9 @@ def _collect(store: Store, rule: Rule | None) -> Collected:
     size = _remove_patches(store)
     blobs = 0
     # What is based on a blob goes before it: whoever is killed here leaves none that cannot be read.
-    for digest in sorted(store.blobs, key=lambda blob: (store.blobs.header(blob) or _UNREADABLE).number, reverse=True):
+    digests = sorted(store.blobs, key=lambda blob: (store.blobs.header(blob) or _UNREADABLE).number, reverse=True)
+    for number, digest in enumerate(digests):
+        tell(number, len(digests), f"blob {digest[:12]}")
         if digest not in needed and (held := _remove(store.blobs.path(digest))):
             blobs += 1
             size += held

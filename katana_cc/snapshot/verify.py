@@ -5,6 +5,7 @@ What people write by hand (`answers`) and what the next link writes anew (`stage
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,22 +14,35 @@ from katana_cc.patch import codec
 from katana_cc.snapshot.index import log_problems
 from katana_cc.snapshot.store import SnapshotRow, Store
 from katana_cc.snapshot.words import plain
+from katana_cc.telling import Tell, silent
 
 
-def needed_blobs(store: Store) -> dict[str, str]:
+def needed_blobs(store: Store, tell: Tell = silent) -> dict[str, str]:
     """Blob → what needs it: manifests, images and objects of every snapshot, and what these are based on.
 
     Raises:
         StoreError: a manifest is damaged.
     """
     needed: dict[str, str] = {}
-    for row in reversed(store.snapshot_rows()):
+    for row in _told(store, tell):
         _add_needed(store, row, needed)
     return needed
 
 
+def _told(store: Store, tell: Tell) -> Iterator[SnapshotRow]:
+    """All snapshots, the oldest first; `tell` hears of each."""
+    rows = store.snapshot_rows()
+    for number, row in enumerate(reversed(rows)):
+        tell(number, len(rows), _label(row))
+        yield row
+
+
+def _label(row: SnapshotRow) -> str:
+    return f"snapshot {row.id} of {row.output}"
+
+
 def _add_needed(store: Store, row: SnapshotRow, needed: dict[str, str]) -> None:
-    label = f"snapshot {row.id} of {row.output}"
+    label = _label(row)
     _add_with_bases(store, (row.manifest, row.image), label, needed)
     _add_with_bases(store, store.blobs_of(row), label, needed)
 
@@ -41,8 +55,11 @@ def _add_with_bases(store: Store, blobs: tuple[str, ...], label: str, needed: di
             blob = header.digest if header else ""
 
 
-def verify_store(folder: Path) -> list[str]:
+def verify_store(folder: Path, tell: Tell = silent) -> list[str]:
     """All problems of a store, a sentence each; empty when it is whole.
+
+    `tell` hears of each part as it is looked at: of snapshots, blobs and patch objects, how many are done, of how many,
+    and the next.
 
     Raises:
         StoreError: it cannot be opened at all.
@@ -53,7 +70,7 @@ def verify_store(folder: Path) -> list[str]:
         problems += [f"index: {text}" for text in store.index_problems()]
         for look in (_blobs, _deployed, _patches):
             try:
-                problems += look(store)
+                problems += look(store, tell)
             except StoreError as error:
                 problems.append(f"index: {error.what}")
             except (ValueError, TypeError, AttributeError) as error:
@@ -62,14 +79,14 @@ def verify_store(folder: Path) -> list[str]:
     return problems
 
 
-def _blobs(store: Store) -> list[str]:
+def _blobs(store: Store, tell: Tell) -> list[str]:
     problems = []
     needed: dict[str, str] = {}
-    for row in reversed(store.snapshot_rows()):
+    for row in _told(store, tell):
         try:
             _add_needed(store, row, needed)
         except StoreError as error:
-            problems.append(f"snapshot {row.id} of {row.output}: {error.what}")
+            problems.append(f"{_label(row)}: {error.what}")
     for digest, user in needed.items():
         if digest not in store.blobs:
             problems.append(f"blob {digest[:12]} is missing, needed by {user}")
@@ -77,13 +94,13 @@ def _blobs(store: Store) -> list[str]:
         f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew"
         for digest in store.damaged_records(list(needed))
     ]
-    for digest, text in store.blobs.verify():
+    for digest, text in store.blobs.verify(tell):
         user = needed.get(digest, "")
         problems.append(f"{text}{f', needed by {user}' if user else ''}")
     return problems
 
 
-def _deployed(store: Store) -> list[str]:
+def _deployed(store: Store, _: Tell) -> list[str]:
     """Whether `deployed` has each line that it should: a link of an output that it lacks makes no patch."""
     members = {i for release in store.releases() if release.deployed for i in release.snapshots}
     expected = {row.output for row in store.snapshot_rows() if row.id in members}
@@ -99,10 +116,12 @@ def _deployed(store: Store) -> list[str]:
     return [f"{path} names other outputs than the deployed releases hold; `katana-release NAME` of one writes it anew"]
 
 
-def _patches(store: Store) -> list[str]:
+def _patches(store: Store, tell: Tell) -> list[str]:
     problems = []
-    for patch in store.patches():
+    patches = store.patches()
+    for number, patch in enumerate(patches):
         path = Path(patch.path)
+        tell(number, len(patches), f"patch object {path.name}")
         try:
             identity = codec.patch_id(data := path.read_bytes())
             codec.decode(data, str(path))

@@ -21,6 +21,7 @@ from katana_cc.process.ledger import STATE_OFFSET, encode_state
 from katana_cc.process.memory import BulkReader, ProcessMemory
 from katana_cc.process.phases import Phase
 from katana_cc.process.target import Target
+from katana_cc.telling import TellWait
 from tests.live.programs import HEAD
 from tests.live.server import Server, katana, katana_json, mappings, serving
 from tests.support.project import Project, Result, Variant
@@ -360,10 +361,10 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     data, po = read_patch(str(two.patch))
     real = apply_module._commit
 
-    def second_fails(work: apply_module._Work, wait: float) -> None:
+    def second_fails(work: apply_module._Work, wait: float, tell: TellWait) -> None:
         if work.target.pid == second.pid:
             raise BusyError("never a safe moment")
-        real(work, wait)
+        real(work, wait, tell)
 
     with serving(two.program) as first, serving(two.program) as second:
         for server in (first, second):

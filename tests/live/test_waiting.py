@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import HEAD, INSIDE
 from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
 from tests.live.situations import situation
+from tests.support.terminal import opened
 
 # A thread that is inside `answer` nearly all the time, and outside for a moment; `turn` is entered in between.
 LOOP = (
@@ -100,6 +103,42 @@ def test_without_breakpoints_it_is_looked_now_and_then(
         with pytest.raises(BusyError) as caught:
             apply_patch(inside[1], patch_id(encode(inside[1])), [server.pid], wait=2)
     assert int(caught.value.what.split()[4]) > 10, "six short ones, and then one each second"
+
+
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_who_is_waited_for_is_shown_on_a_terminal(
+    tmp_path: Path, inside: tuple[Built, PatchObject], command: str
+) -> None:
+    """A bug: `katana apply --wait 600` says nothing for ten minutes."""
+    patch = write_patch(tmp_path, inside[1])
+    with serving(inside[0].output) as server, opened() as terminal:
+        if command == "revert":
+            assert katana("apply", patch, "--pid", server.pid).returncode == 0
+        assert server.ask("i") == "inside"
+        words = [sys.executable, "-c", PROGRAM, command, str(patch), "--pid", str(server.pid), "--wait", "60"]
+        environment = {**os.environ, "TERM": "xterm"}
+        environment.pop("NO_COLOR", None)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=terminal.stream, env=environment) as waiting:
+            shown = terminal.wait_for("\x1b[K")
+            server.tell("l")
+            assert waiting.wait() == 0
+        assert shown.startswith(f"\rwaiting [--------------------] 1/60 s, pid {server.pid} (server): thread ")
+        assert re.search(r"\(server\) is in (wait_inside|answer): frame \d", shown)
+        assert terminal.shown().endswith("\r\x1b[K")
+
+
+def test_function_that_nobody_enters_is_told(loop: tuple[Built, PatchObject]) -> None:
+    told: list[tuple[float, float, str]] = []
+    with serving(loop[0].output) as server:
+        with pytest.raises(BusyError):
+            apply_patch(
+                loop[1], patch_id(encode(loop[1])), [server.pid], wait=0.2, at="idle_only",
+                tell=lambda *words: told.append(words),
+            )  # fmt: skip
+        assert {(limit, why) for _, limit, why in told} == {
+            (0.2, f"pid {server.pid} (server): no thread enters idle_only")
+        }
+    assert sorted(told) == told
 
 
 @situation(49, "katana killed while it waits for a thread")

@@ -76,7 +76,7 @@ def test_recording_what_does_not_differ_imports_no_diff(project: Project) -> Non
     imported = {line.split("|")[2].strip() for line in lines}
     assert not imported & {"dataclasses", "inspect", "shutil"}
     packages = {name.split(".")[1] for name in imported if name.startswith("katana_cc.")}
-    assert packages <= {"cli", "cpu", "elf", "errors", "recorder", "release", "settings", "snapshot"}
+    assert packages <= {"cli", "cpu", "elf", "errors", "recorder", "release", "settings", "snapshot", "telling"}
     # Of the CPU only what a linker may write.
     lean = {"choice", "extent", "x86_64", "x86_64.relocations"}
     assert {n.removeprefix("katana_cc.cpu.") for n in imported if n.startswith("katana_cc.cpu.")} <= lean
@@ -124,6 +124,59 @@ def test_bundle_holds_every_later_release_and_is_reproducible(project: Project, 
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert json.loads((tmp_path / "one" / "manifest.json").read_text()) == manifest
+
+
+def test_files_of_a_bundle_are_named_by_releases(project: Project, tmp_path: Path) -> None:
+    """A bug: `prog-v1..b09c98c1f2e4.kpo`, whose end nobody can tell, though the present build is v2."""
+    rebuild(project, 5)
+    (unnamed,) = written(project, "v1", tmp_path / "unnamed")["patches"]
+    assert unnamed["file"] == f"prog-v1..{unnamed['to_build_id'][:12]}.kpo"
+    name_release(project.store, "v2~rc1", deployed=True)
+    (named,) = written(project, "v1", tmp_path / "named")["patches"]
+    assert named["file"] == "prog-v1..v2~rc1.kpo"
+    assert main(["check", str(tmp_path / "named")]) == 0
+
+
+@pytest.mark.parametrize(("end", "name_of"), [("build", "to_build_id"), ("patch", "id")])
+def test_no_file_of_a_bundle_takes_the_place_of_another(
+    project: Project, tmp_path: Path, end: str, name_of: str
+) -> None:
+    """A bug: the patches of `a/b` and `a_b` get one name, and one of them is lost; they may be of one build-id, too."""
+    (project.folder / "a").mkdir()
+
+    def build(factor: int) -> None:
+        for number, output in enumerate(("a/b", "a_b")):
+            own = f"int own(void) {{ return {number}; }}" if end == "build" else ""
+            project.build({"main.c": MAIN, "a.c": SOURCE.format(factor) + own}, output=output)
+
+    build(3)
+    name_release(project.store, "v2", deployed=True)
+    build(5)
+    name_release(project.store, "v3", deployed=True)
+    patches = written(project, "v2", tmp_path / "bundle")["patches"]
+    assert [p["output"] for p in patches] == ["a/b", "a_b"]
+    assert [p["file"] for p in patches] == [f"a_b-v2..{p[name_of][:12]}.kpo" for p in patches]
+    assert main(["check", str(tmp_path / "bundle")]) == 0
+
+
+def test_name_of_a_file_is_not_too_long(project: Project, tmp_path: Path) -> None:
+    """A bug: two releases of 100 characters, and no bundle can be written."""
+    output = "p" * 60
+    for factor, name in ((3, "1" * 100), (5, "2" * 100)):
+        project.build({"main.c": MAIN, "a.c": SOURCE.format(factor)}, output=output)
+        name_release(project.store, name, deployed=True)
+    (patch,) = written(project, "1" * 100, tmp_path / "bundle")["patches"]
+    assert patch["file"] == f"{output}-{'1' * 100}..{patch['to_build_id'][:12]}.kpo"
+
+
+def test_releases_whose_names_differ_in_a_tilde_have_patches_of_their_own(project: Project) -> None:
+    """A bug: one's file is written over the other's."""
+    name_release(project.store, "v2~1", deployed=True)
+    rebuild(project, 5)
+    name_release(project.store, "v2_1", deployed=True)
+    rebuild(project, 7)
+    assert len(project.store.patches()) == 3
+    assert verify_store(project.store.folder) == []
 
 
 def test_bundle_since_the_present_build_is_empty(project: Project, tmp_path: Path) -> None:
