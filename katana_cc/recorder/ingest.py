@@ -356,8 +356,6 @@ def main(arguments: list[str]) -> int:
     """
     (folder,) = arguments
     key = ""
-    # One short run over many small values: looking for cycles among them would take a tenth of it.
-    gc.disable()
     try:
         from katana_cc.release.deployed import differing_builds
         from katana_cc.release.emit import emit_patches
@@ -380,6 +378,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # One short run over many small values: looking for cycles among them would take a tenth of it.
+    gc.disable()
     status = main(sys.argv[1:])
     gc.freeze()  # or the interpreter would look for cycles at its end, disabled or not
     sys.exit(status)
