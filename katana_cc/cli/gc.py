@@ -11,7 +11,8 @@ from typing import Final
 from katana_cc.errors import ExitStatus
 from katana_cc.report.summary import count
 from katana_cc.snapshot.garbage import Rule, collect
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

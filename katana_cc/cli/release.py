@@ -19,7 +19,8 @@ from katana_cc.errors import ExitStatus, StoreError, UsageError
 from katana_cc.release.escaped import escaped
 from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
 from katana_cc.settings import export, say
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 _MOST_TOLD: Final = 5
 _RETIRED = "%s: no patches are made from it any more"

@@ -11,7 +11,8 @@ from pathlib import Path
 from katana_cc.errors import KatanaError, StoreError
 from katana_cc.patch import codec
 from katana_cc.snapshot.index import log_problems
-from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.snapshot.rows import SnapshotRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
 
 
@@ -50,7 +51,7 @@ def verify_store(folder: Path) -> list[str]:
     problems = [f"index: {text}" for text in log_problems(folder / "index.db-wal")]
     store = Store(folder)
     with closing(store):
-        problems += [f"index: {text}" for text in store.index_problems()]
+        problems += [f"index: {text}" for text in store.index.problems()]
         for look in (_blobs, _deployed, _patches):
             try:
                 problems += look(store)
@@ -75,7 +76,7 @@ def _blobs(store: Store) -> list[str]:
             problems.append(f"blob {digest[:12]} is missing, needed by {user}")
     problems += [
         f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew"
-        for digest in store.damaged_records(list(needed))
+        for digest in store.objects.damaged(list(needed))
     ]
     for digest, text in store.blobs.verify():
         user = needed.get(digest, "")
