@@ -9,7 +9,8 @@ import sys
 from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.release.emit import emit_patches
 from katana_cc.snapshot.answers import question, read_answers, write_answers
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

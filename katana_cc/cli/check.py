@@ -91,7 +91,7 @@ def _patch(path: str, trust: Policy, as_json: bool) -> ExitStatus:
 
 
 def _store(as_json: bool) -> ExitStatus:
-    from katana_cc.snapshot.store import find_store
+    from katana_cc.snapshot.place import find_store
     from katana_cc.snapshot.verify import verify_store
 
     path = find_store()

@@ -20,7 +20,8 @@ from katana_cc.patch.model import PatchObject, Verdict
 from katana_cc.release.emit import make_patch, release_label
 from katana_cc.release.naming import current_snapshots, ingest_staged, unrecorded
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 _SAFE, _NEEDS = 1, 8
 _HELP = (

@@ -12,7 +12,8 @@ from katana_cc.cli.progress import progress
 from katana_cc.errors import ExitStatus
 from katana_cc.report.summary import count
 from katana_cc.snapshot.garbage import Rule, collect
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

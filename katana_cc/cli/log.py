@@ -7,7 +7,8 @@ import json
 from datetime import datetime
 
 from katana_cc.errors import ExitStatus
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 
 from katana_cc.errors import StoreError
-from katana_cc.snapshot.store import Release, SnapshotRow, Store
+from katana_cc.snapshot.rows import Release, SnapshotRow
+from katana_cc.snapshot.store import Store
 
 
 def find_snapshots(store: Store, word: str) -> tuple[Release | None, list[SnapshotRow]]:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from katana_cc.errors import ExitStatus
-from katana_cc.snapshot.store import PatchRow, Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.rows import PatchRow
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,8 @@ from katana_cc.cli.push import tell
 from katana_cc.errors import ExitStatus, StoreError
 from katana_cc.release.exchange import names, pull
 from katana_cc.release.places import place
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

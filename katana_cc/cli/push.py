@@ -13,7 +13,8 @@ from katana_cc.errors import ExitStatus, UsageError
 from katana_cc.release.exchange import Transfer, push
 from katana_cc.release.places import place
 from katana_cc.report.summary import count
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

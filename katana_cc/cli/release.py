@@ -19,14 +19,23 @@ from katana_cc.errors import ExitStatus, StoreError, UsageError
 from katana_cc.release.escaped import escaped
 from katana_cc.release.naming import Ingested, ingest_staged, name_release, retire_release, unrecorded
 from katana_cc.settings import export, say
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 _MOST_TOLD: Final = 5
 _RETIRED = "%s: no patches are made from it any more"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `katana-release`; returns the exit status."""
+def main() -> int:
+    """Entry point of `katana-release`, whose process ends with it; returns the exit status."""
+    gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
+    status = release(sys.argv[1:])
+    gc.freeze()  # or the interpreter would look for cycles at its end, disabled or not
+    return status
+
+
+def release(argv: Sequence[str]) -> int:
+    """The command, in whatever process; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="katana-release",
         description="Name the current snapshots and mark them deployed, or bundle patches.",
@@ -57,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_settings(parser)
     parser.add_argument("--version", action="version", version=f"katana {__version__}")
     arguments = parser.parse_args(argv)
-    status = run_reporting_errors("katana-release", lambda: _run(arguments), arguments.json)
-    gc.freeze()  # or the interpreter would look for cycles at its end, disabled or not
-    return status
+    return run_reporting_errors("katana-release", lambda: _run(arguments), arguments.json)
 
 
 def _run(arguments: argparse.Namespace) -> ExitStatus:
@@ -69,7 +76,6 @@ def _run(arguments: argparse.Namespace) -> ExitStatus:
         raise UsageError("--to, -o, --sign and --publish are of a bundle", remedy="add --since NAME")
     say(os.environ, arguments.set)
     export(os.environ)
-    gc.disable()  # a short run that makes hundreds of thousands of small tuples and no cycles to speak of
     try:
         store = Store(find_store(), create=True)
     except StoreError:

@@ -11,7 +11,8 @@ from katana_cc.patch.files import is_file, read_patch
 from katana_cc.report import patch_json, patch_text
 from katana_cc.report.summary import count
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -83,7 +83,8 @@ def _candidates(path: str) -> Iterator[Path]:
     yield from sorted(folder.glob("*.kpo"))
     if (folder.parent / "manifest.json").is_file():
         yield from sorted(folder.parent.glob("*/*.kpo"))
-    from katana_cc.snapshot.store import Store, find_store  # SQLite: only where something is looked for
+    from katana_cc.snapshot.place import find_store
+    from katana_cc.snapshot.store import Store  # SQLite: only where something is looked for
 
     try:
         paths = [Path(row.path) for row in Store(find_store()).patches()]

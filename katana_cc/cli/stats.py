@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from katana_cc.errors import ExitStatus
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 _PARTS = ("blobs", "staged", "patches")
 

@@ -47,7 +47,7 @@ class ObjectCache:
     def load_records(self, blobs: list[str]) -> None:
         """Read the records of many objects at once."""
         wanted = [b for b in blobs if b not in self._records]
-        for blob, data in self.store.known_records(wanted).items():
+        for blob, data in self.store.objects.records(wanted).items():
             self._records[blob] = records.from_bytes(data)
 
     def record(self, blob: str) -> ObjectRecord:

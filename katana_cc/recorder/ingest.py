@@ -29,7 +29,8 @@ from katana_cc.recorder.sources import ask
 from katana_cc.recorder.staging.folder import place
 from katana_cc.snapshot import images
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.snapshot.rows import SnapshotRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
 
 _HEAD: Final = 1 << 16
@@ -223,7 +224,7 @@ def _moved_sections(
     before = {unit.name: (number, unit.blob) for number, unit in enumerate(old.units)}
     earlier = [before.get(unit.name, (-1, "")) for unit in inputs.units]
     changed = {n: blob for n, (_, blob) in enumerate(earlier) if blob and blob != inputs.units[n].blob}
-    records = store.known_records(list(set(changed.values())))
+    records = store.objects.records(list(set(changed.values())))
     # The number that a section had in the object before, where that is another one: by its name.
     renumbered: dict[tuple[int, int], int] = {}
     for unit, blob in changed.items():
@@ -356,8 +357,6 @@ def main(arguments: list[str]) -> int:
     """
     (folder,) = arguments
     key = ""
-    # One short run over many small values: looking for cycles among them would take a tenth of it.
-    gc.disable()
     try:
         from katana_cc.release.deployed import differing_builds
         from katana_cc.release.emit import emit_patches
@@ -380,6 +379,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # One short run over many small values: looking for cycles among them would take a tenth of it.
+    gc.disable()
     status = main(sys.argv[1:])
     gc.freeze()  # or the interpreter would look for cycles at its end, disabled or not
     sys.exit(status)

@@ -26,7 +26,8 @@ from katana_cc.recorder.record import ObjectRecord
 from katana_cc.recorder.workers import Workers, helpers_for
 from katana_cc.snapshot.blobs import digest_of
 from katana_cc.snapshot.model import Unit
-from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.snapshot.rows import SnapshotRow
+from katana_cc.snapshot.store import Store
 
 _GCC_MADE: Final = r"cc[A-Za-z0-9]{6}(\.ltrans\d+\.ltrans)?\.o\Z"
 _CLANG_MADE: Final = r".+-[0-9a-f]{6}\.o\Z"
@@ -77,8 +78,8 @@ class Inputs:
         self._output = output
         files = [i["file"] for i in info["inputs"] if not i.get("thin_members")]
         files += [t for i in info["inputs"] for t in i.get("thin_members", {}).values()]
-        self._known = store.known_objects(files)
-        self._stored = store.known_records([blob for pairs in self._known.values() for _, blob in pairs])
+        self._known = store.objects.members(files)
+        self._stored = store.objects.records([blob for pairs in self._known.values() for _, blob in pairs])
         self._new = [key for key in contributions if self._ident(key) not in self._known]
         self._new_objects: dict[str, list[tuple[str, str]]] = {}
         self._new_records: dict[str, bytes] = {}
@@ -105,7 +106,7 @@ class Inputs:
             StoreError: an object cannot be kept.
         """
         read = self._answers(self._workers, self._new, whole=False)
-        self._stored |= self._store.known_records([blob for objects, *_ in read.values() for _, blob, _ in objects])
+        self._stored |= self._store.objects.records([blob for objects, *_ in read.values() for _, blob, _ in objects])
         left = [key for key, (objects, *_) in read.items() if not objects[0][2] and not self._is_stored(objects)]
         with self._readers(left, whole=True) as workers:
             read |= self._answers(workers, left, whole=True)
@@ -122,7 +123,7 @@ class Inputs:
 
     def remember(self) -> None:
         """Keep what was read, so that the next link of the same files reads nothing again."""
-        self._store.remember_objects(self._new_objects, self._new_records)
+        self._store.objects.remember(self._new_objects, self._new_records)
 
     # What any process may do: it asks the index nothing.
 

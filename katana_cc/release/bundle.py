@@ -31,7 +31,8 @@ from katana_cc.release.provenance import provenance
 from katana_cc.report.html import bundle_page
 from katana_cc.report.patch_json import to_json
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Release, Store
+from katana_cc.snapshot.rows import Release
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
 from katana_cc.telling import Tell, silent
 from katana_cc.trust.policy import SUFFIX

@@ -6,7 +6,8 @@ Apart from emission, since most links are asked this and do not differ: they mus
 from __future__ import annotations
 
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Release, Store
+from katana_cc.snapshot.rows import Release
+from katana_cc.snapshot.store import Store
 
 
 def differing_builds(store: Store, snapshot: Snapshot) -> list[tuple[Release, int]]:

@@ -18,7 +18,8 @@ from katana_cc.release.deployed import differing_builds
 from katana_cc.release.proving import prove
 from katana_cc.report.summary import one_line
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import PatchRow, Store
+from katana_cc.snapshot.rows import PatchRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain, remedy_for
 
 

@@ -29,7 +29,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 from katana_cc.errors import InvalidPatchError, StoreError, UsageError
 from katana_cc.release.naming import is_name, write_deployed
 from katana_cc.release.places import Place
-from katana_cc.snapshot.store import Release, SnapshotRow, Store
+from katana_cc.snapshot.rows import Release, SnapshotRow
+from katana_cc.snapshot.store import Store
 
 FORMAT: Final = 1
 _NAMES: Final = "store/names"

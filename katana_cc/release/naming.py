@@ -12,7 +12,8 @@ from typing import NamedTuple
 from katana_cc.errors import KatanaError, StoreError, UsageError
 from katana_cc.recorder.ingest import build_id_on_disk, ingest, staged_links
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.snapshot.rows import SnapshotRow
+from katana_cc.snapshot.store import Store
 from katana_cc.telling import Tell, silent
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}\Z")  # part of file names, which may have 255 bytes

@@ -10,7 +10,8 @@ from katana_cc.proof.completeness import unaccounted
 from katana_cc.proof.equivalence import inequivalent
 from katana_cc.proof.model import Finding
 from katana_cc.snapshot.model import Snapshot
-from katana_cc.snapshot.store import Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.store import Store
 
 _SHOWN = 20  # findings; more say nothing that these do not
 _WHAT_TO_DO = "this is a bug of Katana: please report it, and restart the program instead"

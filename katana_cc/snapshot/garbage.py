@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.snapshot.blobs import Base
-from katana_cc.snapshot.store import PatchRow, SnapshotRow, Store
+from katana_cc.snapshot.rows import PatchRow, SnapshotRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import needed_blobs
 from katana_cc.telling import Tell, silent
 
@@ -79,7 +80,7 @@ def _collect(store: Store, rule: Rule | None, tell: Tell) -> Collected:
     released = frozenset(s for r in store.releases() for s in r.snapshots)
     gone = dropped(store.snapshot_rows(), released, store.patches(), rule)
     patches = [p for p in store.patches() if p.from_snapshot in gone or p.to_snapshot in gone]
-    with store.transaction() as db:
+    with store.index.transaction() as db:
         db.executemany("DELETE FROM patches WHERE id = ?", [(p.id,) for p in patches])
         db.executemany("DELETE FROM snapshots WHERE id = ?", [(i,) for i in gone])
         needed = needed_blobs(store, tell)
@@ -126,4 +127,4 @@ def _remove(path: Path) -> int:
 
 def _give_back(store: Store) -> None:
     with contextlib.suppress(sqlite3.Error):  # it may wait
-        store.shrink(_LOOSE)
+        store.index.shrink(_LOOSE)

@@ -2,8 +2,7 @@
 
 The index says which snapshots, releases, patch objects and gaps there are; all bulk data are blobs.  Blobs are written
 first and the index row last, in one transaction: a crash or a full disk in between leaves blobs that nothing names
-(`katana gc` drops them) and never a row that names nothing.  WAL mode and a busy timeout make it safe for several
-links at once.
+(`katana gc` drops them) and never a row that names nothing.
 """
 
 import fcntl
@@ -14,107 +13,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
-from katana_cc.errors import StoreError, UsageError
+from katana_cc.errors import StoreError
 from katana_cc.snapshot import images, model
-from katana_cc.snapshot.blobs import BlobStore, compress_row, digest_of, expand_row
-from katana_cc.snapshot.index import SCHEMA_VERSION, connect, create_tables, insert, next_id, problems, seal
+from katana_cc.snapshot.blobs import BlobStore, digest_of
+from katana_cc.snapshot.database import Database
+from katana_cc.snapshot.index import insert, next_id, seal
+from katana_cc.snapshot.known import KnownObjects
 from katana_cc.snapshot.model import Snapshot
+from katana_cc.snapshot.rows import Gap, PatchRow, Release, SnapshotRow
 from katana_cc.snapshot.words import plain, remedy_for
-
-_OLDER: Final = (
-    "Use the Katana that wrote it; or move the folder away, build again from clean sources with this one, and name what"
-    " runs with `katana-release NAME`."
-)
-
-
-class Release(NamedTuple):
-    """A named set of snapshots."""
-
-    name: str
-    deployed: bool
-    time: float
-    snapshots: tuple[int, ...]
-
-
-class PatchRow(NamedTuple):
-    """One patch object that was made."""
-
-    id: str
-    output: str
-    from_snapshot: int
-    to_snapshot: int
-    from_name: str
-    to_name: str
-    verdict: str
-    path: str
-    size: int
-    time: float
-
-
-class SnapshotRow(NamedTuple):
-    """What the index knows of a snapshot without reading its manifest."""
-
-    id: int
-    output: str
-    path: str
-    build_id: str
-    manifest: str
-    image: str
-    time: float
-
-
-class Gap(NamedTuple):
-    """A link that could not be recorded, and why; open until a later one of the output is recorded."""
-
-    output: str
-    path: str
-    reason: str
-    time: float
-    is_open: bool
-
-
-def find_store(start: Path | None = None) -> Path:
-    """The store a command means: what its command line says, the nearest `.katana` from `start` upwards, `KATANA_DIR`.
-
-    Raises:
-        StoreError: there is none.
-        UsageError: KATANA_DIR is no absolute path.  A link refuses it too, whatever stores there are.
-    """
-    named = os.environ.get("KATANA_DIR")
-    if named and not Path(named).is_absolute():
-        raise UsageError(
-            "KATANA_DIR must be an absolute path, since links are made in many folders",
-            where=f"KATANA_DIR={named}",
-            remedy=f"Say KATANA_DIR={Path.cwd() / named}, or unset it.",
-        )
-    if named and "dir" in os.environ.get("KATANA_COMMAND_LINE", "").split():
-        return Path(named)
-    here = (start or Path.cwd()).absolute()
-    for folder in (here, *here.parents):
-        with suppress(PermissionError):  # a folder that may not be searched has none for us
-            if (folder / ".katana").is_dir():
-                return folder / ".katana"
-    if named:
-        return Path(named)
-    raise StoreError(
-        "no .katana store here or above",
-        where=str(here),
-        remedy="Build with `CC=katana-cc make` first, change into the project, or set KATANA_DIR.",
-    )
-
-
-def _nothing_recorded(folder: Path) -> StoreError:
-    return StoreError(
-        "nothing is recorded here yet",
-        where=str(folder),
-        remedy="Build with `CC=katana-cc make`, then name what runs with `katana-release NAME`.",
-    )
 
 
 class Store:
     """An open store.
+
+    Attributes:
+        folder: the `.katana` folder.
+        blobs, index: what it consists of.
+        objects: what is known of objects that were read before.
 
     Args:
         folder: the `.katana` folder.
@@ -127,32 +44,12 @@ class Store:
     def __init__(self, folder: Path, *, create: bool = False) -> None:
         self.folder = folder
         self.blobs = BlobStore(folder / "blobs")
-        index = folder / "index.db"
-        try:
-            if not create and not index.exists():
-                raise _nothing_recorded(folder)
-            if create:
-                folder.mkdir(parents=True, exist_ok=True)
-            self._db, version = connect(index, create)
-            if version == 0 and create:
-                create_tables(self._db)
-                version = SCHEMA_VERSION
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"the index cannot be opened: {plain(error)}", where=str(index), remedy=remedy_for(error)
-            ) from error
-        if version == 0:
-            raise _nothing_recorded(folder)
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"the store has version {version}, this Katana reads version {SCHEMA_VERSION}",
-                where=str(folder),
-                remedy=_OLDER if version < SCHEMA_VERSION else "Use the Katana that wrote it, or a later one.",
-            )
+        self.index = Database(folder, create=create)
+        self.objects = KnownObjects(self.index)
 
     def close(self) -> None:
-        """Close the index.  Whoever is the last to do so empties SQLite's log into it, which else stays beside it."""
-        self._db.close()
+        """Close the index."""
+        self.index.close()
 
     @contextmanager
     def hold(self, *, exclusive: bool = False) -> Iterator[None]:
@@ -173,54 +70,6 @@ class Store:
         finally:
             os.close(handle)
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction; rolled back when the body raises.
-
-        Raises:
-            StoreError: the index cannot be written.
-        """
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # SQLite ends it by itself when the disk is full
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the index cannot be written: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
-            ) from error
-
-    def shrink(self, part: int) -> None:
-        """Give back what is free in the index, if that is one part in `part` of it.
-
-        Raises:
-            sqlite3.Error: it could not be done; the index is as it was.
-        """
-        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
-        if self._db.execute("PRAGMA freelist_count").fetchone()[0] * part > pages:
-            self._db.execute("VACUUM")
-
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"the index cannot be read: {plain(error)}", where=str(self.folder), remedy=remedy_for(error)
-            ) from error
-
-    def index_problems(self) -> list[str]:
-        """What SQLite finds wrong with the index; empty when it is whole."""
-        found: list[str] = []
-        try:
-            found.extend(problems(self._db))
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            found.append(plain(error))
-        return found
-
     # Snapshots
 
     def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
@@ -228,7 +77,7 @@ class Store:
         text = json.dumps(model.to_json(snapshot), separators=(",", ":")).encode()
         before = self.latest(snapshot.output)
         manifest = self.blobs.put(text, before.manifest if before else "")
-        with self.transaction() as db:
+        with self.index.transaction() as db:
             identifier = next_id(db, "snapshots")
             # A clock that was set back must not make it older than what was there before it.
             when = max(float(snapshot.time), before.time if before else 0.0)
@@ -254,7 +103,7 @@ class Store:
             what = f"it lacks blob {lacking[0][:12]}" if lacking else "the manifest is that of another"
             raise StoreError(f"the snapshot of {row.output} is not whole: {what}", where=str(self.folder),
                              remedy="Push it again from the store that has it.")  # fmt: skip
-        with self.transaction() as db:
+        with self.index.transaction() as db:
             known = db.execute("SELECT id FROM snapshots WHERE manifest = ?", (row.manifest,)).fetchone()
             if known is not None:
                 return int(known[0])
@@ -266,12 +115,12 @@ class Store:
         """All snapshots (of one output), newest first."""
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
         columns = "id, output, path, build_id, manifest, image, time"
-        rows = self._rows(f"SELECT {columns} FROM snapshots {where} ORDER BY time DESC, id DESC", *values)
+        rows = self.index.rows(f"SELECT {columns} FROM snapshots {where} ORDER BY time DESC, id DESC", *values)
         return [SnapshotRow(*r)._replace(path=self._found_path(r[2])) for r in rows]
 
     def snapshot(self, identifier: int) -> Snapshot:
         """One snapshot, whole."""
-        rows = self._rows("SELECT manifest FROM snapshots WHERE id = ?", identifier)
+        rows = self.index.rows("SELECT manifest FROM snapshots WHERE id = ?", identifier)
         if not rows:
             raise StoreError(f"there is no snapshot {identifier}", where=str(self.folder), remedy="See `katana log`.")
         with self._reading(f"the manifest of snapshot {identifier}"):
@@ -317,7 +166,8 @@ class Store:
         return digest
 
     def _with_image(self, blob: str) -> list[int]:
-        return [i for (i,) in self._rows("SELECT id FROM snapshots WHERE image = ? ORDER BY id DESC LIMIT 1", blob)]
+        rows = self.index.rows("SELECT id FROM snapshots WHERE image = ? ORDER BY id DESC LIMIT 1", blob)
+        return [i for (i,) in rows]
 
     def blobs_of(self, row: SnapshotRow) -> tuple[str, ...]:
         """All blobs that a snapshot names, its manifest first; without the rest of the manifest, most of the work.
@@ -351,7 +201,7 @@ class Store:
         Raises:
             StoreError: a release of that name exists and holds other snapshots.
         """
-        with self.transaction() as db:
+        with self.index.transaction() as db:
             existing = next((r for r in self.releases() if r.name == name), None)
             if existing is not None:
                 if self._builds(existing.snapshots) != self._builds(snapshots):
@@ -368,7 +218,7 @@ class Store:
 
     def retire_release(self, name: str) -> bool:
         """Take the mark of a deployed release off; whether there is a release of that name."""
-        with self.transaction() as db:
+        with self.index.transaction() as db:
             return self._set_deployed(db, name, False)
 
     @staticmethod
@@ -387,22 +237,22 @@ class Store:
     def releases(self) -> list[Release]:
         """All releases, oldest first."""
         members: dict[int, list[int]] = {}
-        for release, snapshot in self._rows("SELECT release, snapshot FROM release_snapshots ORDER BY snapshot"):
+        for release, snapshot in self.index.rows("SELECT release, snapshot FROM release_snapshots ORDER BY snapshot"):
             members.setdefault(release, []).append(snapshot)
-        rows = self._rows("SELECT id, name, deployed, time FROM releases ORDER BY id")
+        rows = self.index.rows("SELECT id, name, deployed, time FROM releases ORDER BY id")
         return [Release(name, bool(deployed), when, tuple(members.get(i, ()))) for i, name, deployed, when in rows]
 
     # Gaps
 
     def add_gap(self, output: str, path: str, reason: str) -> None:
         """Remember that a link of `output` was not recorded."""
-        with self.transaction() as db:
+        with self.index.transaction() as db:
             insert(db, "gaps", [(next_id(db, "gaps"), output, path, reason, time.time(), 1)])
 
     def close_gaps(self, output: str) -> None:
         """Say that the newest link of an output is recorded."""
         if any(gap.is_open for gap in self.gaps(output)):
-            with self.transaction() as db:
+            with self.index.transaction() as db:
                 self._close_gaps(db, output)
 
     @staticmethod
@@ -416,7 +266,7 @@ class Store:
         where, values = ("WHERE output = ?", (output,)) if output else ("", ())
         return [
             Gap(output, path, reason, when, bool(is_open))
-            for output, path, reason, when, is_open in self._rows(
+            for output, path, reason, when, is_open in self.index.rows(
                 f"SELECT output, path, reason, time, open FROM gaps {where} ORDER BY id DESC", *values
             )
         ]
@@ -425,12 +275,12 @@ class Store:
 
     def add_patch(self, row: PatchRow) -> None:
         """Remember a patch object; one of the same identity is replaced."""
-        with self.transaction() as db:
+        with self.index.transaction() as db:
             insert(db, "patches", [row._replace(path=self.kept_path(row.path))], "REPLACE")
 
     def patches(self) -> list[PatchRow]:
         """All patch objects, newest first."""
-        rows = self._rows(f"SELECT {', '.join(PatchRow._fields)} FROM patches ORDER BY time DESC, id")
+        rows = self.index.rows(f"SELECT {', '.join(PatchRow._fields)} FROM patches ORDER BY time DESC, id")
         return [PatchRow(*r)._replace(path=self._found_path(r[7])) for r in rows]
 
     def kept_path(self, path: str) -> str:
@@ -440,38 +290,3 @@ class Store:
 
     def _found_path(self, kept: str) -> str:
         return str(self.folder.absolute().parent / kept)
-
-    # Objects already read
-
-    def known_objects(self, idents: list[str]) -> dict[str, list[tuple[str, str]]]:
-        """Staged file → its (member, blob) pairs in archive order, for those ingested before."""
-        result: dict[str, list[tuple[str, str]]] = {}
-        for at in range(0, len(idents), 500):
-            part = idents[at : at + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT ident, member, blob FROM objects WHERE ident IN ({marks}) ORDER BY ident, ordinal"
-            for ident, member, blob in self._rows(query, *part):
-                result.setdefault(ident, []).append((member, blob))
-        return result
-
-    def known_records(self, blobs: list[str]) -> dict[str, bytes]:
-        """Object blob → its record, for those read before; one that is damaged is as good as none, and made again."""
-        return {blob: data for blob, row in self._record_rows(blobs) if (data := expand_row(row)) is not None}
-
-    def damaged_records(self, blobs: list[str]) -> list[str]:
-        """Object blobs whose record is damaged."""
-        return [blob for blob, row in self._record_rows(blobs) if expand_row(row) is None]
-
-    def _record_rows(self, blobs: list[str]) -> Iterator[tuple[Any, ...]]:
-        for at in range(0, len(blobs), 500):
-            part = blobs[at : at + 500]
-            marks = ",".join("?" * len(part))
-            yield from self._rows(f"SELECT blob, record FROM records WHERE blob IN ({marks})", *part)
-
-    def remember_objects(self, objects: dict[str, list[tuple[str, str]]], records: dict[str, bytes]) -> None:
-        """Keep what `known_objects` and `known_records` will answer."""
-        rows = [(blob, compress_row(record)) for blob, record in records.items()]
-        with self.transaction() as db:
-            members = [(ident, m, i, b) for ident, members in objects.items() for i, (m, b) in enumerate(members)]
-            insert(db, "objects", members, "IGNORE")
-            insert(db, "records", rows, "REPLACE")

@@ -12,7 +12,8 @@ from pathlib import Path
 from katana_cc.errors import KatanaError, StoreError
 from katana_cc.patch import codec
 from katana_cc.snapshot.index import log_problems
-from katana_cc.snapshot.store import SnapshotRow, Store
+from katana_cc.snapshot.rows import SnapshotRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.words import plain
 from katana_cc.telling import Tell, silent
 
@@ -67,7 +68,7 @@ def verify_store(folder: Path, tell: Tell = silent) -> list[str]:
     problems = [f"index: {text}" for text in log_problems(folder / "index.db-wal")]
     store = Store(folder)
     with closing(store):
-        problems += [f"index: {text}" for text in store.index_problems()]
+        problems += [f"index: {text}" for text in store.index.problems()]
         for look in (_blobs, _deployed, _patches):
             try:
                 problems += look(store, tell)
@@ -92,7 +93,7 @@ def _blobs(store: Store, tell: Tell) -> list[str]:
             problems.append(f"blob {digest[:12]} is missing, needed by {user}")
     problems += [
         f"record of blob {digest[:12]} is damaged; the next link that holds the object makes it anew"
-        for digest in store.damaged_records(list(needed))
+        for digest in store.objects.damaged(list(needed))
     ]
     for digest, text in store.blobs.verify(tell):
         user = needed.get(digest, "")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.cli.release import main as release
+from katana_cc.cli.release import release
 from katana_cc.release.naming import name_release
 from tests.live.programs import HEAD
 from tests.live.server import katana, katana_json, serving

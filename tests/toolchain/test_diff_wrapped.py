@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.cli.release import main as release
+from katana_cc.cli.release import release
 from katana_cc.patch import codec
 from katana_cc.release.naming import current_snapshots
 from katana_cc.snapshot.store import Store

@@ -227,7 +227,7 @@ def fresh(link: StagedLink) -> Store:
 def all_of(store: Store) -> object:
     """All that a store holds."""
     tables = ("snapshots", "objects", "records")
-    return sorted(store.blobs), [store._rows(f"SELECT * FROM {table} ORDER BY rowid") for table in tables]
+    return sorted(store.blobs), [store.index.rows(f"SELECT * FROM {table} ORDER BY rowid") for table in tables]
 
 
 def die(self: inputs.Inputs, key: tuple[str, str], whole: bool) -> object:
@@ -258,7 +258,7 @@ def test_store_is_the_same_however_many_processes_read(
     elif way == "after a failure":
         # All blobs are there then, and no record.
         with monkeypatch.context() as failing:
-            failing.setattr(inputs.Inputs, "remember", lambda _: store._rows("no SQL"))
+            failing.setattr(inputs.Inputs, "remember", lambda _: store.index.rows("no SQL"))
             with pytest.raises(KatanaError):
                 ingest(store, many)
     assert to_json(ingest(store, many)) == alone

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from katana_cc.cli.main import main
-from katana_cc.cli.release import main as release
+from katana_cc.cli.release import release
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.patch import codec
 from katana_cc.release.bundle import make_bundle, write_bundle

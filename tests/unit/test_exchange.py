@@ -291,7 +291,7 @@ def test_two_pushes_at_once(ci: Store, laptop: Store, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     second = built(tmp_path / "second", 9, 3)  # of the same builds, with releases of other builds
     for number, release in enumerate(second.releases()):
-        with second.transaction() as db:
+        with second.index.transaction() as db:
             db.execute("DELETE FROM release_snapshots WHERE release = ?", (number + 1,))
             db.execute("DELETE FROM releases WHERE name = ?", (release.name,))
         second.add_release(f"w{number}", False, list(release.snapshots))

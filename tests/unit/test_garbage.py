@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from katana_cc.cli import gc
 from katana_cc.snapshot.garbage import Rule, collect
-from katana_cc.snapshot.store import PatchRow, Store
+from katana_cc.snapshot.rows import PatchRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import verify_store
 from tests.unit.test_store_check import record
 

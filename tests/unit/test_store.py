@@ -18,7 +18,9 @@ from katana_cc.errors import StoreError, UsageError
 from katana_cc.snapshot.blobs import BlobStore, digest_of
 from katana_cc.snapshot.garbage import collect
 from katana_cc.snapshot.model import Snapshot, Unit, from_json, to_json
-from katana_cc.snapshot.store import PatchRow, Store, find_store
+from katana_cc.snapshot.place import find_store
+from katana_cc.snapshot.rows import PatchRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import verify_store
 
 
@@ -137,7 +139,7 @@ store = Store(Path(sys.argv[1]), create=True)
 print("ready", flush=True)
 for i in range(100000):
     kept = store.add_snapshot(snapshot(store, i))
-    store.remember_objects({f"ident{i}": [("", kept.units[0].blob)]}, {kept.units[0].blob: b"record"})
+    store.objects.remember({f"ident{i}": [("", kept.units[0].blob)]}, {kept.units[0].blob: b"record"})
     store.add_release(f"v{i}", False, [kept.id])
     print(i, flush=True)
 """
@@ -316,24 +318,24 @@ def test_collecting_keeps_releases_patches_and_the_newest(store: Store) -> None:
 
 def test_collecting_forgets_the_objects_it_drops(store: Store) -> None:
     first = store.add_snapshot(snapshot(store, 1))
-    store.remember_objects({"ident": [("", first.units[0].blob)]}, {first.units[0].blob: b"record"})
+    store.objects.remember({"ident": [("", first.units[0].blob)]}, {first.units[0].blob: b"record"})
     store.add_snapshot(snapshot(store, 2))
     collect(store)
-    assert store.known_objects(["ident"]) == {}
-    assert store.known_records([first.units[0].blob]) == {}
+    assert store.objects.members(["ident"]) == {}
+    assert store.objects.records([first.units[0].blob]) == {}
 
 
 def test_damaged_record_is_named_and_made_again(store: Store) -> None:
     kept = store.add_snapshot(snapshot(store, 1))
     blob = kept.units[0].blob
-    store.remember_objects({}, {blob: b"record"})
-    assert store.known_records([blob]) == {blob: b"record"}
-    with store.transaction() as db:
+    store.objects.remember({}, {blob: b"record"})
+    assert store.objects.records([blob]) == {blob: b"record"}
+    with store.index.transaction() as db:
         db.execute("UPDATE records SET record = zeroblob(20)")
-    assert store.known_records([blob]) == {}
+    assert store.objects.records([blob]) == {}
     assert [p for p in verify_store(store.folder) if "record" in p and blob[:12] in p]
-    store.remember_objects({}, {blob: b"record"})
-    assert store.known_records([blob]) == {blob: b"record"}
+    store.objects.remember({}, {blob: b"record"})
+    assert store.objects.records([blob]) == {blob: b"record"}
     assert verify_store(store.folder) == []
 
 

@@ -16,7 +16,8 @@ from katana_cc.release.naming import write_deployed
 from katana_cc.snapshot import images
 from katana_cc.snapshot.index import TABLES
 from katana_cc.snapshot.model import Snapshot, Unit
-from katana_cc.snapshot.store import PatchRow, Store
+from katana_cc.snapshot.rows import PatchRow
+from katana_cc.snapshot.store import Store
 from katana_cc.snapshot.verify import verify_store
 from tests.support.patches import sample
 
@@ -34,7 +35,7 @@ def record(store: Store, number: int, output: str = "prog") -> Snapshot:
         units.append(Unit(name, store.blobs.put(bytes(data), like)))
     image = chance.randbytes(4000) + b"%08d" % number
     blob = store.add_image([[8, 500], [], [900]], image, before, lambda *_: images.Moves(len(image), ((0, 0),), ()))
-    store.remember_objects({f"ident{number}": [("", units[0].blob)]}, {units[0].blob: b"record %d" % number})
+    store.objects.remember({f"ident{number}": [("", units[0].blob)]}, {units[0].blob: b"record %d" % number})
     made = Snapshot(
         output, f"/nowhere/{output}", f"{number:040x}", "", float(number), "/usr/bin/ld", ("-o", output), tuple(units),
         {(0, n): 0x1000 + 64 * n for n in range(200)}, {}, {"_end": 0x3000}, {}, blob,
