@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
+from katana_cc.dwarf.leb128 import sleb, uleb
 from katana_cc.errors import FormatError
 
 # Steps that are no fixed number of bytes.
@@ -62,30 +63,6 @@ class Abbreviation(NamedTuple):
 
 
 Table = dict[int, Abbreviation]
-
-
-def uleb(data: bytes, position: int) -> tuple[int, int]:
-    """The ULEB128 number at `position`, and the position after it (DWARF 5, 7.6)."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def sleb(data: bytes, position: int) -> tuple[int, int]:
-    """The SLEB128 number at `position`, and the position after it (DWARF 5, 7.6)."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return (value - (1 << shift) if byte & 0x40 else value), position
 
 
 def step_of(form: int, address_size: int, offset_size: int) -> int:

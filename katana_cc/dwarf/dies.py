@@ -22,7 +22,8 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import Abbreviation, skip_steps, uleb
+from katana_cc.dwarf.abbrev import Abbreviation, skip_steps
+from katana_cc.dwarf.leb128 import uleb
 from katana_cc.dwarf.sections import DebugSections, Decompressor, DwarfProblem, Place, UnusableDebugSection
 from katana_cc.dwarf.units import AddressField, Die, Reader, Unit
 from katana_cc.elf.reader import ElfFile

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import uleb
 from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.leb128 import uleb
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place

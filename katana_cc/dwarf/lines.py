@@ -21,9 +21,9 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import sleb, uleb
 from katana_cc.dwarf.dies import DebugInfo
-from katana_cc.dwarf.units import Unit
+from katana_cc.dwarf.leb128 import sleb, uleb
+from katana_cc.dwarf.units import Unit, initial_length
 from katana_cc.errors import FormatError
 
 
@@ -214,11 +214,7 @@ def _damaged(info: DebugInfo, what: str) -> FormatError:
 
 def _header(info: DebugInfo, at: int, compilation_directory: str) -> LineHeader:
     data, _places = info.sections.line
-    (length,) = struct.unpack_from("<I", data, at)
-    offset_size, position = 4, at + 4
-    if length == 0xFFFFFFFF:
-        (length,) = struct.unpack_from("<Q", data, position)
-        offset_size, position = 8, position + 8
+    length, offset_size, position = initial_length(data, at)
     end = position + length
     if end > len(data):
         raise _damaged(info, "a program is longer than its section")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import uleb
 from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.leb128 import uleb
 from katana_cc.dwarf.operations import Source, expression_at
 from katana_cc.dwarf.sections import Place
 from katana_cc.dwarf.tree import Located, Locations

@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import Final
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import Abbreviation, skip_steps, step_of, uleb
+from katana_cc.dwarf.abbrev import Abbreviation, skip_steps, step_of
 from katana_cc.dwarf.dies import DebugInfo
+from katana_cc.dwarf.leb128 import uleb
 from katana_cc.dwarf.units import Unit
 from katana_cc.errors import FormatError
 

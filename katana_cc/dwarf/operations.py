@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import uleb
+from katana_cc.dwarf.leb128 import uleb, uleb_bytes
 from katana_cc.dwarf.sections import AddressFields, Place
 from katana_cc.dwarf.tree import Address, Expression, Reference, Width
 
@@ -100,7 +100,7 @@ def _pieces(source: Source, position: int, end: int) -> tuple[bytes | Address | 
             elif kind == "X":
                 size, position = uleb(data, position)
                 inner = Expression(_pieces(source, position, position + size))
-                copied += _uleb(inner.size)
+                copied += uleb_bytes(inner.size)
                 for piece in inner.pieces:
                     if isinstance(piece, bytes):
                         copied += piece
@@ -136,11 +136,3 @@ def _length(data: bytes, position: int, kind: str) -> int:
         return 1 + data[position]
     value, after = uleb(data, position)
     return after - position + (value if kind == "B" else 0)
-
-
-def _uleb(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(out) + bytes((value,))

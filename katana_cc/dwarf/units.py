@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import Table, abbreviations, sleb, uleb
+from katana_cc.dwarf.abbrev import Table, abbreviations
+from katana_cc.dwarf.leb128 import sleb, uleb
 from katana_cc.dwarf.sections import DebugSections, DwarfProblem, ProblemKind, UnusableDebugSection
 from katana_cc.errors import FormatError
 
@@ -69,6 +70,19 @@ class Die:
         """The string, or "" when there is none."""
         value = self.attributes.get(attribute)
         return value if isinstance(value, str) else ""
+
+
+def initial_length(data: bytes, position: int) -> tuple[int, int, int]:
+    """How long what begins there is, how many bytes its offsets have, and where it goes on (DWARF 5, 7.4).
+
+    Raises:
+        struct.error: it is cut off.
+    """
+    (length,) = struct.unpack_from("<I", data, position)
+    if length != 0xFFFFFFFF:
+        return length, 4, position + 4
+    (length,) = struct.unpack_from("<Q", data, position + 4)
+    return length, 8, position + 12
 
 
 class Unit:
@@ -127,11 +141,7 @@ class Reader:
                 yield unit
 
     def _unit(self, data: bytes, start: int, limit: int, types: bool) -> tuple[Unit, int]:
-        (length,) = struct.unpack_from("<I", data, start)
-        offset_size, position = 4, start + 4
-        if length == 0xFFFFFFFF:
-            (length,) = struct.unpack_from("<Q", data, position)
-            offset_size, position = 8, position + 8
+        length, offset_size, position = initial_length(data, start)
         end = position + length
         if end > limit:
             raise self.damaged("a unit is longer than its section")

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import uleb
 from katana_cc.dwarf.dies import DebugInfo, Entry
 from katana_cc.dwarf.forms import NO_FORM, Form, forms
+from katana_cc.dwarf.leb128 import uleb
 from katana_cc.dwarf.lines import line_tables
 from katana_cc.dwarf.naming import naming
 from katana_cc.dwarf.sections import Place

@@ -30,7 +30,6 @@ from typing import Final
 
 from katana_cc.cpu.choice import of
 from katana_cc.diff.reasons import INFO, Code, by_weight, verdict_of
-from katana_cc.elf import constants as c
 from katana_cc.errors import RefusedError
 from katana_cc.patch.addresses import AddressMap, Altered, Lookup, Lying, Named, Shape, Stretch, inverted, joined
 from katana_cc.patch.framejoin import Frames, frames_of, joined_frames
@@ -50,7 +49,7 @@ from katana_cc.patch.model import (
     Verdict,
     without_doubles,
 )
-from katana_cc.patch.pieces import Assembly, Numbered, Piece, named_in, pieces_of
+from katana_cc.patch.pieces import Assembly, Numbered, Piece, named_in, pieces_of, section_symbol
 from katana_cc.patch.rebase import Rebase, not_composable
 from katana_cc.patch.resources import with_debug_information_of
 from katana_cc.patch.rewrites import Rewrite, joined_rewrites, outside, plain, without_effect
@@ -248,7 +247,7 @@ class _Composer:
             if before is None:
                 continue
             section = x.section + self.shift
-            symbol = PatchSymbol("", c.STB_LOCAL, c.STT_SECTION, section, 0, 0)
+            symbol = section_symbol(section)
             function = functions.get(x.old)
             found[before.section] = function if function is not None and function.section == section else symbol
         return found
@@ -262,17 +261,15 @@ class _Composer:
         for r in rewrites:
             for piece in (r.before, r.after):
                 roots |= {f.symbol.section for f in piece.fields if f.symbol.section is not None}
-        found: set[int] = set()
-        queue = sorted(roots)
-        while queue:
-            n = queue.pop()
-            if n in found:
-                continue
-            found.add(n)
+        needs: dict[int, list[PatchSymbol]] = {}
+        for x in frames:
+            needs.setdefault(x.code, []).extend(x.needs)
+
+        def enter(n: int) -> Sequence[PatchSymbol]:
             self._translate(n)
-            queue += [f.symbol.section for f in self.pieces[n].fields if f.symbol.section is not None]
-            queue += [y.section for x in frames if x.code == n for y in x.needs if y.section is not None]
-        return found
+            return needs.get(n, ())
+
+        return self.assembly.reached(sorted(roots), enter)
 
     def _translate(self, n: int) -> None:
         """Bring the fields of a piece into terms of the old build, once."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from katana_cc.dwarf import constants as d
+from katana_cc.dwarf.leb128 import sleb_bytes, uleb_bytes
 from katana_cc.dwarf.sections import Place
 from katana_cc.dwarf.tree import (
     Address,
@@ -38,7 +39,7 @@ from katana_cc.dwarf.tree import (
     Value,
     Width,
 )
-from katana_cc.patch.lineprogram import ADDRESS_SIZE, VERSION, Buffer, LineSequence, line_section, sleb, string, uleb
+from katana_cc.patch.lineprogram import ADDRESS_SIZE, VERSION, Buffer, LineSequence, line_section, string
 
 _OFFSET_SIZE: Final = 4
 _LISTS_HEADER: Final = struct.Struct("<HBBI")  # version, address size, segment selector size, offset entry count
@@ -91,7 +92,7 @@ class _Writer:
             (d.DW_AT_low_pc, d.DW_FORM_addr), (d.DW_AT_ranges, d.DW_FORM_sec_offset),
         )  # fmt: skip
         shape = d.DW_TAG_compile_unit, True, (*_forms(unit.attributes), *own)
-        self.info.add(uleb(self._code(shape)))
+        self.info.add(uleb_bytes(self._code(shape)))
         for _, value in unit.attributes:
             self._value(value)
         self.info.add(string(unit.directory))
@@ -112,9 +113,9 @@ class _Writer:
         """All sections."""
         abbrev = Buffer()
         for (tag, has_children, attributes), code in self.shapes.items():
-            abbrev.add(uleb(code), uleb(tag), bytes((has_children,)))
+            abbrev.add(uleb_bytes(code), uleb_bytes(tag), bytes((has_children,)))
             for attribute, form in attributes:
-                abbrev.add(uleb(attribute), uleb(form))
+                abbrev.add(uleb_bytes(attribute), uleb_bytes(form))
             abbrev.add(b"\0\0")
         abbrev.add(b"\0")
         found = {
@@ -131,7 +132,7 @@ class _Writer:
         for entry in entries:
             self.offsets[entry.key] = len(self.info.data) - self.start
             has_children = bool(entry.children)
-            self.info.add(uleb(self._code((entry.tag, has_children, _forms(entry.attributes)))))
+            self.info.add(uleb_bytes(self._code((entry.tag, has_children, _forms(entry.attributes)))))
             for _, value in entry.attributes:
                 self._value(value)
             if has_children:
@@ -148,13 +149,13 @@ class _Writer:
             if width is not None:
                 out.add(value.value.to_bytes(width, "little"))
             else:
-                out.add(sleb(value.value) if value.form == d.DW_FORM_sdata else uleb(value.value))
+                out.add(sleb_bytes(value.value) if value.form == d.DW_FORM_sdata else uleb_bytes(value.value))
         elif isinstance(value, Text):
             out.add(string(value.value))
         elif isinstance(value, Bytes):
-            out.add(uleb(len(value.value)), value.value)
+            out.add(uleb_bytes(len(value.value)), value.value)
         elif isinstance(value, File):
-            out.add(uleb(self.files[value.name]))
+            out.add(uleb_bytes(self.files[value.name]))
         elif isinstance(value, Address):
             out.refer(ADDRESS_SIZE, *value.place[:2])
         elif isinstance(value, Reference):
@@ -182,7 +183,7 @@ class _Writer:
             out.data[at : at + 4] = struct.pack("<I", offset)
 
     def _expression(self, out: Buffer, value: Expression) -> None:
-        out.add(uleb(value.size))
+        out.add(uleb_bytes(value.size))
         for piece in value.pieces:
             if isinstance(piece, bytes):
                 out.add(piece)
@@ -201,7 +202,7 @@ class _Writer:
                 base = start.section
                 out.add(bytes((d.DW_RLE_base_address,)))
                 out.refer(ADDRESS_SIZE, base, 0)
-            out.add(bytes((d.DW_RLE_offset_pair,)), uleb(start.offset), uleb(start.offset + size))
+            out.add(bytes((d.DW_RLE_offset_pair,)), uleb_bytes(start.offset), uleb_bytes(start.offset + size))
         out.add(bytes((d.DW_RLE_end_of_list,)))
         return at
 
@@ -216,7 +217,7 @@ class _Writer:
                 out.add(bytes((d.DW_LLE_base_address,)))
                 out.refer(ADDRESS_SIZE, base, 0)
             low = entry.start.offset
-            out.add(bytes((d.DW_LLE_offset_pair,)), uleb(low), uleb(low + entry.size))
+            out.add(bytes((d.DW_LLE_offset_pair,)), uleb_bytes(low), uleb_bytes(low + entry.size))
             self._expression(out, entry.expression)
         out.add(bytes((d.DW_LLE_end_of_list,)))
         return at

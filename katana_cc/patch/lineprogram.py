@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from katana_cc.dwarf import constants as d
+from katana_cc.dwarf.leb128 import sleb_bytes, uleb_bytes
 from katana_cc.dwarf.lines import Row
 from katana_cc.errors import InvalidPatchError
 
@@ -26,26 +27,6 @@ _LINE_BASE: Final = -5
 _LINE_RANGE: Final = 14  # a special opcode moves the line by -5 to 8
 _STANDARD_LENGTHS: Final = bytes((0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1))  # operands of the opcodes 1 to 12 (6.2.5.2)
 _OPCODE_BASE: Final = len(_STANDARD_LENGTHS) + 1
-
-
-def uleb(value: int) -> bytes:
-    """`value` as ULEB128."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def sleb(value: int) -> bytes:
-    """`value` as SLEB128."""
-    out = bytearray()
-    while not -0x40 <= value < 0x40:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value & 0x7F)
-    return bytes(out)
 
 
 def string(text: str) -> bytes:
@@ -102,11 +83,11 @@ def line_section(sequences: Iterable[LineSequence], files: Mapping[str, int], di
     """The whole of .debug_line: one program.  `files` numbers the files from 0, in order."""
     tables = Buffer()
     tables.add(bytes((1, 1, 1, _LINE_BASE & 0xFF, _LINE_RANGE, _OPCODE_BASE)), _STANDARD_LENGTHS)
-    tables.add(b"\x01", uleb(d.DW_LNCT_path), uleb(d.DW_FORM_string), uleb(1), string(directory))
-    tables.add(b"\x02", uleb(d.DW_LNCT_path), uleb(d.DW_FORM_string))
-    tables.add(uleb(d.DW_LNCT_directory_index), uleb(d.DW_FORM_udata), uleb(len(files)))
+    tables.add(b"\x01", uleb_bytes(d.DW_LNCT_path), uleb_bytes(d.DW_FORM_string), uleb_bytes(1), string(directory))
+    tables.add(b"\x02", uleb_bytes(d.DW_LNCT_path), uleb_bytes(d.DW_FORM_string))
+    tables.add(uleb_bytes(d.DW_LNCT_directory_index), uleb_bytes(d.DW_FORM_udata), uleb_bytes(len(files)))
     for name in files:
-        tables.add(string(name), uleb(0))
+        tables.add(string(name), uleb_bytes(0))
     whole = Buffer()
     whole.add(struct.pack("<HBB", VERSION, ADDRESS_SIZE, 0))
     whole.append(tables.with_length())  # header_length counts what follows it up to the program
@@ -119,20 +100,20 @@ def _sequence(out: Buffer, sequence: LineSequence, files: Mapping[str, int]) -> 
     if not sequence.rows:
         return
     address, file, line, statement = sequence.rows[0].offset, 1, 1, True  # what the machine starts with
-    out.add(b"\0", uleb(1 + ADDRESS_SIZE), bytes((d.DW_LNE_set_address,)))
+    out.add(b"\0", uleb_bytes(1 + ADDRESS_SIZE), bytes((d.DW_LNE_set_address,)))
     out.refer(ADDRESS_SIZE, sequence.section, address)
     for row in sequence.rows:
         if files[row.file] != file:
             file = files[row.file]
-            out.add(bytes((d.DW_LNS_set_file,)), uleb(file))
+            out.add(bytes((d.DW_LNS_set_file,)), uleb_bytes(file))
         if row.statement != statement:
             statement = row.statement
             out.add(bytes((d.DW_LNS_negate_stmt,)))
         out.add(_step(row.offset - address, row.line - line))
         address, line = row.offset, row.line
     if sequence.end > address:
-        out.add(bytes((d.DW_LNS_advance_pc,)), uleb(sequence.end - address))
-    out.add(b"\0", uleb(1), bytes((d.DW_LNE_end_sequence,)))
+        out.add(bytes((d.DW_LNS_advance_pc,)), uleb_bytes(sequence.end - address))
+    out.add(b"\0", uleb_bytes(1), bytes((d.DW_LNE_end_sequence,)))
 
 
 def _step(addresses: int, lines: int) -> bytes:
@@ -141,7 +122,7 @@ def _step(addresses: int, lines: int) -> bytes:
         opcode = lines - _LINE_BASE + _LINE_RANGE * addresses + _OPCODE_BASE
         if opcode <= 255:
             return bytes((opcode,))
-    moved = bytes((d.DW_LNS_advance_line,)) + sleb(lines) if lines else b""
+    moved = bytes((d.DW_LNS_advance_line,)) + sleb_bytes(lines) if lines else b""
     if addresses:
-        moved += bytes((d.DW_LNS_advance_pc,)) + uleb(addresses)
+        moved += bytes((d.DW_LNS_advance_pc,)) + uleb_bytes(addresses)
     return moved + bytes((d.DW_LNS_copy,))

@@ -8,7 +8,7 @@ left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -97,8 +97,12 @@ class Assembly:
         self.pieces: dict[int, Piece] = {}
         self.names: list[PatchSymbol] = []  # of what the pieces hold, whether or not a field wants them
 
-    def reached(self, roots: Iterable[int]) -> set[int]:
-        """The pieces that some lead to, themselves with them."""
+    def reached(self, roots: Iterable[int], enter: Callable[[int], Iterable[PatchSymbol]]) -> set[int]:
+        """The pieces that some lead to, themselves with them.
+
+        Args:
+            enter: called of each before its fields are looked at; the symbols that it needs beside theirs.
+        """
         found: set[int] = set()
         queue = list(roots)
         while queue:
@@ -106,7 +110,9 @@ class Assembly:
             if n in found:
                 continue
             found.add(n)
+            needs = enter(n)
             queue += [f.symbol.section for f in self.pieces[n].fields if f.symbol.section is not None]
+            queue += [y.section for y in needs if y.section is not None]
         return found
 
     def finished(self, kept: set[int], wanted: Sequence[PatchSymbol]) -> Numbered:

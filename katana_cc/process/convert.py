@@ -20,86 +20,26 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-from katana_cc.dwarf.forms import Encoding
 from katana_cc.process.chunks import chunk_size
 from katana_cc.process.follow import Edited, Finding, Lead, Leads, Passage
+from katana_cc.process.losing import Losses
 from katana_cc.process.moves import Kind
-from katana_cc.process.reachable import Found, Pieces, Reached
+from katana_cc.process.places import Placement
+from katana_cc.process.reachable import Found, PieceReader, Pieces, Reached
 from katana_cc.process.words import WORD, Seeker, Word
 from katana_cc.transform.destinations import Destinations
 from katana_cc.transform.execute import apply_all
-from katana_cc.transform.inverse import invert
-from katana_cc.transform.losses import LossKind, losses
-from katana_cc.transform.model import Copy, Dropped, Integer, Repeat, Step, Transformation
+from katana_cc.transform.model import Transformation
 from katana_cc.transform.places import pointer_at, pointers, word_at
 
 _BETWEEN: Final = 32  # bytes between two writes that are put together: less than a block and its head take
 _ADDRESS: Final = itemgetter(0)  # of a Found
-_NAMED: Final = 3  # objects of one type of which what they drop is told
-
-
-class Placement(NamedTuple):
-    """Where the objects of types that are transformed go.  `objects` are by address, `news` the addresses of their new
-    blocks.  `wanted`: size in bytes → how many new blocks that takes; `used` are those of them that were there, and not
-    only imagined (`is_real`)."""
-
-    objects: Sequence[Found]
-    news: Sequence[int]
-    wanted: dict[int, int]
-    used: Sequence[int]
-    is_real: bool
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether there were blocks for all."""
-        return sum(self.wanted.values()) == len(self.used)
-
-
-class Supply(Protocol):
-    """New blocks, by size."""
-
-    def get(self, size: int, /) -> Sequence[int] | None:
-        """Those of a size."""
-
-
-class Imagined:
-    """For a look before there are any: addresses that are no block's."""
-
-    def get(self, size: int, /) -> Sequence[int]:
-        """As many as are asked for."""
-        return range(1 << 60, 1 << 61, 16 + (size + 15 & -16))
-
-
-def place(reached: Reached, spare: Supply, apart: Collection[str] = ()) -> Placement:
-    """Decide for each object of a type that is transformed where it goes; of the types `apart` never to its own
-    block."""
-    stays = [t.name not in apart for t in reached.types]
-    sizes = [None if t.is_identity else t.new_size for t in reached.types]
-    objects = sorted((f for f in reached.objects if sizes[f.type] is not None), key=_ADDRESS)
-    news: list[int] = []
-    used: list[int] = []
-    wanted: Counter[int] = Counter()
-    for f in objects:
-        one = sizes[f.type] or 1
-        size = f.elements * one
-        if f.size // one == f.elements and stays[f.type]:
-            news.append(f.address)
-            continue
-        blocks = spare.get(size) or ()
-        if wanted[size] < len(blocks):
-            used.append(blocks[wanted[size]])
-            news.append(used[-1])
-        else:
-            news.append(0)
-        wanted[size] += 1
-    return Placement(objects, news, dict(wanted), used, not isinstance(spare, Imagined))
 
 
 class ObjectLeads(Leads):
@@ -234,41 +174,12 @@ def make(
         made.writes.extend(_writes(kind, found, news, old, new))
         if not kind.stays:
             made.groups.append(Group(kind, found, news, old, bytes(new)))
-            losing = _Losses(kind, found, old)
+            losing = Losses(kind, found, old)
             made.lost.extend(losing.lost)
             made.dropped.extend(() if kind.made else losing.dropped)
             if losing.lost:
                 made.losing.append((losing.name, losing.is_discardable))
     return made
-
-
-class PieceReader:
-    """Small reads out of large pieces."""
-
-    def __init__(self, memory: Pieces) -> None:
-        self._memory = memory
-        self._start = self._end = 0
-        self._view = memoryview(b"")
-
-    def join(self, ranges: Iterable[tuple[int, int]]) -> bytes:
-        """The (address, size) ranges, one behind the other, each of which lies in one piece."""
-        parts = []
-        start = end = 0
-        view = self._view
-        for address, size in ranges:
-            if not start <= address or address + size > end:
-                start, view = self._memory.piece(address)
-                end = start + len(view)
-            parts.append(view[address - start : address - start + size])
-        return b"".join(parts)
-
-    def read(self, address: int, size: int) -> memoryview:
-        """So many bytes, which lie in one piece."""
-        if not self._start <= address or address + size > self._end:
-            self._start, self._view = self._memory.piece(address)
-            self._end = self._start + len(self._view)
-        at = address - self._start
-        return self._view[at : at + size]
 
 
 def _exchange(
@@ -373,68 +284,3 @@ def with_before(writes: Iterable[tuple[int, bytes]], memory: Pieces) -> Iterator
 def _with_before(start: int, parts: Sequence[bytes], reader: PieceReader) -> tuple[int, bytes, bytes]:
     after = b"".join(parts)
     return start, bytes(reader.read(start, len(after))), after
-
-
-# -- what does not survive ---------------------------------------------------------------------------------------------
-
-
-class _Losses:
-    """What objects of one type would lose: sentences, as in a `Cargo`."""
-
-    def __init__(self, kind: Kind, objects: Sequence[Found], old: bytes) -> None:
-        t = kind.transformation
-        count = len(old) // t.old_size
-        self.name = t.name
-        self.lost: list[str] = []
-        self.dropped: list[tuple[str, str]] = []
-        kinds: set[LossKind] = set()
-        self._size = t.old_size
-        self._objects = objects
-        self._ends: list[int] = []
-        back = apply_all(invert(t), count, apply_all(t, count, old, bytes(count * t.new_size)), old)
-        gone = apply_all(_only_dropped(t), count, old, bytes(len(old)))
-        nothing = bytes(len(old))
-        bad = {*self._unlike(back, old), *(() if kind.may_drop else self._unlike(gone, nothing))}
-        for element in sorted(bad):
-            for loss in losses(t, self._slice(old, element)):
-                if not (kind.may_drop and loss.kind is LossKind.DROPPED):
-                    self.lost.append(f"{t.name} at {self._address(element):#x}: {loss.text}")
-                    kinds.add(loss.kind)
-        if kind.may_drop:
-            found = list(self._unlike(gone, nothing))
-            for element in found[:_NAMED]:
-                sentences = [x.text for x in losses(t, self._slice(old, element)) if x.kind is LossKind.DROPPED]
-                self.dropped += [(t.name, f"at {self._address(element):#x}: {text}") for text in sentences]
-            if len(found) > _NAMED:
-                self.dropped.append((t.name, f"and so in {len(found) - _NAMED} more"))
-        self.is_discardable = kinds == {LossKind.DROPPED}
-
-    def _slice(self, data: bytes, element: int) -> bytes:
-        return data[element * self._size : (element + 1) * self._size]
-
-    def _unlike(self, one: bytes, other: bytes) -> Iterator[int]:
-        """The elements in which two arrays differ."""
-        if one != other:
-            yield from (i for i in range(len(one) // self._size) if self._slice(one, i) != self._slice(other, i))
-
-    def _address(self, element: int) -> int:
-        self._ends = self._ends or list(accumulate(f.elements for f in self._objects))
-        i = bisect_right(self._ends, element)
-        return self._objects[i].address + (element - self._ends[i] + self._objects[i].elements) * self._size
-
-
-def _only_dropped(t: Transformation) -> Transformation:
-    """Keeps what `t` drops, where it is, and nothing else."""
-    return Transformation(t.name, t.old_size, t.old_size, tuple(_kept(t.steps)))
-
-
-def _kept(steps: Iterable[Step]) -> Iterator[Step]:
-    for step in steps:
-        if isinstance(step, Dropped):
-            start, end = step.old, step.old + step.bits
-            if start % 8 == 0 and end % 8 == 0:
-                yield Copy(start // 8, start // 8, step.bits // 8)
-            else:
-                yield Integer(start, step.bits, Encoding.UNSIGNED, start, step.bits, Encoding.UNSIGNED)
-        elif isinstance(step, Repeat) and (inner := tuple(_kept(step.steps))):
-            yield Repeat(step.count, step.old, step.old_stride, step.old, step.old_stride, inner)

@@ -49,6 +49,11 @@ class Live:
         start, view = self.piece(address)
         return bytes(view[address - start : address - start + size])
 
+    def peek(self, address: int, size: int) -> bytes:
+        """The same, faster, where there are as many."""
+        row = self.table.row(address)
+        return self.read(address, size) if row is None else row.read(address, size)
+
 
 class Later(Sequence[_T]):
     """A sequence that is made when somebody asks for it."""

@@ -13,7 +13,7 @@ from katana_cc.process.carry import NOWHERE, Cargo, Carry, Stray
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.moves import DISCARD
 from katana_cc.process.objects import Cargo as Objects
-from katana_cc.process.objects import Unreached
+from katana_cc.process.unreached import Unreached
 
 _LISTED = 20  # words that an error lists
 

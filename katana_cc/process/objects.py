@@ -16,28 +16,28 @@ Asked like variables that move (`katana_cc.process.carry`): while the process ru
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from katana_cc.errors import BusyError, RefusedError
-from katana_cc.process.chunks import DamagedError, chunk_size
-from katana_cc.process.convert import Converted, Imagined, ObjectLeads, Placement, convert, place
+from katana_cc.process.chunks import DamagedError
+from katana_cc.process.convert import Converted, ObjectLeads, convert
 from katana_cc.process.follow import Edited, Finding, Passage, elsewhere
 from katana_cc.process.heap import Allocator, Heap, look
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Kind
-from katana_cc.process.reachable import Block, Reached, Root, WalkedType
+from katana_cc.process.places import Imagined, Placement, place
+from katana_cc.process.reachable import Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
+from katana_cc.process.unreached import Unreached, sizes_of, unreached_among
 from katana_cc.process.walk import walk
-from katana_cc.process.words import WORD
-from katana_cc.transform.places import leading, pointers
+from katana_cc.transform.places import leading
 
 _LOOKS: Final = 20  # at a heap that changes while it is read
 _BETWEEN_LOOKS: Final = 0.005
-_NAMED: Final = 5  # blocks that a message names
 
 
 class ShortageError(RefusedError):
@@ -50,22 +50,6 @@ class ShortageError(RefusedError):
 
 class UnsteadyError(RefusedError):
     """The heap changes while it is read, or is damaged: only with every thread stopped can it be told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unreached:
-    """Blocks of just the size of a type that no pointer of the walk led to.  `likely` of them hold pointers wherever
-    such an object does; `first` are of these, if there are any."""
-
-    kind: Kind
-    count: int
-    likely: int
-    first: tuple[int, ...]
-
-    @property
-    def has_pointers(self) -> bool:
-        """Whether objects of the type have pointers to be told by."""
-        return any(pointers(self.kind.transformation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,74 +192,11 @@ class Objects:
         found = {f.address for f in reached.objects}
         found.update(a for blocks in self.spare.values() for a in blocks)
         found.update(self.aside.blocks or ())
-        left: dict[int, list[int]] = {
-            chunk_size(k.transformation.old_size): [] for k in self.kinds if not (k.stays or k.is_all)
-        }
+        left: dict[int, list[int]] = {size: [] for size in sizes_of(self.kinds)}
         for address, size in heap.used.items():
             if size in left and address not in found:
                 left[size].append(address)
         return unreached_among(left, self.kinds, heap, regions, reached.roots)
-
-
-class Readable(Protocol):
-    """Blocks that can be read."""
-
-    def at(self, address: int) -> Block | None:
-        """As of `Blocks`."""
-
-    def read(self, address: int, size: int) -> bytes:
-        """As of `Reader`."""
-
-
-def unreached_among(
-    left: Mapping[int, Sequence[int]],
-    kinds: Sequence[Kind],
-    heap: Readable,
-    regions: MemoryMap,
-    roots: Sequence[Root],
-) -> Iterator[Unreached]:
-    """Blocks that may be objects to which nothing led.
-
-    Args:
-        left: size of a block → those in use to which nothing led.
-    """
-    named = {k.name for k in kinds}
-    for size, addresses in left.items():
-        for kind in kinds:
-            t = kind.transformation
-            if kind.stays or kind.is_all or chunk_size(t.old_size) != size:
-                continue
-            places = [(p.old, p.pointee in named) for p in pointers(t)]
-            blocks = [a for a in addresses if _may_be(heap.read(a, t.old_size), places, regions)]
-            likely = [a for a in blocks if _looks_like(heap.read(a, t.old_size), places, heap, regions, roots)]
-            if blocks:
-                yield Unreached(kind, len(blocks), len(likely), tuple((likely or blocks)[:_NAMED]))
-
-
-def _may_be(data: bytes, places: Sequence[tuple[int, bool]], regions: MemoryMap) -> bool:
-    """Whether a block may be an object.  One with a pointer to a type that is walked (as `places` says), and that leads
-    to no memory, would be refused, had it been found: so it is none that was missed."""
-    values = (int.from_bytes(data[at : at + WORD], "little") for at, is_walked in places if is_walked)
-    return not any(value and regions.at(value) is None for value in values)
-
-
-def _looks_like(
-    data: bytes, places: Sequence[tuple[int, bool]], heap: Readable, regions: MemoryMap, roots: Sequence[Root]
-) -> bool:
-    """Whether a block looks like an object: each pointer is null, or leads somewhere; one to a type that is walked to a
-    block in use or a variable."""
-    for at, is_walked in places:
-        value = int.from_bytes(data[at : at + WORD], "little")
-        if not value:
-            continue
-        if not is_walked:
-            if regions.at(value) is None:
-                return False
-            continue
-        block = heap.at(value)
-        if not (block is not None and block.is_used) and not any(r.address <= value < r.end for r in roots):
-            return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

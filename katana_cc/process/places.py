@@ -1,13 +1,76 @@
-"""Where objects that are made anew go, one by one: in their block, or in one that malloc gave out before.  Pure."""
+"""Where objects that are made anew go: in their block, or in one that malloc gave out before.  Pure.
+
+For all of them at once, and one by one where they come and go.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Final, NamedTuple, Protocol
 
-from katana_cc.process.convert import Placement
 from katana_cc.process.moves import Kind
-from katana_cc.process.reachable import Found
+from katana_cc.process.reachable import Found, Reached
+
+_ADDRESS: Final = itemgetter(0)  # of a Found
+
+
+class Placement(NamedTuple):
+    """Where the objects of types that are transformed go.  `objects` are by address, `news` the addresses of their new
+    blocks.  `wanted`: size in bytes → how many new blocks that takes; `used` are those of them that were there, and not
+    only imagined (`is_real`)."""
+
+    objects: Sequence[Found]
+    news: Sequence[int]
+    wanted: dict[int, int]
+    used: Sequence[int]
+    is_real: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there were blocks for all."""
+        return sum(self.wanted.values()) == len(self.used)
+
+
+class Supply(Protocol):
+    """New blocks, by size."""
+
+    def get(self, size: int, /) -> Sequence[int] | None:
+        """Those of a size."""
+
+
+class Imagined:
+    """For a look before there are any: addresses that are no block's."""
+
+    def get(self, size: int, /) -> Sequence[int]:
+        """As many as are asked for."""
+        return range(1 << 60, 1 << 61, 16 + (size + 15 & -16))
+
+
+def place(reached: Reached, spare: Supply, apart: Collection[str] = ()) -> Placement:
+    """Decide for each object of a type that is transformed where it goes; of the types `apart` never to its own
+    block."""
+    stays = [t.name not in apart for t in reached.types]
+    sizes = [None if t.is_identity else t.new_size for t in reached.types]
+    objects = sorted((f for f in reached.objects if sizes[f.type] is not None), key=_ADDRESS)
+    news: list[int] = []
+    used: list[int] = []
+    wanted: Counter[int] = Counter()
+    for f in objects:
+        one = sizes[f.type] or 1
+        size = f.elements * one
+        if f.size // one == f.elements and stays[f.type]:
+            news.append(f.address)
+            continue
+        blocks = spare.get(size) or ()
+        if wanted[size] < len(blocks):
+            used.append(blocks[wanted[size]])
+            news.append(used[-1])
+        else:
+            news.append(0)
+        wanted[size] += 1
+    return Placement(objects, news, dict(wanted), used, not isinstance(spare, Imagined))
 
 
 class Places:

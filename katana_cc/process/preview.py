@@ -9,8 +9,8 @@ Source: proc_pid_syscall(5).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from katana_cc.process.objects import UnsteadyError
 from katana_cc.process.registers import RegisterWord
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads
+from katana_cc.process.uncollected import uncollected
 from katana_cc.process.words import BATCH, Pages, Seeker
 
 _LOOKS: Final = 4  # that must find the same wrong with objects on the heap
@@ -35,17 +36,10 @@ def preview(target: Target, carry: Carry) -> Cargo:
     Raises:
         TargetError: the process is gone.
     """
-    pages = Pages(target.pid)
-    collects = gc.isenabled()
-    gc.disable()  # of a million objects, none is garbage before the end
-    try:
+    with uncollected(), contextlib.closing(Pages(target.pid)) as pages:
         bulk = BulkReader(target.memory, BATCH)
         stacks = list(_stacks(target.pid))
         return look(carry, bulk, target.read_map(), stacks, _unknown, kept(target.pid), pages, is_stopped=False)
-    finally:
-        pages.close()
-        if collects:
-            gc.enable()
 
 
 def wanted(target: Target, carry: Carry) -> dict[int, int]:

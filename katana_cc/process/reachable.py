@@ -6,7 +6,7 @@ protocols, so that tests put made-up ones in their place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
@@ -47,6 +47,35 @@ class Pieces(Protocol):
         Raises:
             LookupError: nothing there can be read.
         """
+
+
+class PieceReader:
+    """Small reads out of large pieces."""
+
+    def __init__(self, memory: Pieces) -> None:
+        self._memory = memory
+        self._start = self._end = 0
+        self._view = memoryview(b"")
+
+    def join(self, ranges: Iterable[tuple[int, int]]) -> bytes:
+        """The (address, size) ranges, one behind the other, each of which lies in one piece."""
+        parts = []
+        start = end = 0
+        view = self._view
+        for address, size in ranges:
+            if not start <= address or address + size > end:
+                start, view = self._memory.piece(address)
+                end = start + len(view)
+            parts.append(view[address - start : address - start + size])
+        return b"".join(parts)
+
+    def read(self, address: int, size: int) -> memoryview:
+        """So many bytes, which lie in one piece."""
+        if not self._start <= address or address + size > self._end:
+            self._start, self._view = self._memory.piece(address)
+            self._end = self._start + len(self._view)
+        at = address - self._start
+        return self._view[at : at + size]
 
 
 class WalkedType(NamedTuple):

@@ -12,8 +12,7 @@ whole would not decide the same way.
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from katana_cc.errors import BusyError, RefusedError
@@ -26,6 +25,7 @@ from katana_cc.process.objects import ShortageError
 from katana_cc.process.registers import RegisterWord
 from katana_cc.process.repair import UnrepairableError
 from katana_cc.process.target import Target, read_map
+from katana_cc.process.uncollected import uncollected
 from katana_cc.process.watch import Watch
 from katana_cc.process.words import BATCH, Pages, Seeker
 
@@ -69,7 +69,7 @@ class Rehearsal:
             ShortageError: there are too few new blocks.
             TargetError: the process is gone.
         """
-        with _without_collection():
+        with uncollected():
             before = 0
             for _ in range(_ROUNDS):
                 changed = self._round()
@@ -137,15 +137,3 @@ class Rehearsal:
                 where=self._target.where,
                 remedy="wait longer (--wait)",
             ) from None
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Of a million objects none is garbage before the end."""
-    is_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if is_on:
-            gc.enable()

@@ -22,14 +22,13 @@ a moment at which every thread was stopped (`is_exact`) all has to come out even
 
 from __future__ import annotations
 
-import struct
-from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final, NamedTuple, Protocol
 
-from katana_cc.process.convert import PieceReader
+from katana_cc.process.columns import columns
+from katana_cc.process.dangling import Dangling
 from katana_cc.process.reachable import Blocks, Found, Pieces, Reached, Trouble, WalkedType
 from katana_cc.process.walk import could_be, slack
 from katana_cc.process.ways import Read, Slot, Ways
@@ -58,27 +57,6 @@ class Repaired(NamedTuple):
     open: str
 
 
-class _Column(NamedTuple):
-    """The pointers at one place of all objects of a type: what they lead to, where in an element they are, its size;
-    what each holds; the objects, how many elements each has, and at which its ends."""
-
-    target: int
-    at: int
-    size: int
-    values: list[int]
-    numbers: list[int]
-    elements: list[int]
-    ends: list[int]
-
-    def leading_to(self, wanted: set[int]) -> Iterator[tuple[int, Slot]]:
-        """Those that lead to one of these."""
-        for element, value in enumerate(self.values) if wanted else ():
-            if value in wanted:
-                i = bisect_right(self.ends, element)
-                inside = element - (self.ends[i] - self.elements[i])
-                yield value, (self.numbers[i], inside * self.size + self.at)
-
-
 class Repair(Ways):
     """What a walk found, and is kept up to date.
 
@@ -95,9 +73,6 @@ class Repair(Ways):
         self._blocks, self._memory = blocks, memory
         self._count: Counter[int] = Counter()  # where a pointer leads → how many do
         self._special: set[int] = set()  # blocks of which pointers say different things
-        self._odd: dict[int, dict[Slot, int]] = {}  # other places that pointers lead to → those that do, and their type
-        self._odd_order: list[int] = []
-        self._pending: set[Slot] = set()  # pointers that cannot be followed
         self._lost: set[int] = set()  # objects to which some pointer no longer leads
         self._clashes: dict[int, dict[Slot, int]] = {}  # of objects, pointers that take them for something else
         self._added: list[int] = []
@@ -107,9 +82,7 @@ class Repair(Ways):
         for u in reached.unfollowed:
             if u.trouble not in _OPEN:
                 raise UnrepairableError(u.trouble.value)
-            self._pending.add((u.holder, u.at))
-        self._survey(memory)
-        self._odd_order = sorted(self._odd)
+        self._dangling = Dangling(self._survey(), ((u.holder, u.at) for u in reached.unfollowed))
 
     def follow(
         self,
@@ -149,11 +122,11 @@ class Repair(Ways):
                 size = f.elements * self._kinds[f.type].size
                 self._compare(number, before(f.address, size), now(f.address, size))
         self._compare_roots(roots)
-        self._look_again(v for v in self._odd_order if not self._blocks.is_told(v))
+        self._look_again(v for v in self._dangling.values if not self._blocks.is_told(v))
         for _ in range(2):  # the second time for pointers into the middle of what was found the first time
             self._discover(now)
-            if self._pending:
-                self._look_again(v for v in self._odd_order if not self._pending.isdisjoint(self._odd[v]))
+            if self._dangling.is_pending:
+                self._look_again(self._dangling.pending())
         self._discover(now)
         dropped = []
         while is_exact and self._lost:
@@ -168,44 +141,30 @@ class Repair(Ways):
 
     # -- what the walk found -------------------------------------------------------------------------------------------
 
-    def _survey(self, memory: Pieces) -> None:
-        """Count all pointers, and see which are not plain."""
+    def _survey(self) -> dict[int, dict[Slot, int]]:
+        """Count all pointers, and see which are not plain; those that lead to no object, as of `Dangling`."""
+        dangling: dict[int, dict[Slot, int]] = {}
         for f in self.objects:
             if self._target_of(f.holder, f.at) != f.type:
                 self._special.add(f.address)
-        for column in self._columns(range(len(self.objects)), memory):
+        for column in columns(self._kinds, self.objects, range(len(self.objects)), self._memory):
             self._count.update(column.values)
             odd = self._odd_among(set(column.values), column.target)
             for value, slot in column.leading_to(odd):
-                self._odd.setdefault(value, {})[slot] = column.target
+                dangling.setdefault(value, {})[slot] = column.target
         for n, root in enumerate(self.roots):
             for value, target, at in self._root_slots(n, root.content):
                 self._count[value] += 1
                 if value in self._odd_among({value}, target):
-                    self._odd.setdefault(value, {})[-1 - n, at] = target
+                    dangling.setdefault(value, {})[-1 - n, at] = target
         del self._count[0]
-
-    def _columns(self, numbers: Iterable[int], memory: Pieces) -> Iterator[_Column]:
-        """All pointers in some objects, those at one place in a type at once."""
-        members: list[list[int]] = [[] for _ in self._kinds]
-        for n in numbers:
-            members[self.objects[n].type].append(n)
-        reader = PieceReader(memory)
-        for kind, mine in zip(self._kinds, members, strict=True):
-            if not kind.places or not mine:
-                continue
-            elements = [self.objects[n].elements for n in mine]
-            data = reader.join((self.objects[n].address, self.objects[n].elements * kind.size) for n in mine)
-            ends = list(accumulate(elements))
-            for target, at in kind.places:
-                form = struct.Struct(f"<{at}xQ{kind.size - at - 8}x")
-                yield _Column(target, at, kind.size, [v for (v,) in form.iter_unpack(data)], mine, elements, ends)
+        return dangling
 
     def _find_ways(self) -> None:
         """Of objects without a way, find all pointers that may be one: also those that did not change."""
         wanted = {self.objects[n].address for n in self._unplaced}
         there = (n for n in self.numbers.values() if n not in self._freed)
-        for column in self._columns(there, self._memory):
+        for column in columns(self._kinds, self.objects, there, self._memory):
             for value, slot in column.leading_to(wanted):
                 number = self.numbers.get(value)
                 if number is not None and self.objects[number].type == column.target:
@@ -243,7 +202,7 @@ class Repair(Ways):
             number = self.numbers.get(start)
             if number is not None and number in self._freed:
                 self._revive(number, size, now)
-        if self._odd:
+        if self._dangling.values:
             for start, size in chain(gone.items(), came.items()):
                 self._look_again_within(start, size)
 
@@ -292,8 +251,7 @@ class Repair(Ways):
         self._count[value] -= 1
         slot = holder, at
         self._queue.pop(slot, None)
-        self._pending.discard(slot)
-        self._forget_odd(value, slot)
+        self._dangling.remove(value, slot)
         number = self.numbers.get(value)
         if number is not None:
             self._lost.add(number)
@@ -303,23 +261,13 @@ class Repair(Ways):
             if (f.holder, f.at) == slot:
                 self._unplaced.add(number)
 
-    def _forget_odd(self, value: int, slot: Slot) -> None:
-        held = self._odd.get(value)
-        if held is not None and held.pop(slot, None) is not None and not held:
-            del self._odd[value]
-            del self._odd_order[bisect_left(self._odd_order, value)]
-
     def _look_again(self, values: Iterable[int]) -> None:
         """Judge pointers anew that lead to no object."""
-        for value in list(values):
-            for slot, target in list(self._odd[value].items()):
-                self._pending.discard(slot)
-                self._forget_odd(value, slot)
-                self._queue[slot] = value, target
+        for value, slot, target in self._dangling.take(values):
+            self._queue[slot] = value, target
 
     def _look_again_within(self, start: int, size: int) -> None:
-        low, high = (bisect_left(self._odd_order, a) for a in (start, start + size))
-        self._look_again(self._odd_order[low:high])
+        self._look_again(self._dangling.within(start, size))
 
     # -- where they lead -----------------------------------------------------------------------------------------------
 
@@ -442,12 +390,8 @@ class Repair(Ways):
         return at >= kind.size and not is_array
 
     def _leads_nowhere(self, value: int, target: int, holder: int, at: int, is_fine: bool) -> None:
-        if value not in self._odd:
-            self._odd[value] = {}
-            insort(self._odd_order, value)
-        self._odd[value][holder, at] = target
-        if not is_fine and self._kinds[target].leads:
-            self._pending.add((holder, at))
+        is_pending = not is_fine and self._kinds[target].leads
+        self._dangling.add(value, (holder, at), target, is_pending=is_pending)
 
     # -- what is found no more, and by which way the rest --------------------------------------------------------------
 
@@ -474,8 +418,8 @@ class Repair(Ways):
     def _what_is_open(self) -> str:
         if self._freed:
             return f"a pointer leads to {self.objects[min(self._freed)].address:#x}, which is free"
-        if self._pending:
-            value = next(v for v in self._odd_order if not self._pending.isdisjoint(self._odd[v]))
+        if self._dangling.is_pending:
+            value = next(self._dangling.pending())
             return f"a pointer leads to {value:#x}, which is no object"
         if any(self._clashes.values()):
             number = next(n for n, slots in self._clashes.items() if slots)

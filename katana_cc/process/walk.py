@@ -27,7 +27,6 @@ look-up for a pointer.
 
 from __future__ import annotations
 
-import gc
 import struct
 from bisect import bisect_right
 from collections import deque
@@ -36,6 +35,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from katana_cc.process.reachable import Blocks, Found, Pieces, Problem, Reached, Root, Trouble, Unfollowed, WalkedType
+from katana_cc.process.uncollected import uncollected
 from katana_cc.transform.places import pointers
 
 SLACK: Final = 31  # bytes of a block that nobody asked for: rounded up to 16, and a rest too small for a block
@@ -59,13 +59,8 @@ def walk(types: Iterable[WalkedType], roots: Iterable[Root], blocks: Blocks, mem
         LookupError: memory of a block cannot be read.
     """
     found = _Walk(prepared(tuple(types)), tuple(roots), blocks, memory)
-    was_on = gc.isenabled()
-    gc.disable()  # nothing here is garbage, and looking for some takes as long as the walk
-    try:
+    with uncollected():  # looking for garbage would take as long as the walk
         found.run()
-    finally:
-        if was_on:
-            gc.enable()
     return found.reached()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from katana_cc.dwarf.leb128 import uleb_bytes
 from katana_cc.errors import FormatError
 
 DEREF: Final = 0x06
@@ -54,23 +55,13 @@ def op(code: int, *operands: int) -> Operation:
     return Operation(code, operands)
 
 
-def uleb(value: int) -> bytes:
-    """Unsigned LEB128, as short as it can be."""
-    result = bytearray()
-    while value > 0x7F:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)
-
-
 def assembled(operations: tuple[Operation, ...]) -> bytes:
     """The bytes of an expression."""
     result = bytearray()
     for code, operands in operations:
         result.append(code)
         for kind, value in zip(_OPERANDS[code], operands, strict=True):
-            result += bytes([value]) if kind == "B" else uleb(value)
+            result += bytes([value]) if kind == "B" else uleb_bytes(value)
     return bytes(result)
 
 

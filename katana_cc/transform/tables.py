@@ -28,9 +28,10 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from katana_cc.dwarf.forms import Encoding
+from katana_cc.dwarf.leb128 import uleb_bytes
 from katana_cc.errors import FormatError
 from katana_cc.transform import expressions as x
-from katana_cc.transform.expressions import Operation, op, uleb
+from katana_cc.transform.expressions import Operation, op
 from katana_cc.transform.model import (
     POINTER_SIZE,
     Copy,
@@ -154,8 +155,8 @@ def _record(body: bytes | bytearray) -> bytes:
 def _cie() -> bytes:
     """Version 4, augmentation "zkatana" (the z lets readers that do not know it pass over it), 8-byte addresses, no
     segments, alignment factors 1; the CFA is the old object."""
-    head = _CIE_ID.to_bytes(4, "little") + b"\4zkatana\0" + bytes([8, 0, 1, 1]) + uleb(OBJECT) + b"\0"
-    return _record(head + bytes([CFA_DEF_CFA]) + uleb(OBJECT) + b"\0")
+    head = _CIE_ID.to_bytes(4, "little") + b"\4zkatana\0" + bytes([8, 0, 1, 1]) + uleb_bytes(OBJECT) + b"\0"
+    return _record(head + bytes([CFA_DEF_CFA]) + uleb_bytes(OBJECT) + b"\0")
 
 
 class _Writer:
@@ -173,7 +174,7 @@ class _Writer:
             if isinstance(step, Repeat):
                 numbers = (op(x.CONSTU, step.count), op(x.CONSTU, step.new_stride), op(x.CONSTU, step.old_stride))
                 self._rule(CFA_VAL_EXPRESSION, REPEAT, numbers)
-                self.code += bytes([CFA_REMEMBER, CFA_DEF_CFA_OFFSET]) + uleb(old + step.old)
+                self.code += bytes([CFA_REMEMBER, CFA_DEF_CFA_OFFSET]) + uleb_bytes(old + step.old)
                 self.steps(step.steps, new + step.new, old + step.old)
                 self.code.append(CFA_RESTORE)
             else:
@@ -187,7 +188,7 @@ class _Writer:
 
     def _rule(self, instruction: int, register: int, expression: tuple[Operation, ...]) -> None:
         data = x.assembled(expression)
-        self.code += bytes([instruction]) + uleb(register) + uleb(len(data)) + data
+        self.code += bytes([instruction]) + uleb_bytes(register) + uleb_bytes(len(data)) + data
 
 
 def is_signed(encoding: Encoding) -> bool:

@@ -24,6 +24,7 @@ from katana_cc.patch.debuginfo import CarriedFunction, with_debug_information
 from katana_cc.patch.model import PatchObject
 from katana_cc.patch.sources import Origin, with_sources
 from tests.support.patches import carried_sections, from_object, sample
+from tests.support.tools import silent
 
 SOURCE = """\
 int outside(int);
@@ -80,17 +81,9 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PatchObj
 Made = tuple[Path, PatchObject]
 
 
-def _silent(*command: str | Path, cwd: Path) -> str:
-    if not shutil.which(str(command[0])):
-        pytest.skip(f"needs {command[0]}")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 def _decoded_lines(path: Path) -> Counter[tuple[str, str, str, bool]]:
     """(file, line, address, whether a statement) of every row as readelf decodes it."""
-    out = _silent("readelf", "--debug-dump=decodedline", path, cwd=path.parent)
+    out = silent("readelf", "--debug-dump=decodedline", path, cwd=path.parent)
     rows = re.findall(r"^(\S+) +(\d+) +(0x[0-9a-f]+|0)(?: +\[?\d+\]?)?( +x)?$", out, re.MULTILINE)
     return Counter((file, line, address, bool(mark)) for file, line, address, mark in rows)
 
@@ -104,7 +97,7 @@ def test_readelf_decodes_the_compiler_s_own_rows(made: Made) -> None:
 
 def test_readelf_shows_each_function_with_its_declaration(made: Made) -> None:
     path, _ = made
-    out = _silent("readelf", "--debug-dump=info", path, cwd=path.parent)
+    out = silent("readelf", "--debug-dump=info", path, cwd=path.parent)
     found = re.findall(r"DW_AT_name +: (\w+)\n.*\n.*\n +<.*decl_file +: (\d+)\n.*decl_line +: (\d+)", out)
     lines = {name: line for name, _, line in found}
     assert lines["pick"] == "7"
@@ -114,15 +107,15 @@ def test_readelf_shows_each_function_with_its_declaration(made: Made) -> None:
 
 def test_elfutils_reads_it_without_a_word(made: Made) -> None:
     path, _ = made
-    out = _silent("eu-readelf", "--debug-dump=info", "--debug-dump=line", "--debug-dump=ranges", path, cwd=path.parent)
+    out = silent("eu-readelf", "--debug-dump=info", "--debug-dump=line", "--debug-dump=ranges", path, cwd=path.parent)
     assert '"pick"' in out
-    assert _silent("eu-elflint", "--strict", path, cwd=path.parent) == "No errors\n"
+    assert silent("eu-elflint", "--strict", path, cwd=path.parent) == "No errors\n"
 
 
 @pytest.mark.parametrize("linker", ["ld.bfd", "ld.gold", "ld.lld", "ld.mold"])
 def test_linkers_relocate_it(made: Made, linker: str) -> None:
     path, _ = made
-    _silent(linker, "-r", path, "-o", path.with_suffix(".o"), cwd=path.parent)
+    silent(linker, "-r", path, "-o", path.with_suffix(".o"), cwd=path.parent)
 
 
 def test_the_second_reader_sees_the_same(made: Made) -> None:
@@ -137,7 +130,7 @@ def test_gdb_shows_file_and_line_of_new_code(made: Made) -> None:
     add = f"add-symbol-file {path} -s .text.pick 0x100000 -s .text.more 0x200000"
     questions = ["info line pick", "info line *0x200000", "info symbol 0x100001", "list pick", "info scope pick"]
     commands = [word for q in (add, *questions) for word in ("-ex", q)]
-    out = _silent("gdb", "-nx", "-batch", *commands, cwd=path.parent)
+    out = silent("gdb", "-nx", "-batch", *commands, cwd=path.parent)
     assert re.search(r'Line \d+ of ".*s\.c" starts at address 0x100000 <pick>', out)
     assert re.search(r'Line \d+ of ".*more\.h" starts at address 0x200000 <more>', out)
     assert "if (x > 3)" in out
@@ -151,7 +144,7 @@ def test_gdb_shows_file_and_line_of_new_code(made: Made) -> None:
 def _line_of(function: str, path: Path, where: str) -> list[tuple[str, str]]:
     """(line, end) as gdb's `info line` states them."""
     add = f"add-symbol-file {path} {where}"
-    out = _silent("gdb", "-nx", "-batch", "-ex", add, "-ex", f"info line {function}", cwd=path.parent)
+    out = silent("gdb", "-nx", "-batch", "-ex", add, "-ex", f"info line {function}", cwd=path.parent)
     return re.findall(r'Line (\d+) of ".*" starts at address 0x100000 <.*> and ends at (0x\w+)', out)
 
 
@@ -225,7 +218,7 @@ def test_sources_of_several_directories_are_all_found_by_gdb(tmp_path: Path) -> 
     path.write_bytes(encode(po))
     add = f"add-symbol-file {path} -s .text.pick 0x100000 -s .text.other 0x200000"
     words = ["-ex", add, "-ex", "list pick", "-ex", "list *0x200000"]
-    out = _silent("gdb", "-nx", "-batch", *words, cwd=tmp_path)
+    out = silent("gdb", "-nx", "-batch", *words, cwd=tmp_path)
     assert "if (x > 3)" in out
     assert "return x + 5;" in out
 
@@ -239,7 +232,7 @@ def test_cpp_functions_are_named_as_in_cpp(tmp_path: Path) -> None:
     where = path_section(path, ".text._ZN")
     add = f"add-symbol-file {path} -s {where} 0x100000"
     words = ["-ex", add, "-ex", "info line space::S::m", "-ex", "info scope space::S::m", "-ex", "ptype space::S"]
-    out = _silent("gdb", "-nx", "-batch", *words, cwd=tmp_path)
+    out = silent("gdb", "-nx", "-batch", *words, cwd=tmp_path)
     assert re.search(r'Line 1 of "s.cc" starts at address 0x100000 ', out)
     assert re.search(r"Symbol this is .*length 8", out)
     assert "struct space::S {" in out
@@ -368,12 +361,12 @@ def test_gdb_says_of_a_patch_what_it_says_of_the_object(rich: Path) -> None:
 
 
 def test_elfutils_reads_it(rich: Path) -> None:
-    out = _silent("eu-readelf", "--debug-dump=info", "--debug-dump=loc", rich, cwd=rich.parent)
+    out = silent("eu-readelf", "--debug-dump=info", "--debug-dump=loc", rich, cwd=rich.parent)
     assert "unknown" not in out.replace("unknown_", "")
 
 
 def test_readelf_reads_it_without_a_warning(rich: Path) -> None:
-    _silent("readelf", "--debug-dump=info,loc,Ranges,abbrev,decodedline", rich, cwd=rich.parent)
+    silent("readelf", "--debug-dump=info,loc,Ranges,abbrev,decodedline", rich, cwd=rich.parent)
 
 
 def test_our_own_reader_finds_the_same_functions(rich: Path) -> None:

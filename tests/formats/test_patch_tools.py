@@ -13,6 +13,7 @@ from katana_cc.patch.checks import check_file
 from katana_cc.patch.codec import encode
 from katana_cc.patch.model import FORMAT_VERSION, PatchObject
 from tests.support.patches import from_object, refused, sample
+from tests.support.tools import silent
 
 SOURCE = """
 #include <stdio.h>
@@ -57,21 +58,12 @@ def patch(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, PatchOb
     return path, po
 
 
-def _silent(*command: str | Path, cwd: Path) -> str:
-    """What a tool prints, when it succeeds without a word on stderr."""
-    if not shutil.which(str(command[0])):
-        pytest.skip(f"needs {command[0]}")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 Patch = tuple[Path, PatchObject]
 
 
 def test_readelf_accepts_it(patch: Patch) -> None:
     path, po = patch
-    out = _silent("readelf", "-aW", path, cwd=path.parent)
+    out = silent("readelf", "-aW", path, cwd=path.parent)
     assert f"Katana patch {FORMAT_VERSION} " in out
     assert "arning" not in out
     for symbol in po.symbols:
@@ -80,7 +72,7 @@ def test_readelf_accepts_it(patch: Patch) -> None:
 
 def test_objdump_accepts_it(patch: Patch) -> None:
     path, po = patch
-    out = _silent("objdump", "-dr", path, cwd=path.parent)
+    out = silent("objdump", "-dr", path, cwd=path.parent)
     for r in po.replacements:
         assert f"<{r.name}>:" in out
 
@@ -88,18 +80,18 @@ def test_objdump_accepts_it(patch: Patch) -> None:
 @pytest.mark.parametrize("linker", ["ld.bfd", "ld.gold", "ld.lld", "ld.mold"])
 def test_linkers_accept_it(patch: Patch, linker: str) -> None:
     path, _ = patch
-    _silent(linker, "-r", path, "-o", path.with_suffix(".o"), cwd=path.parent)
+    silent(linker, "-r", path, "-o", path.with_suffix(".o"), cwd=path.parent)
 
 
 @pytest.mark.parametrize("strictness", [[], ["--strict"], ["--gnu-ld"]])
 def test_eu_elflint_finds_no_error(patch: Patch, strictness: list[str]) -> None:
     path, _ = patch
-    assert _silent("eu-elflint", *strictness, path, cwd=path.parent) == "No errors\n"
+    assert silent("eu-elflint", *strictness, path, cwd=path.parent) == "No errors\n"
 
 
 def test_eu_readelf_accepts_it(patch: Patch) -> None:
     path, _ = patch
-    assert f"Katana patch {FORMAT_VERSION} " in _silent("eu-readelf", "-a", path, cwd=path.parent)
+    assert f"Katana patch {FORMAT_VERSION} " in silent("eu-readelf", "-a", path, cwd=path.parent)
 
 
 def test_gdb_adds_its_symbols(patch: Patch) -> None:
@@ -111,7 +103,7 @@ def test_gdb_adds_its_symbols(patch: Patch) -> None:
     assert new.section is not None
     section = po.sections[new.section].name
     add = f"add-symbol-file {path} -s {section} 0x100000"
-    out = _silent("gdb", "-nx", "-batch", "-ex", add, "-ex", "info symbol 0x100001", cwd=path.parent)
+    out = silent("gdb", "-nx", "-batch", "-ex", add, "-ex", "info symbol 0x100001", cwd=path.parent)
     assert f"{new.name} + 1 in section {section}" in out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,8 @@ from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, serving
 from tests.live.situations import REFUSED, situation
 from tests.live.test_stacking import ANSWERS, V1, V2, V3, VARIANTS, apply, refused, states
-from tests.support.project import Build, Project, Result, project_in
+from tests.support.chain import Chain
+from tests.support.project import Project, Result, project_in
 
 pytestmark = pytest.mark.timeout(300)
 project = project_in(VARIANTS)
@@ -37,28 +37,19 @@ def plain(tmp_path: Path) -> Project:
     return Project(tmp_path, VARIANTS[0])
 
 
-class Program:
+class Program(Chain):
     """Three builds; patches from each to the next, and from the first to the last, each in a folder of its own."""
 
     def __init__(self, project: Project, *sources: str) -> None:
-        self.builds: list[Build] = [project.build({"prog.c": text}) for text in sources]
-        self.folder = project.folder
-        steps = itertools.pairwise(self.builds)
-        self.steps = [self._made(project, f"step{n}", *pair) for n, pair in enumerate(steps, 1)]
-        self.direct = self._made(project, "direct", self.builds[0], self.builds[-1])
-
-    def _made(self, project: Project, name: str, old: Build, new: Build) -> Path:
-        result = project.checked(old, new)
-        assert result.refusals == [], result.refusals
-        path = self.folder / name / "patch.kpo"
-        path.parent.mkdir()
-        path.write_bytes(result.data)
-        return path
+        super().__init__(project, sources)
+        last = len(sources) - 1
+        self.patches = [self.file(n, n + 1, f"step{n + 1}/patch.kpo") for n in range(last)]
+        self.direct = self.file(0, last, "direct/patch.kpo")
 
     def composed(self) -> Path:
         """The steps put together by the command."""
-        path = self.folder / "composed.kpo"
-        done = katana("compose", *self.steps, "-o", path)
+        path = self.project.folder / "composed.kpo"
+        done = katana("compose", *self.patches, "-o", path)
         assert done.returncode == 0, done.stderr
         return path
 
@@ -136,15 +127,15 @@ def test_second_step_on_top_of_the_first(project: Project) -> None:
     program = Program(project, V1, V2, V3)
     with serving(program.builds[0].path, "thread", "thread") as server:
         before = code_of(server.pid)
-        apply(server, program.steps[0])
+        apply(server, program.patches[0])
         assert server.ask("f 5") == str(1000 + 5 + 10000)
         assert (server.ask("i 7"), server.ask("d 0")) == ("14", "1")
-        apply(server, program.steps[1], "--on", str(program.steps[0]))
+        apply(server, program.patches[1], "--on", str(program.patches[0]))
         assert server.ask("f 0") == str(2000 + 5 + 10000 + 550)
         assert server.ask("s 0") == str(2000 + 1)
         assert (server.ask("i 7"), server.ask("d 0"), server.ask("t 0")) == ("21", "4", "three")
         assert states(server) == ["applied", "reverted"]
-        again = katana("apply", program.steps[1], "--pid", server.pid, "--on", str(program.steps[0]))
+        again = katana("apply", program.patches[1], "--pid", server.pid, "--on", str(program.patches[0]))
         assert again.stdout.count("already applied") == 1
         assert katana("revert", "--pid", server.pid).returncode == 0
         assert code_of(server.pid) == before
@@ -155,7 +146,7 @@ def test_second_step_on_top_of_the_first(project: Project) -> None:
 @pytest.mark.parametrize("where", ["beside", "bundle"])
 def test_patch_beneath_is_found(plain: Project, where: str) -> None:
     program = Program(plain, V1, V2, V3)
-    first, second = program.steps
+    first, second = program.patches
     if where == "beside":
         beside = second.with_name("of another name.kpo")
         beside.write_bytes(first.read_bytes())
@@ -175,7 +166,7 @@ def test_patch_beneath_is_found(plain: Project, where: str) -> None:
 @situation(47, "the patch beneath is not at hand: it is named", REFUSED)
 def test_patch_beneath_that_is_not_at_hand_is_named(plain: Project) -> None:
     program = Program(plain, V1, V2, V3)
-    first, second = program.steps
+    first, second = program.patches
     with serving(program.builds[0].path) as server:
         apply(server, first)
         patched = code_of(server.pid)
@@ -194,7 +185,7 @@ def test_three_steps_one_after_the_other(plain: Project) -> None:
     v4 = V3.replace("return 2000 + hits", "return 3000 + hits").replace('"three"', '"four"')
     v4 = v4.replace("/ 1000 != 2 + 0", "/ 1000 != 3 + 0")
     program = Program(plain, V1, V2, V3, v4)
-    first, second, third = program.steps
+    first, second, third = program.patches
     with serving(program.builds[0].path) as server:
         apply(server, first)
         assert server.ask("f 5") == str(1000 + 5 + 10000)
@@ -287,7 +278,7 @@ def test_live_value_goes_through_a_layout_of_one_step(project: Project, first: s
     if first == "layout":
         with serving(program.builds[0].path) as server:
             assert server.ask("p 2") == "3"
-            apply(server, program.steps[0], "--follow", "held")
+            apply(server, program.patches[0], "--follow", "held")
             assert server.ask("p 1") == "4"
-            apply(server, program.steps[1], "--on", str(program.steps[0]))
+            apply(server, program.patches[1], "--on", str(program.patches[0]))
             assert (server.ask("g 0"), server.ask("o 1")) == ("440", "6")

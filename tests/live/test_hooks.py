@@ -13,6 +13,7 @@ from katana_cc.errors import ExitStatus
 from tests.live.handmade import build
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
+from tests.support.chain import Chain
 from tests.support.installation import ROOT
 from tests.support.project import Build, Project, Result, Variant
 
@@ -92,11 +93,14 @@ def make(
 ) -> Made:
     """The patch to a build with hooks, from one with those of `before`."""
     project = Project(folder, variant or Variant("gcc", "-O2", "pie"))
-    old = project.build({name: source("", 1, before)}, compile_flags=[INCLUDE], link_flags=list(link))
-    new = project.build({name: source(hooks, 2)}, compile_flags=[INCLUDE], link_flags=list(link))
-    result = project.checked(old, new)
-    assert result.refusals == []
-    return Made(old, new, result, write_patch(folder, result.patch))
+    sources = {name: source("", 1, before)}, {name: source(hooks, 2)}
+    return made_of(Chain(project, sources, compile_flags=[INCLUDE], link_flags=list(link)))
+
+
+def made_of(chain: Chain) -> Made:
+    """Two builds, and the patch in a file."""
+    old, new = chain.builds
+    return Made(old, new, chain.result(0, 1), chain.file(0, 1))
 
 
 ALL = r"""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, mappings, serving
 from tests.live.situations import REFUSED, situation
-from tests.support.project import Build, Project, Variant, project_in
+from tests.support.chain import Chain
+from tests.support.project import Project, Variant, project_in
 from tests.support.strike import strike
 
 WHOLE = bool(os.environ.get("KATANA_TORTURE"))
@@ -111,25 +112,13 @@ VARIANTS = [
 project = project_in(VARIANTS)
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A program's first build, and patches from it to later ones, in their order."""
+class Program(Chain):
+    """A program's builds, and patches from the first to each later one, in their order."""
 
-    old: Build
-    patches: tuple[Path, ...]
-
-
-def made(project: Project, *sources: str) -> Made:
-    """Patches from the first of these sources to each other."""
-    builds = [project.build({"prog.c": text}) for text in sources]
-    paths = []
-    for n, build in enumerate(builds[1:], 2):
-        result = project.checked(builds[0], build)
-        assert result.refusals == [], result.refusals
-        path = project.folder / f"v{n}.kpo"
-        path.write_bytes(result.data)
-        paths.append(path)
-    return Made(builds[0], tuple(paths))
+    def __init__(self, project: Project, *sources: str, **options: Any) -> None:
+        super().__init__(project, sources, **options)
+        self.old = self.builds[0]
+        self.patches = tuple(self.file(0, n, f"v{n + 1}.kpo") for n in range(1, len(sources)))
 
 
 def apply(server: Server, patch: Path, *words: str) -> None:
@@ -146,7 +135,7 @@ def states(server: Server) -> list[str]:
 @situation(47, "a cumulative patch takes the place of a single one")
 def test_later_patch_takes_the_place_of_the_earlier_one(project: Project) -> None:
     """A bug: a live value begins anew, a stored pointer leads to old code, or the first build does not come back."""
-    program = made(project, V1, V2, V3)
+    program = Program(project, V1, V2, V3)
     with serving(program.old.path, "thread", "thread") as server:
         before = code_of(server.pid)
         apply(server, program.patches[0])
@@ -199,7 +188,7 @@ ANSWERS = ("f 0", "s 0", "p 5", "t 0", "i 7", "d 1")
 @situation(47, "one after the other ends as the last alone")
 def test_one_after_the_other_is_as_the_last_alone(project: Project) -> None:
     """A bug: what was patched twice is not what was patched once."""
-    program = made(project, V1, V2, V3)
+    program = Program(project, V1, V2, V3)
     (project.folder / "v1.out").write_bytes(program.old.path.read_bytes())
     with serving(program.old.path) as one, serving(program.old.path) as other:
         apply(one, program.patches[0])
@@ -213,7 +202,7 @@ def test_one_after_the_other_is_as_the_last_alone(project: Project) -> None:
 @situation(47, "an older patch takes the place of a newer one")
 def test_earlier_patch_takes_the_place_of_the_later_one(project: Project) -> None:
     """Back to an older fix.  A bug: it is mixed with the later one, or what both brought begins anew."""
-    program = made(project, V1, V2, V3)
+    program = Program(project, V1, V2, V3)
     with serving(program.old.path, "thread") as server:
         before = code_of(server.pid)
         apply(server, program.patches[1])
@@ -231,7 +220,7 @@ def test_earlier_patch_takes_the_place_of_the_later_one(project: Project) -> Non
 @situation(47, "fifty exchanges: no growth of memory")
 def test_fifty_exchanges_take_no_more_memory_than_two(plain: Project) -> None:
     """A bug: each exchange leaves a mapping."""
-    program = made(plain, V1, V2, V3)
+    program = Program(plain, V1, V2, V3)
     with serving(program.old.path, "thread") as server:
         for patch in program.patches * 2:
             apply(server, patch)
@@ -298,7 +287,7 @@ def test_what_cannot_be_carried_over_is_refused(plain: Project, how: str) -> Non
     """A bug: a live value is read as something else."""
     new, use, newer, newer_use, why = NOT_CARRIED[how]
     later = source(build="1", new=newer, first=newer_use, second="return 1001;")
-    program = made(plain, V1, source(build="1", new=new, first=use, second="return 1000;"), later)
+    program = Program(plain, V1, source(build="1", new=new, first=use, second="return 1000;"), later)
     with serving(program.old.path) as server:
         apply(server, program.patches[0])
         patched = code_of(server.pid)
@@ -333,7 +322,7 @@ def test_patch_of_the_build_that_a_patch_made_names_the_one_to_use(plain: Projec
 
 def test_tree_of_which_one_cannot_goes_back_to_the_earlier_patch(plain: Project) -> None:
     """A bug: the processes before it are left with the later patch, or without any."""
-    program = made(plain, V1, V2, V3.replace("/*STAY*/", "seen++;"))
+    program = Program(plain, V1, V2, V3.replace("/*STAY*/", "seen++;"))
     with serving(program.old.path, "thread") as server:
         apply(server, program.patches[0])
         before = code_of(server.pid)
@@ -352,7 +341,7 @@ def test_tree_of_which_one_cannot_goes_back_to_the_earlier_patch(plain: Project)
 @situation(43, "the whole tree takes a later patch")
 def test_whole_tree_takes_the_later_patch(plain: Project) -> None:
     """A bug: a child that was forked from a patched process is not understood."""
-    program = made(plain, V1, V2, V3)
+    program = Program(plain, V1, V2, V3)
     with serving(program.old.path) as server:
         apply(server, program.patches[0])
         assert server.ask("f 5") == str(1000 + 5 + 10000)
@@ -367,7 +356,7 @@ def test_whole_tree_takes_the_later_patch(plain: Project) -> None:
 def test_katana_killed_while_one_takes_the_place_of_another(plain: Project) -> None:
     """A bug: the program crashes, or the next katana can neither finish nor undo."""
     # Until the next katana, some functions may be of one build and some of another.
-    program = made(plain, *(text.replace("abort();", "seen++;") for text in (V1, V2, V3)))
+    program = Program(plain, *(text.replace("abort();", "seen++;") for text in (V1, V2, V3)))
     words = ["apply", str(program.patches[1])]
     with serving(program.old.path, "thread", "thread") as server:
         before = code_of(server.pid)
@@ -402,7 +391,7 @@ def test_katana_killed_while_one_takes_the_place_of_another(plain: Project) -> N
 def test_interrupted_while_one_takes_the_place_of_another(plain: Project, is_first: bool) -> None:
     """Ctrl-C in the stop.  A bug: what was written is not known, and memory is taken from the process; or it goes back
     further than to the patch that it carried."""
-    program = made(plain, V1, V2, V3)
+    program = Program(plain, V1, V2, V3)
     words = ["apply", str(program.patches[1])]
     with serving(program.old.path, "thread", "thread") as server:
         apply(server, program.patches[0])
@@ -458,7 +447,7 @@ def test_thread_in_a_function_of_the_earlier_patch_is_waited_for(plain: Project)
         .replace("/*TEXT*/", 'if (x < 0) wait_here(); return zero ? "" : "two";'),
         base.replace("/*TEXT*/", 'return zero ? "" : "three";'),
     ]
-    program = made(plain, *texts)
+    program = Program(plain, *texts)
     with serving(program.old.path) as server:
         apply(server, program.patches[0])
         server.tell("w 0")

@@ -12,7 +12,7 @@ from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, katana_json, mappings, serving
 from tests.live.situations import REFUSED, situation
 from tests.live.test_hooks import INCLUDE
-from tests.live.test_stacking import Made, apply, refused, states
+from tests.live.test_stacking import Program, apply, refused, states
 from tests.support.project import Project, Variant, project_in
 
 FRAME = (
@@ -62,16 +62,9 @@ def source(**parts: str) -> str:
     return ("#define HOOKS\n" if "KATANA_" in result else "") + result
 
 
-def made(project: Project, *sources: str) -> Made:
-    """Patches from the first of these sources to each other."""
-    builds = [project.build({"prog.c": text}, compile_flags=[INCLUDE]) for text in sources]
-    paths = []
-    for n, build in enumerate(builds[1:], 2):
-        result = project.checked(builds[0], build)
-        assert result.refusals == [], result.refusals
-        paths.append(project.folder / f"v{n}.kpo")
-        paths[-1].write_bytes(result.data)
-    return Made(builds[0], tuple(paths))
+def made(project: Project, *sources: str) -> Program:
+    """The program, with hooks or without."""
+    return Program(project, *sources, compile_flags=[INCLUDE])
 
 
 def revert(server: Server, *words: str) -> None:

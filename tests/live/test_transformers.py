@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from katana_cc.errors import ExitStatus
 from tests.live.programs import HEAD
-from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
-from tests.live.test_hooks import INCLUDE
-from tests.support.project import Build, Project, Result, Variant
+from tests.live.server import Server, code_of, katana, katana_json, serving
+from tests.live.test_hooks import INCLUDE, Made, made_of
+from tests.support.chain import Chain
+from tests.support.project import Project, Variant
 
 STATIC = ("--only-static", "struct conn")
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Two builds and the patch between them."""
-
-    old: Build
-    new: Build
-    result: Result
-    path: Path
 
 
 def make(
@@ -32,13 +22,8 @@ def make(
 ) -> Made:
     """The patch between two sources."""
     project = Project(folder, variant or Variant("gcc", "-O2", "pie"))
-    before = project.build({name: HEAD + old}, compile_flags=[INCLUDE], link_flags=["-pthread", *link])
-    after = project.build(
-        {name: HEAD + "#include <katana.h>\n" + new}, compile_flags=[INCLUDE], link_flags=["-pthread", *link]
-    )
-    result = project.checked(before, after)
-    assert result.refusals == []
-    return Made(before, after, result, write_patch(folder, result.patch))
+    sources = {name: HEAD + old}, {name: HEAD + "#include <katana.h>\n" + new}
+    return made_of(Chain(project, sources, compile_flags=[INCLUDE], link_flags=["-pthread", *link]))
 
 
 MAIN = r"""

@@ -10,6 +10,12 @@ from katana_cc.dwarf.dies import DebugInfo, open_debug_info
 from katana_cc.elf.reader import ElfFile
 
 FLAGS = ("-ffunction-sections", "-fdata-sections")
+BUILDS = [
+    (compiler, version, level)
+    for compiler in ("gcc", "clang")
+    for version in ("-gdwarf-4", "-gdwarf-5")
+    for level in ("-O0", "-O2")
+]
 
 
 def compile_object(folder: Path, source: str, *command: str, name: str = "unit.c") -> Path:

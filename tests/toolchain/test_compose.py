@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,9 @@ from katana_cc.patch.compose import compose
 from katana_cc.patch.model import UNKNOWN, Basis, PatchObject, Verdict
 from katana_cc.proof.completeness import unaccounted
 from katana_cc.release.proving import check_equivalence
+from tests.support.chain import Chain
 from tests.support.equivalence import inequivalences
-from tests.support.project import Build, Project, Variant, project_in
+from tests.support.project import Project, Variant, project_in
 
 N = "__attribute__((noinline)) "
 FRAME = r"""
@@ -54,13 +53,12 @@ def source(frame: str = FRAME, **parts: str) -> str:
     return frame
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Builds, one after the other, and the patches from each to the next."""
+class Program(Chain):
+    """Builds, one after the other; what leads to the last as one patch, and as the steps put together."""
 
-    project: Project
-    builds: tuple[Build, ...]
-    steps: tuple[PatchObject, ...]
+    def __init__(self, project: Project, *sources: str) -> None:
+        super().__init__(project, sources)
+        self.patches = [step.patch for step in self.steps()]
 
     def direct(self) -> PatchObject:
         """The patch from the first to the last."""
@@ -68,8 +66,8 @@ class Chain:
 
     def composed(self) -> PatchObject:
         """The steps put together, with what must hold of any patch object: proofs that do not know how it was made."""
-        po = self.steps[0]
-        for step in self.steps[1:]:
+        po = self.patches[0]
+        for step in self.patches[1:]:
             po = compose(po, step)
         data = encode(po)
         assert decode(data, "composed") == po
@@ -80,17 +78,6 @@ class Chain:
         diff = Diff(self.project.store, old, new)  # its readers
         assert unaccounted(diff.old, diff.new, diff.view, diff.debug, po) == []
         return po
-
-
-def chain(project: Project, sources: Sequence[str]) -> Chain:
-    """Each is built and the patch made; none may be refused."""
-    builds = [project.build({"prog.c": text}) for text in sources]
-    steps = []
-    for old, new in itertools.pairwise(builds):
-        result = project.checked(old, new)
-        assert result.refusals == []
-        steps.append(result.patch)
-    return Chain(project, tuple(builds), tuple(steps))
 
 
 def replaced(po: PatchObject) -> dict[str, tuple[int, int]]:
@@ -135,7 +122,7 @@ project = project_in(VARIANTS)
 def test_two_steps_are_as_the_one(project: Project) -> None:
     """Functions of the first step, of the second and of both, new ones, variables, constants, table entries, literals.
     A bug: another function is replaced, or the code of another build carried, or it leads elsewhere."""
-    program = chain(project, [V1, V2, V3])
+    program = Program(project, V1, V2, V3)
     direct, composed = program.direct(), program.composed()
     assert replaced(composed) == replaced(direct)
     assert carried(composed) == carried(direct)
@@ -158,7 +145,7 @@ def test_what_no_step_replaces_is_found_by_the_digest_without_blanks(project: Pr
     from katana_cc.elf.reader import ElfFile
     from katana_cc.patch.addresses import shape_of
 
-    program = chain(project, [V1, source(first="return x + 11;"), source(first="return x + 11;", second="x += 3;")])
+    program = Program(project, V1, source(first="return x + 11;"), source(first="return x + 11;", second="x += 3;"))
     composed = program.composed()
     (second,) = (r for r in composed.replacements if r.name == "second")
     (exact,) = (r for r in program.direct().replacements if r.name == "second")
@@ -175,9 +162,9 @@ def test_what_no_step_replaces_is_found_by_the_digest_without_blanks(project: Pr
 def test_three_steps_in_either_order(plain: Project) -> None:
     """(A B) C and A (B C).  A bug: what is composed lacks what it takes to compose it."""
     v4 = V3.replace("x * 9", "x * 8").replace("limit =  7", "limit = 9") + f"{N}int more(int x) {{ return x; }}"
-    program = chain(plain, [V1, V2, V3, v4.replace('puts("three")', 'puts("four"); mine += more(calls)')])
+    program = Program(plain, V1, V2, V3, v4.replace('puts("three")', 'puts("four"); mine += more(calls)'))
     left = program.composed()
-    right = compose(program.steps[0], compose(program.steps[1], program.steps[2]))
+    right = compose(program.patches[0], compose(program.patches[1], program.patches[2]))
     direct = program.direct()
     assert replaced(left) == replaced(right) == replaced(direct)
     assert carried(left) == carried(right) == carried(direct)
@@ -186,9 +173,9 @@ def test_three_steps_in_either_order(plain: Project) -> None:
 
 def test_it_can_be_composed_from_files(plain: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """The command, without a store and without the builds."""
-    program = chain(plain, [V1, V2, V3])
+    program = Program(plain, V1, V2, V3)
     names = [plain.folder / "1.kpo", plain.folder / "2.kpo"]
-    for path, step in zip(names, program.steps, strict=True):
+    for path, step in zip(names, program.patches, strict=True):
         path.write_bytes(encode(step))
     away = plain.folder / "away"
     away.mkdir()
@@ -212,18 +199,18 @@ def test_it_can_be_composed_from_files(plain: Project, capsys: pytest.CaptureFix
 
 
 def test_katana_check_compares_it_with_the_new_build(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = chain(plain, [V1, V2, V3])
+    program = Program(plain, V1, V2, V3)
     monkeypatch.chdir(plain.folder)
     assert check_equivalence(program.composed()) == ([], "")
     # It finds something: the first step alone is not the new build.
-    wrong = replace(program.steps[0], identity=program.composed().identity)
+    wrong = replace(program.patches[0], identity=program.composed().identity)
     found, _ = check_equivalence(wrong)
     assert found
 
 
 def test_patches_that_do_not_follow_each_other(plain: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    program = chain(plain, [V1, V2, V3])
-    first, second = program.steps
+    program = Program(plain, V1, V2, V3)
+    first, second = program.patches
     with pytest.raises(RefusedError) as caught:
         compose(second, first)
     assert first.identity.from_build_id in caught.value.what
@@ -248,8 +235,8 @@ def test_what_is_taken_back_is_no_edit_any_more(plain: Project) -> None:
     """A table entry, an initial value and a constant as v1 has them again.  A bug: an edit that changes nothing, and
     refuses processes."""
     table = source(entry="calm", limit="6").replace("{1, 2, 3, 4}", "{1, 2, 9, 4}")
-    program = chain(plain, [V1, table, source(second="x += 3;")])
-    assert {e.name.partition("+")[0] for e in program.steps[0].data_edits} == {"table", "limit", "steps"}
+    program = Program(plain, V1, table, source(second="x += 3;"))
+    assert {e.name.partition("+")[0] for e in program.patches[0].data_edits} == {"table", "limit", "steps"}
     composed = program.composed()
     assert composed.data_edits == ()
     assert replaced(composed).keys() == replaced(program.direct()).keys()
@@ -257,7 +244,7 @@ def test_what_is_taken_back_is_no_edit_any_more(plain: Project) -> None:
 
 def test_a_function_as_it_was_is_carried_as_it_is_now(plain: Project) -> None:
     """v3 has v1's `first`.  It is replaced by itself: the patch does not know v1's."""
-    program = chain(plain, [V1, source(first="return x + 11;"), source(second="x += 3;")])
+    program = Program(plain, V1, source(first="return x + 11;"), source(second="x += 3;"))
     composed = program.composed()
     direct = program.direct()
     assert set(replaced(composed)) - set(replaced(direct)) >= {"first"}
@@ -265,7 +252,7 @@ def test_a_function_as_it_was_is_carried_as_it_is_now(plain: Project) -> None:
 
 
 def test_what_nothing_uses_any_more_is_left_out(plain: Project) -> None:
-    program = chain(plain, [V1, source(new=NEW, first="hits++; return fresh(x) + 10;"), source(first="return x + 12;")])
+    program = Program(plain, V1, source(new=NEW, first="hits++; return fresh(x) + 10;"), source(first="return x + 12;"))
     composed = program.composed()
     assert set(carried(composed)) == set(carried(program.direct()))
     assert not {"fresh", "hits"} & set(carried(composed))
@@ -274,7 +261,7 @@ def test_what_nothing_uses_any_more_is_left_out(plain: Project) -> None:
 
 
 def test_initial_values_of_both_steps(plain: Project) -> None:
-    program = chain(plain, [V1, source(limit="6"), source(limit="7", second="x += 2;")])
+    program = Program(plain, V1, source(limit="6"), source(limit="7", second="x += 2;"))
     (edit,) = program.composed().data_edits
     po = program.composed()
     assert edit.is_initialiser
@@ -284,8 +271,8 @@ def test_initial_values_of_both_steps(plain: Project) -> None:
 def test_code_that_the_first_step_left_alone(plain: Project) -> None:
     """Only its line numbers differ in v2.  A bug: the bytes of v2 are looked for in processes of v1, and not found."""
     first = FRAME.replace("return x * 3 + zero;", 'printf("%d", __LINE__); return x * 3 + zero;')
-    program = chain(plain, [first, "\n\n" + first, "\n\n" + first.replace("x * 3", "x * 4")])
-    if not program.steps[0].replacements:
+    program = Program(plain, first, "\n\n" + first, "\n\n" + first.replace("x * 3", "x * 4"))
+    if not program.patches[0].replacements:
         composed = program.composed()
         (calm,) = composed.replacements
         (exact,) = program.direct().replacements
@@ -294,7 +281,7 @@ def test_code_that_the_first_step_left_alone(plain: Project) -> None:
 
 def test_first_step_code_may_not_go_on_while_it_is_replaced(plain: Project) -> None:
     """v1's `third` was never looked at together with v3's `second`."""
-    program = chain(plain, [V1, source(third="x += 4;"), source(third="x += 4;", second="x += 3;")])
+    program = Program(plain, V1, source(third="x += 4;"), source(third="x += 4;", second="x += 3;"))
     composed = program.composed()
     own = [r for r in composed.reliances if r.basis is Basis.TWO_STEPS]
     assert {composed.replacements[r.caller].name for r in own} >= {"third"}
@@ -320,7 +307,7 @@ def test_variable_that_gets_a_new_layout_in_one_step(tmp_path: Path, variant: Va
     project = Project(tmp_path, variant)
     moved = MOVING.replace("/*FIELD*/", "long c;")
     last = moved.replace("/*OTHER*/", "x += 5;")
-    program = chain(project, [MOVING, (MOVING.replace("/*OTHER*/", "x += 5;"), moved)[1 - step], last])
+    program = Program(project, MOVING, (MOVING.replace("/*OTHER*/", "x += 5;"), moved)[1 - step], last)
     direct, composed = program.direct(), program.composed()
     assert carried(composed) == carried(direct)
     assert replaced(composed) == replaced(direct)
@@ -331,9 +318,9 @@ def test_variable_that_gets_a_new_layout_in_one_step(tmp_path: Path, variant: Va
 
 def test_layout_that_changes_in_both_steps_is_refused(plain: Project) -> None:
     moved = MOVING.replace("/*FIELD*/", "long c;")
-    program = chain(plain, [MOVING, moved, moved.replace("long c;", "long c, d;")])
+    program = Program(plain, MOVING, moved, moved.replace("long c;", "long c, d;"))
     with pytest.raises(RefusedError, match=r"both give live data another layout \(the first .*held") as caught:
-        compose(*program.steps)
+        compose(*program.patches)
     assert "katana-release --since" in caught.value.remedy
 
 
@@ -341,9 +328,8 @@ def test_new_variable_that_gets_another_layout_is_new(plain: Project) -> None:
     """A process of v1 has none."""
     new = "struct box { int a; }; struct box box = {4}; struct box *volatile at = &box;"
     use = "return box.a++ + at->a;"
-    program = chain(
-        plain, [V1, source(new=new, first=use), source(new=new.replace("int a;", "long b; int a;"), first=use)]
-    )
+    changed = new.replace("int a;", "long b; int a;")
+    program = Program(plain, V1, source(new=new, first=use), source(new=changed, first=use))
     direct, composed = program.direct(), program.composed()
     assert composed.transforms == direct.transforms == ()
     assert carried(composed) == carried(direct)
@@ -353,8 +339,8 @@ def test_new_variable_that_gets_another_layout_is_new(plain: Project) -> None:
 
 
 def test_what_was_refused_is_refused(plain: Project) -> None:
-    program = chain(plain, [V1, V2, V3])
-    first, second = program.steps
+    program = Program(plain, V1, V2, V3)
+    first, second = program.patches
     reason = replace(first.reasons[0], severity="refused")
     no = PatchObject(first.identity, Verdict.REFUSED, (reason,))
     with pytest.raises(RefusedError, match="the first one was refused when it was made"):
@@ -363,8 +349,8 @@ def test_what_was_refused_is_refused(plain: Project) -> None:
 
 def test_what_the_map_does_not_tell_is_refused(plain: Project) -> None:
     """A bug: it is taken for what lies nearby."""
-    program = chain(plain, [V1, V2, V3])
-    first, second = program.steps
+    program = Program(plain, V1, V2, V3)
+    first, second = program.patches
     with pytest.raises(RefusedError, match="does not tell where"):
         compose(replace(first, addresses=replace(first.addresses, stretches=first.addresses.stretches[:1])), second)
     with pytest.raises(RefusedError, match="does not say what lies where"):
@@ -372,5 +358,5 @@ def test_what_the_map_does_not_tell_is_refused(plain: Project) -> None:
 
 
 def test_it_is_the_same_each_time(plain: Project) -> None:
-    program = chain(plain, [V1, V2, V3])
-    assert encode(compose(*program.steps)) == encode(compose(*program.steps))
+    program = Program(plain, V1, V2, V3)
+    assert encode(compose(*program.patches)) == encode(compose(*program.patches))

@@ -12,14 +12,7 @@ from elftools.elf.elffile import ELFFile  # type: ignore[import-untyped,unused-i
 from katana_cc.dwarf.functions import functions
 from katana_cc.dwarf.lines import Row, line_pairs, line_rows
 from katana_cc.elf.reader import ElfFile
-from tests.support.dwarf import build, compile_object, read
-
-BUILDS = [
-    (compiler, version, level)
-    for compiler in ("gcc", "clang")
-    for version in ("-gdwarf-4", "-gdwarf-5")
-    for level in ("-O0", "-O2")
-]
+from tests.support.dwarf import BUILDS, build, compile_object, read
 
 SOURCE = r"""
 #include <stdio.h>

@@ -11,14 +11,7 @@ from katana_cc.dwarf.variables import Variable, variables
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError
-from tests.support.dwarf import build, compile_object, read
-
-BUILDS = [
-    (compiler, version, level)
-    for compiler in ("gcc", "clang")
-    for version in ("-gdwarf-4", "-gdwarf-5")
-    for level in ("-O0", "-O2")
-]
+from tests.support.dwarf import BUILDS, build, compile_object, read
 
 SOURCE = r"""
 struct conf { int a; long b; };

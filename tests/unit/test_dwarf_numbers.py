@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from katana_cc.dwarf import constants as d
-from katana_cc.dwarf.abbrev import abbreviations, skip_steps, sleb, uleb
+from katana_cc.dwarf.abbrev import abbreviations, skip_steps
+from katana_cc.dwarf.leb128 import sleb, uleb
 from katana_cc.dwarf.lines import Row, line_pairs
 from katana_cc.errors import FormatError
 

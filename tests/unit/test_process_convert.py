@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import pytest
 
 from katana_cc.dwarf.forms import Encoding
-from katana_cc.process.convert import Converted, Imagined, ObjectLeads, Placement, convert, place
+from katana_cc.process.convert import Converted, ObjectLeads, convert
 from katana_cc.process.follow import Edited
 from katana_cc.process.moves import Kind
+from katana_cc.process.places import Imagined, Placement, place
 from katana_cc.process.reachable import Found, Reached
 from katana_cc.transform.execute import apply
 from katana_cc.transform.inverse import invert
