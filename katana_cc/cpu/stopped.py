@@ -123,8 +123,8 @@ class System(Protocol):
     def EINTR(self) -> int: ...
     @property
     def ALLOCATE(self) -> bytes:
-        """long allocate(void *(*malloc)(long size), long size, long count, void **blocks): how many blocks there are
-        now, fewer than `count` when malloc gave none."""
+        """long allocate(void *(*calloc)(long size, long), long size, long count, void **blocks): how many blocks
+        there are now, fewer than `count` when calloc gave none."""
 
     @property
     def RELEASE(self) -> bytes:

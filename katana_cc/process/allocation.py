@@ -1,9 +1,10 @@
 """Blocks from the target's own malloc, many at a time, and giving them back to its free.
 
-A few instructions that call malloc in a loop are mapped, with room for the addresses that it returns; one thread that
+A few instructions that call calloc in a loop are mapped, with room for the addresses that it returns; one thread that
 is stopped alone at a safe point (`calling.py`) runs them, a thousand blocks a stop, and the mapping goes again.  A
-katana that is killed between two stops leaves the blocks it had, which are lost to the program but do no harm; in a
-stop, its mapping as well, which the next one takes out.
+katana that is killed between two stops leaves the blocks it had, which are lost to the program but do no harm: they
+hold zeros, not words of what was there before, which the next look at the heap would have to take for pointers.  Killed
+in a stop, it leaves its mapping as well, which the next one takes out.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Blocks:
     """
 
     def __init__(self, target: Target, allocator: Allocator, wait: float) -> None:
-        if not allocator.malloc or not allocator.free:
+        if not allocator.calloc or not allocator.free:
             raise RefusedError(
                 "the program names no malloc that could be called in it (it is linked statically)",
                 where=target.where,
@@ -87,7 +88,7 @@ class Blocks:
 
         def work(calls: Calls) -> None:
             with self._code(calls) as (code, room):
-                got = calls.call(code, "malloc", self._allocator.malloc, size, count, room)
+                got = calls.call(code, "calloc", self._allocator.calloc, size, count, room)
                 found.extend(struct.unpack(f"<{got}Q", self._target.memory.read(room, 8 * got)))
 
         self._run(work)

@@ -40,12 +40,12 @@ _RESTART: Final = "restart the process with the new build"
 
 @dataclass(frozen=True, slots=True)
 class Allocator:
-    """glibc's malloc in one process, in `module`.  `arena` is 0 where nothing was allocated yet; `malloc`, `free` are
+    """glibc's malloc in one process, in `module`.  `arena` is 0 where nothing was allocated yet; `calloc`, `free` are
     addresses of the functions, 0 where nothing tells (a static program)."""
 
     module: Module
     arena: int
-    malloc: int
+    calloc: int
     free: int
 
 
@@ -55,7 +55,8 @@ def find_allocator(target: Target, linker: Linker) -> Allocator:
     Raises:
         RefusedError: it is not glibc's.
     """
-    malloc, free, version = (linker.first(name) or 0 for name in ("malloc", "free", "gnu_get_libc_version"))
+    names = "malloc", "calloc", "free", "gnu_get_libc_version"
+    malloc, calloc, free, version = (linker.first(name) or 0 for name in names)
     owner = next((m for m in target.modules if malloc and m.holds(malloc)), target.program_module())
     arena = None if owner is None else _arena_in(target.memory, owner)
     if owner is not None and arena is None and version and owner.holds(version):
@@ -67,7 +68,7 @@ def find_allocator(target: Target, linker: Linker) -> Allocator:
             where=target.where,
             remedy=_RESTART,
         )
-    return Allocator(owner, arena, malloc, free)
+    return Allocator(owner, arena, calloc if owner.holds(calloc) else 0, free)
 
 
 def _arena_in(memory: ProcessMemory, module: Module) -> int | None:

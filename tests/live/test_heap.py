@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,9 +170,16 @@ def test_blocks_are_had_and_given_back_through_the_targets_own_malloc(tmp_path: 
             assert len(set(got)) == 20_000
             with _looking(server) as heap:
                 assert {heap.at(a) for a in got} == {(a, 72, True) for a in got}
+            for at in got:
+                target.memory.write(at, struct.pack("<9Q", *(at + 16,) * 9))
             blocks.release(got)
             with _looking(server) as heap:
                 assert not heap.used.keys() & set(got)
+            # A katana that is killed now leaves them behind, and words in them must not lead anywhere.
+            again = blocks.allocate(72, 5000)
+            assert set(again) & set(got)
+            assert not any(any(target.memory.read(at, 72)) for at in again)
+            blocks.release(again)
             assert [r.path for r in before if r.path] == [r.path for r in target.read_map().regions if r.path]
         server.tell("m 100")
         assert server.ask("?").endswith(" 104")

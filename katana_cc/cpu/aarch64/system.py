@@ -126,11 +126,11 @@ ALLOCATE: Final = b"".join(
         0xA90153F3, 0xA9025BF5, 0xF9001BF7,  # stp x19, x20, [sp, #16]; stp x21, x22, [sp, #32]; str x23, [sp, #48]
         0xAA0003F3, 0xAA0103F4, 0xAA0203F5, 0xAA0303F6,  # mov x19, x0; x20, x1; x21, x2; x22, x3
         0xAA1F03F7,  # mov x23, xzr
-        0xEB1502FF, 0x540000E2,  # 40: cmp x23, x21; b.hs 72
-        0xAA1403E0, 0xD63F0260,  # mov x0, x20; blr x19
-        0xB4000080, 0xF8377AC0,  # cbz x0, 72; str x0, [x22, x23, lsl #3]
-        0x910006F7, 0x17FFFFF9,  # add x23, x23, #1; b 40
-        0xAA1703E0, 0xF9401BF7,  # 72: mov x0, x23; ldr x23, [sp, #48]
+        0xEB1502FF, 0x54000102,  # 40: cmp x23, x21; b.hs 76
+        0xAA1403E0, 0xD2800021, 0xD63F0260,  # mov x0, x20; mov x1, #1; blr x19
+        0xB4000080, 0xF8377AC0,  # cbz x0, 76; str x0, [x22, x23, lsl #3]
+        0x910006F7, 0x17FFFFF8,  # add x23, x23, #1; b 40
+        0xAA1703E0, 0xF9401BF7,  # 76: mov x0, x23; ldr x23, [sp, #48]
         0xA9425BF5, 0xA94153F3, 0xA8C47BFD,  # ldp x21, x22, [sp, #32]; ldp x19, x20, [sp, #16]; ldp x29, x30, [sp], #64
         0xD65F03C0,  # ret
     )
@@ -147,7 +147,7 @@ RELEASE: Final = b"".join(
         0xD65F03C0,  # ret
     )
 )  # fmt: skip
-assert len(ALLOCATE) == 96
+assert len(ALLOCATE) == 100
 assert len(RELEASE) == 64
 
 _WORD: Final = (1 << 64) - 1

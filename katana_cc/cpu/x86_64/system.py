@@ -123,17 +123,17 @@ SYS_FUTEX: Final = 202
 FUTEX_COMMAND: Final = 0x7F
 FUTEX_WAIT_BITSET: Final = 9  # condition variables, joins and semaphores wait so; locks do not
 
-# long allocate(void *(*malloc)(long size), long size, long count, void **blocks): how many blocks there are now, fewer
-# than `count` when malloc gave none.
+# long allocate(void *(*calloc)(long size, long), long size, long count, void **blocks): how many blocks there are now,
+# fewer than `count` when calloc gave none.
 ALLOCATE: Final = bytes.fromhex(
     "53 4154 4155 4156 4157"  # push %rbx, %r12, %r13, %r14, %r15: the stack is aligned then
     "4889fb 4989f4 4989d5 4989ce"  # mov %rdi, %rbx; %rsi, %r12; %rdx, %r13; %rcx, %r14
     "4531ff"  # xor %r15d, %r15d
-    "4d39ef 7313"  # 24: cmp %r13, %r15; jae 48
-    "4c89e7 ffd3"  # mov %r12, %rdi; call *%rbx
-    "4885c0 7409"  # test %rax, %rax; jz 48
-    "4b8904fe 49ffc7 ebe8"  # mov %rax, (%r14,%r15,8); inc %r15; jmp 24
-    "4c89f8"  # 48: mov %r15, %rax
+    "4d39ef 7318"  # 24: cmp %r13, %r15; jae 53
+    "4c89e7 be01000000 ffd3"  # mov %r12, %rdi; mov $1, %esi; call *%rbx
+    "4885c0 7409"  # test %rax, %rax; jz 53
+    "4b8904fe 49ffc7 ebe3"  # mov %rax, (%r14,%r15,8); inc %r15; jmp 24
+    "4c89f8"  # 53: mov %r15, %rax
     "415f 415e 415d 415c 5b c3"  # pop %r15, %r14, %r13, %r12, %rbx; ret
 )
 # void release(void (*free)(void *), void **blocks, long count)
@@ -145,7 +145,7 @@ RELEASE: Final = bytes.fromhex(
     "4983c408 ebef"  # add $8, %r12; jmp 15
     "415d 415c 5b c3"  # 32: pop %r13, %r12, %rbx; ret
 )
-assert len(ALLOCATE) == 61
+assert len(ALLOCATE) == 66
 assert len(RELEASE) == 38
 
 _MINUS_1: Final = (1 << 64) - 1
