@@ -11,9 +11,9 @@ stacks are not known; and in the stop, where the answer counts.  Nothing is writ
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from katana_cc.errors import TargetError
 from katana_cc.process.ahead import Ahead, AheadSight
@@ -35,6 +35,7 @@ from katana_cc.process.memory import BulkReader
 from katana_cc.process.objects import Cargo as ObjectCargo
 from katana_cc.process.objects import Objects, Sight
 from katana_cc.process.registers import RegisterWord
+from katana_cc.process.remembered import Remembered
 from katana_cc.process.watch import Watch
 from katana_cc.process.words import WORD, Pages, Seeker, to_search
 from katana_cc.transform.execute import apply
@@ -236,9 +237,9 @@ def search_ahead(carry: Carry, regions: MemoryMap, pages: Pages, watch: Watch, a
         raise TargetError(f"the process cannot be read: {error.strerror}", where=carry.where) from None
 
 
-# An object that is as it was at the look before the stop costs nothing in it.
-_made = functools.lru_cache(maxsize=256)(apply)
-_lost = functools.lru_cache(maxsize=256)(losses)
+_ROOM: Final = 64 << 20  # bytes
+_made = Remembered(lambda t, live, initial: apply(t, live, initial or b""), _ROOM)
+_lost = Remembered(losses, _ROOM)
 NOWHERE = "nothing says where that is in the new layout"
 
 

@@ -13,7 +13,6 @@ Nothing is stopped and nothing written here.  What is fixed after each step:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from katana_cc.cpu.native import code as cpu
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
-from katana_cc.patch.addresses import blanked
 from katana_cc.patch.model import PatchObject, Replacement
 from katana_cc.patch.needs import Grant, Option, initialisers_of
 from katana_cc.process import ledger as ledgers
@@ -35,9 +33,10 @@ from katana_cc.process.ledger import CodeRange, Ledger, MemoryEdit
 from katana_cc.process.link import DATA, Heritage, Layout, Linked, lay_out, link
 from katana_cc.process.modules import Module
 from katana_cc.process.moves import followed_by, kinds_of, moves_of, with_functions
-from katana_cc.process.permission import refuse_if_not_allowable, refuse_unless_ready, why_not_active
+from katana_cc.process.permission import refuse_unless_ready
 from katana_cc.process.phases import Bytes
 from katana_cc.process.place import base_for
+from katana_cc.process.replaced import Originals, compare_functions, replaced_guards
 from katana_cc.process.standing import WithoutPatches
 from katana_cc.process.succession import (
     exchanged,
@@ -170,7 +169,7 @@ def _prepared(
     """The plan that uses an earlier mapping of the patch again, or with a new one."""
     followed = followed_by(po, granted)
     kinds = kinds_of(po, granted)
-    originals = _compare_functions(target, module, po, earlier)
+    originals = compare_functions(target, module, po, earlier)
     registries = registries_for(po, module, linker)
     resolution = linker.resolve(po)
     program = target.program_module()
@@ -202,7 +201,7 @@ def _prepared(
     taken = _taken(po, granted)
     plan = _with_edits(plan, target, originals, earlier, taken)
     _refuse_later_wish(plan, target, taken)
-    guards = _guards(po, module, {g.value for g in granted if g.option is Option.ALLOW_ACTIVE}, originals)
+    guards = replaced_guards(po, module, {g.value for g in granted if g.option is Option.ALLOW_ACTIVE}, originals)
     return dataclasses.replace(plan, guards=(*guards, *guards_of(earlier.leaving)))
 
 
@@ -244,58 +243,6 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     return dataclasses.replace(plan, layout=layout, base=base, linked=linked, ledger=ledger)
 
 
-def _compare_functions(
-    target: Target, module: Module, po: PatchObject, earlier: Earlier
-) -> dict[int, tuple[bytes, bytes]]:
-    """Address → (expected bytes, bytes there now) of all replaced functions and parts; refuses when they differ.  Where
-    earlier edits of ours stand, the bytes they replaced are taken."""
-    without = earlier.without(target)
-    result = {}
-    for replacement in po.replacements:
-        if replacement.size < cpu.JUMP_SIZE:
-            raise RefusedError(
-                f"{replacement.name} is {replacement.size} bytes long, too short for a jump",
-                where=po.identity.output,
-                remedy="restart the process with the new build",
-            )
-        for link_time, size, digest, blanks in replacement.ranges:
-            address = module.bias + link_time
-            if not (module.holds(address) and module.holds(address + size - 1)):
-                raise InvalidPatchError(f"{replacement.name} lies outside the module", where=po.identity.output)
-            was = without.read(address, size)
-            if hashlib.sha256(blanked(was, blanks)).digest() != digest:
-                raise RefusedError(
-                    f"the code of {replacement.name} at {address:#x} is not what the build produced",
-                    where=target.where,
-                    remedy="a breakpoint, a probe or another patcher has altered it; remove that, or restart",
-                )
-            result[address] = was, target.memory.read(address, size)
-    return result
-
-
-def _guards(
-    po: PatchObject, module: Module, allowed: set[str], originals: dict[int, tuple[bytes, bytes]]
-) -> tuple[Guard, ...]:
-    unknown = allowed - {r.name for r in po.replacements}
-    if unknown:
-        raise RefusedError(
-            f"--allow-active: the patch does not replace {', '.join(sorted(unknown))}", where=po.identity.output
-        )
-    guards = []
-    for number, r in enumerate(po.replacements):
-        address = module.bias + r.address
-        is_allowed = r.name in allowed
-        why_not = why_not_active(po, number, module.bias, originals)
-        if is_allowed:
-            refuse_if_not_allowable(po, r.name, why_not)
-        guards.append(Guard(r.name, address, r.size, True, is_allowed, not why_not))
-        for part, size, _ in r.parts:
-            # A part has no jump: all of it must be empty, unless the whole function is allowed to go on as it was.
-            if not is_allowed:
-                guards.append(Guard(r.name, module.bias + part, size, False))
-    return tuple(guards)
-
-
 def _taken(po: PatchObject, granted: Collection[Grant]) -> frozenset[str]:
     """The names of variables that are to get their new initial value."""
     asked = {g.value for g in granted if g.option is Option.TAKE_INITIALISER}
@@ -323,7 +270,7 @@ def _refuse_later_wish(plan: Plan, target: Target, taken: frozenset[str]) -> Non
 def _with_edits(
     plan: Plan,
     target: Target,
-    originals: dict[int, tuple[bytes, bytes]],
+    originals: Originals,
     earlier: Earlier,
     taken: frozenset[str],
 ) -> Plan:
