@@ -37,7 +37,8 @@ from katana_cc.process.threads import list_threads, refusal_to_trace, status_fie
 
 WORD: Final = 8
 _STOP_TIMEOUT: Final = 0.5
-_CALL_TIMEOUT: Final = 1.0
+_TURN_TIMEOUT: Final = 5.0  # more, for a thread that waits for nothing but a processor
+_CALL_TIMEOUT: Final = 5.0
 _LONGEST_POLL: Final = 0.001
 _GRACE_STEP: Final = 0.001
 _FUNCTION_TIMEOUT: Final = 10.0  # it may wait for a lock that another thread holds, on a busy machine
@@ -215,7 +216,8 @@ class RemoteThread:
         while True:
             report = pt.wait(self._tid)
             if report is None:
-                if time.monotonic() > deadline:
+                over = time.monotonic() - deadline
+                if over > 0 and (over > _TURN_TIMEOUT or not self._waits_for_its_turn()):
                     return False
                 time.sleep(10e-6)
             elif report.gone:
@@ -224,6 +226,10 @@ class RemoteThread:
                 pt.resume(self._tid, report.signal)
             else:
                 return True
+
+    def _waits_for_its_turn(self) -> bool:
+        """Whether the thread lacks nothing but a processor to come to its stop (or has just come to it)."""
+        return status_fields(self._pid, self._tid).get("State", "").startswith(("R", "t"))
 
     def _next_syscall_stop(self, deadline: float) -> pt.Stop:
         """Run to the next system call entry or exit, or to a signal that is a fault of what runs."""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.process import ptrace_binding, remote
+from katana_cc.process.gadgets import find_gadgets
+from katana_cc.process.target import Target
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from, run
 from tests.live.programs import COUNTER, HEAD, INSIDE
@@ -496,3 +499,21 @@ def test_tools_that_situations_need_are_named() -> None:
     """A bug: a situation is skipped everywhere, since nobody installs what it needs."""
     assert "musl-gcc:musl-tools" in Path("Makefile").read_text()
     assert shutil.which("prlimit")
+
+
+def test_thread_that_gets_no_processor_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: on a machine with a load of a hundred nothing can be patched, however long one is ready to wait."""
+    wait, late = ptrace_binding.wait, [None] * 100
+
+    def later(tid: int) -> ptrace_binding.Stop | None:
+        return late.pop() if late else wait(tid)
+
+    with serving(build(tmp_path, "server", COUNTER).output, "0") as server, Target(server.pid) as target:
+        gadgets = find_gadgets(target.memory, target.regions, target.where)
+        monkeypatch.setattr(remote, "_STOP_TIMEOUT", 0.0)
+        monkeypatch.setattr(ptrace_binding, "wait", later)
+        with remote.RemoteThread(target.memory, gadgets) as thread:
+            assert thread.syscall(39) == server.pid  # getpid
+        assert not late
+        monkeypatch.undo()
+        assert server.ask("a 5") == "6"
