@@ -136,6 +136,17 @@ class System(Protocol):
     def in_system_call(self, words: Words) -> bool:
         """Whether a thread is known to be in a system call."""
 
+    @property
+    def PC_FOLLOWED_BY(self) -> int:
+        """Bytes behind the pc in a signal frame that `was_interrupted` looks at."""
+
+    def was_interrupted(self, following: bytes) -> bool:
+        """Whether an address in memory may be the pc of what a signal interrupted, as a signal frame keeps it."""
+
+    def switches_stacks(self, code: bytes) -> bool:
+        """Whether code has in it what glibc's `swapcontext` and `setcontext` alone have; false where that is not
+        known."""
+
     def keeps_arguments(self, words: Words) -> bool:
         """Whether the kernel keeps the arguments of the system call for itself (or may)."""
 

@@ -30,7 +30,8 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.perf import Sample, Sampler
-from katana_cc.process.suspended import Suspended, suspended, switchers
+from katana_cc.process.suspended import Suspended, suspended
+from katana_cc.process.switching import switchers
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads, thread_name, waiting_at
 
@@ -149,7 +150,7 @@ def forecast(target: Target, guards: Sequence[Guard], seconds: float = SECONDS) 
             best[function] = presence
     present = sorted(best.values(), key=lambda p: (-_weight(p)[0], p.function))
     names = switchers(target)
-    elsewhere = suspended(target, guards, finder.guard_of_return) if names else ()
+    elsewhere = suspended(target, guards, finder) if names else ()
     return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present), names, elsewhere)
 
 

@@ -38,6 +38,7 @@ from katana_cc.process.supply import (
     stock,
     supplied,
 )
+from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target
 
 
@@ -82,6 +83,7 @@ def revert_patch(
     must_match: bool = True,
     wishes: Wishes = NO_WISHES,
     hook_timeout: float = DEFAULT_TIMEOUT,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
@@ -129,7 +131,7 @@ def revert_patch(
                 ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
                 refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
-        reverts = [_prepared(target, meant, wait, wishes, hook_timeout) for target in ready]
+        reverts = [_prepared(target, meant, wait, wishes, hook_timeout, coroutines=coroutines) for target in ready]
         # From here on only bytes are exchanged: while one process is done, others run the new code.
         for revert in reverts:
             try:
@@ -262,9 +264,10 @@ def revert_one(
     wishes: Wishes = NO_WISHES,
     hook_timeout: float = DEFAULT_TIMEOUT,
     back_to: Ledger | None = None,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> RevertReport:
     """Revert in one process: to the build it was started from, or to the patch whose place this one has taken."""
-    return _prepared(target, patch_id, wait, wishes, hook_timeout, back_to)()
+    return _prepared(target, patch_id, wait, wishes, hook_timeout, back_to, coroutines)()
 
 
 def _prepared(
@@ -274,6 +277,7 @@ def _prepared(
     wishes: Wishes,
     hook_timeout: float,
     back_to: Ledger | None = None,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> Callable[[], RevertReport]:
     """What reverts it, with all that can be known before."""
     in_force = ledgers_in_force(target, patch_id)
@@ -317,7 +321,7 @@ def _prepared(
         leaving = (*leaving, (ledger.base, ledger.state))
         steps = Step.BEGIN_COMMIT, Step.END_COMMIT
         commit = replace(commit, ledger_base=back_to.base, phase=back_to.state, begin=steps[0], end=steps[1])
-    commit = replace(commit, leaving=leaving)
+    commit = replace(commit, leaving=leaving, coroutines=coroutines)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

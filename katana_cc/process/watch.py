@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Final
 
 from katana_cc.process.copies import PAGE, Copy, Ranges
-from katana_cc.process.words import Seeker, Word
+from katana_cc.process.words import Seeker, Word, merged
 
 _VALUE: Final = attrgetter("value")
 
@@ -137,14 +137,3 @@ def _inside(words: Iterable[Word], vectors: Iterable[tuple[int, int]]) -> Iterat
         i = bisect_right(starts, word.address) - 1
         if i >= 0 and word.address < sum(ranges[i]):
             yield word
-
-
-def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start, end) of all ranges, those that overlap as one."""
-    result: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if result and start <= result[-1][1]:
-            result[-1] = result[-1][0], max(end, result[-1][1])
-        else:
-            result.append((start, end))
-    return result

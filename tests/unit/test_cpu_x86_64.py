@@ -229,3 +229,34 @@ def test_wait_of_which_the_kernel_lost_how_to_go_on_is_entered_again() -> None:
     }  # fmt: skip
     words[system.RAX] = (1 << 64) - 4
     assert system.entered_again(words, b"") is None
+
+
+def test_return_addresses_lie_behind_calls() -> None:
+    """A bug: a coroutine is not seen, since it waits in a call of another form."""
+    calls = (
+        "e8 00000000", "67e8 00000000", "ffd0", "41ffd4", "ff10", "ff5008", "ff542408", "ff9000010000",
+        "ff94c800010000", "ff1500000000", "ff14c500000000", "ff14c8", "ff142500000000", "64ff142528000000",
+    )  # fmt: skip
+    code = b"".join(bytes.fromhex(call) + b"\x90" * 8 for call in calls)
+    ends = []
+    at = 0
+    for call in calls:
+        ends.append(at + len(bytes.fromhex(call)))
+        at = ends[-1] + 8
+    assert cpu.behind_calls(code) == set(ends)
+    assert cpu.behind_calls(bytes.fromhex("ff25 00000000 ffe0 e900000000 0f0b")) == frozenset(), "jumps are none"
+    assert cpu.behind_calls(b"\xe8\0\0\0") == frozenset(), "it is cut off"
+    assert cpu.behind_calls(b"\xe8\0\0\0\0") == {5}, "the last instruction, of a call that does not return"
+
+
+def test_what_a_signal_interrupted_is_known_by_its_neighbours() -> None:
+    """A bug: any word of a table counts."""
+    assert system.was_interrupted(bytes.fromhex("4602000000000000 330000000000 2b00"))
+    assert not system.was_interrupted(bytes(16))
+    assert not system.was_interrupted(bytes.fromhex("4602000000000000 230000000000 2b00")), "32-bit code"
+
+
+def test_code_of_swapcontext_is_known() -> None:
+    """A bug: a static program that was stripped switches stacks unseen."""
+    assert system.switches_stacks(bytes.fromhex("90 0faeb2c0010000 90".replace("b2", "92")))
+    assert not system.switches_stacks(bytes.fromhex("90 0fae5424fc 90"))
