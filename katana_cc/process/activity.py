@@ -77,7 +77,7 @@ class Finder:
         decided: the (start, end) of live parts of stacks: what in them leads into a guard is stale.
         own_stacks: (thread id, stack pointer) of each thread, where it is on its own stack; of one in a signal handler
             with another stack, what it was when the signal came.
-        is_switching: a thread is on a stack that is neither its own nor a signal handler's.
+        strange: the stack pointers of threads on stacks that are neither their own nor their signal handlers'.
     """
 
     def __init__(self, guards: Sequence[Guard], bulk: BulkReader, make_unwinder: Callable[[], Unwinder]) -> None:
@@ -96,7 +96,7 @@ class Finder:
         self._known: dict[int, _Known] = {}
         self.decided: list[tuple[int, int]] = []
         self.own_stacks: list[tuple[int, int]] = []
-        self.is_switching = False
+        self.strange: list[int] = []
 
     def find(
         self, pid: int, order: Sequence[int], registers: memoryview, regions: MemoryMap, reread: Callable[[], MemoryMap]
@@ -132,7 +132,7 @@ class Finder:
     def study(self) -> None:
         """Walk over what was too deep for the last stop; called when all threads run again."""
         self._studies += 1
-        unwinder = self._unwinder_now()
+        unwinder = self.unwinder
         for tid, values, copy in self._deep:
             states = _States(copy)
             trace = unwinder.unwind(values, read=copy.reading(unwinder), states=states)
@@ -200,7 +200,9 @@ class Finder:
             if frame.depth >= trace.goes_on:
                 return Activity(tid, guard.name, frame.pc, frame.depth - trace.goes_on + len(trace.frames))
         if is_odd:
-            self._note_odd(tid, _places(trace, states, known), home_stack(tid, pid, words, stacks.regions))
+            home = home_stack(tid, pid, words, stacks.regions)
+            if not self._returns(tid, _places(trace, states, known), home):
+                self.strange.append(words[cpu.SP])
         if trace.is_complete or trace.is_cut:
             return None
         seen_up_to = max((f.cfa for f in trace.frames), default=0)
@@ -218,30 +220,29 @@ class Finder:
         return None
 
     def _note_usual(self, order: Sequence[int], stacks: Stacks) -> None:
-        self.is_switching = False
+        self.strange = []
         own = [(tid, *stacks.vectors[i]) for i, tid in enumerate(order) if i not in stacks.odd]
         self.decided = [(pointer - cpu.RED_ZONE, pointer + size) for _, pointer, size in own]
         self.own_stacks = [(tid, pointer) for tid, pointer, _ in own]
 
-    def _note_odd(self, tid: int, places: Sequence[_Place], home: tuple[int, int]) -> None:
-        """Of a thread that is not where its stack is: which frames were seen, and whether it will return there."""
-        returns = False
+    def _returns(self, tid: int, places: Sequence[_Place], home: tuple[int, int]) -> bool:
+        """Whether a thread that is not where its stack is will be there when its signal handler returns; what was seen
+        is noted."""
         for n, place in enumerate(places):
             below = place.pointer - cpu.RED_ZONE if place.is_exact else place.pointer
             if n and place.is_exact and home[0] <= place.pointer < sum(home):
-                returns = True
                 self.own_stacks.append((tid, place.pointer))
                 self.decided.append((below, sum(home)))
-                break
+                return True
             self.decided.append((below, place.cfa))
-        self.is_switching |= not returns
+        return False
 
     def _walk(
         self, tid: int, values: dict[int, int], copy: _Copy, until: int
     ) -> tuple[Backtrace, dict[int, tuple[dict[int, int], int, bool]]]:
         """Unwind a thread, as far as the patience for this stop goes; what is beyond it is left for `study`.  The
         states that were met are with it."""
-        unwinder = self._unwinder_now()
+        unwinder = self.unwinder
         known, valid = None, _ALL
         if (earlier := self._known.get(tid)) is not None:
             known, valid = earlier.walked, copy.same_from(earlier.copy)
@@ -256,9 +257,11 @@ class Finder:
         return trace, states
 
     def _backtrace(self, words: memoryview) -> Backtrace:
-        return self._unwinder_now().unwind(_numbered(words), limit=_FURTHEST)
+        return self.unwinder.unwind(_numbered(words), limit=_FURTHEST)
 
-    def _unwinder_now(self) -> Unwinder:
+    @property
+    def unwinder(self) -> Unwinder:
+        """What stacks are unwound with."""
         if self._unwinder is None:
             self._unwinder = self._make_unwinder()
         return self._unwinder

@@ -43,8 +43,8 @@ from katana_cc.process.repair import Repair, UnrepairableError
 from katana_cc.process.runs import Runs
 from katana_cc.process.table import Difference, Table, TableRow
 from katana_cc.process.walk import walk
-from katana_cc.process.watch import Candidates
-from katana_cc.process.words import Seeker, Word, merged
+from katana_cc.process.watch import Candidates, merged
+from katana_cc.process.words import Seeker, Word
 from katana_cc.transform.destinations import Destinations
 
 _AT_ONCE: Final = 1 << 19  # bytes read before they are compared

@@ -5,7 +5,7 @@ imported by some module; or it is linked into one, and then the symbol table of 
 stripped.  glibc's own is also known by its code, in a program that is linked statically.
 
 Of assembly of the program's own, or of a stripped file, nothing tells; but a thread that is found on a stack which is
-neither its own nor that of its signal handlers shows it (`Finder.is_switching`).  And the user may say so.
+neither its own nor that of its signal handlers shows it (`Finder.strange`).  And the user may say so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ SWITCHERS: Final = frozenset(
      "ontop_fcontext", "coro_transfer", "co_switch", "coctx_swap", "acosw", "_mco_switch", "pth_uctx_switch",
      "_st_md_cxt_restore", "qemu_coroutine_switch", "coroutine_transfer", "fiber_switchContext", "slp_switch")
 )  # fmt: skip
+_PLAIN: Final = frozenset(("swapcontext", "makecontext", "setcontext"))
 # With both, a stack is made by a signal handler that never returns, and left by longjmp.
 _BY_SIGNAL: Final = "sigaltstack"
 _JUMPS: Final = frozenset(("longjmp", "_longjmp", "siglongjmp", "__longjmp_chk"))
@@ -50,27 +52,50 @@ class Coroutines(Enum):
     IGNORE = "ignore"
 
 
-def switchers(target: Target) -> tuple[str, ...]:
-    """The functions by which a program switches stacks, as far as it can be told."""
+@dataclass(frozen=True, slots=True)
+class Switching:
+    """How a program switches stacks, as far as it can be told: by these functions.  `is_plain`: all of them are
+    glibc's, for contexts, and nothing else in the modules that use them can switch."""
+
+    names: tuple[str, ...]
+    is_plain: bool
+
+
+def find_switching(target: Target) -> Switching:
+    """What there is of it in the modules of a process."""
     found: set[str] = set()
+    is_plain = True
     for module in target.modules:
         with contextlib.suppress(KatanaError):
-            found |= _of_module(target, module)
-    return tuple(sorted(found))
+            names, plain = _of_module(target, module)
+            found |= names
+            is_plain &= plain
+    is_plain = is_plain and bool(found) and found <= _PLAIN and _is_of_glibc(target)
+    return Switching(tuple(sorted(found)), is_plain)
 
 
-def _of_module(target: Target, module: Module) -> set[str]:
+def _of_module(target: Target, module: Module) -> tuple[set[str], bool]:
+    """The functions of one module; and whether they are all imported, and none that jumps is beside them."""
     dynamic = DynamicModule(target.memory, module)
     names = _imported(dynamic)
-    found = names & SWITCHERS
+    imported = names & SWITCHERS
+    plain = not imported or not names & _JUMPS
+    found = set(imported)
     if _BY_SIGNAL in names and names & _JUMPS:
         found |= {_BY_SIGNAL, *(names & _JUMPS)}
     if c.DT_SYMTAB in dynamic.tags and dynamic.lookup(_LIBC) is not None:
-        return found
+        return found, plain
     found |= _linked_in(target, module)
     if not found and c.DT_NEEDED not in dynamic.tags and _switches(target, module):
         found.add("swapcontext")
-    return found
+    return found, plain and found == imported
+
+
+def _is_of_glibc(target: Target) -> bool:
+    """Whether glibc alone has `swapcontext`: that of others keeps contexts otherwise."""
+    modules = [DynamicModule(target.memory, module) for module in target.modules]
+    having = [m for m in modules if c.DT_SYMTAB in m.tags and m.lookup("swapcontext") is not None]
+    return len(having) == 1 and having[0].lookup("gnu_get_libc_version") is not None
 
 
 def _imported(dynamic: DynamicModule) -> set[str]:

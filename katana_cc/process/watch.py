@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Final
 
 from katana_cc.process.copies import PAGE, Copy, Ranges
-from katana_cc.process.words import Seeker, Word, merged
+from katana_cc.process.words import Seeker, Word
 
 _VALUE: Final = attrgetter("value")
 
@@ -84,12 +84,14 @@ class Watch:
 
     Args:
         room: how many bytes of the process may be copied.
+        also: is told of each run of pages, by address and bytes, that is searched.
 
     Attributes:
         searched: bytes that the last look had to search.
     """
 
-    def __init__(self, reader: Ranges, room: int) -> None:
+    def __init__(self, reader: Ranges, room: int, also: Callable[[int, memoryview], None] | None = None) -> None:
+        self._also = also
         self._copy = Copy(reader, room)
         self._coarse = Seeker(())
         self._within: list[tuple[int, int]] = []
@@ -122,6 +124,8 @@ class Watch:
         for address, data in self._copy.changed(vectors):
             self.searched += len(data)
             self._words.search(self._coarse, address, data)
+            if self._also is not None:
+                self._also(address, data)
         return list(_inside(self._words.leading(seeker.leads, more), vectors))
 
     def settle(self, seeker: Seeker) -> None:
@@ -137,3 +141,14 @@ def _inside(words: Iterable[Word], vectors: Iterable[tuple[int, int]]) -> Iterat
         i = bisect_right(starts, word.address) - 1
         if i >= 0 and word.address < sum(ranges[i]):
             yield word
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(start, end) of all ranges, those that overlap as one."""
+    result: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if result and start <= result[-1][1]:
+            result[-1] = result[-1][0], max(end, result[-1][1])
+        else:
+            result.append((start, end))
+    return result

@@ -24,7 +24,6 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import itemgetter
 from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import system as cpu
@@ -173,7 +172,7 @@ def to_search(
         region = regions.at(pointer)
         if region is not None:
             low.setdefault(region.start, []).append(pointer)
-    holes = merged(spared)
+    holes = sorted(spared)
     result: list[tuple[int, int]] = []
     for region in regions.regions:
         start = region.start
@@ -193,10 +192,10 @@ def to_search(
 
 
 def _without(holes: Sequence[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(address, size) of what is left of [start, end) between the holes, which do not overlap: whole words."""
-    for first, last in holes[bisect_right(holes, start, key=itemgetter(1)) :]:
-        if first >= end:
-            break
+    """(address, size) of what is left of [start, end) between the holes: whole words."""
+    for first, last in holes:
+        if last <= start or first >= end:
+            continue
         # A word that is partly in the hole is looked at.
         upto = -(-first // WORD) * WORD
         if upto > start:
@@ -204,17 +203,6 @@ def _without(holes: Sequence[tuple[int, int]], start: int, end: int) -> Iterator
         start = max(start, last & -WORD)
     if end > start:
         yield start, end - start
-
-
-def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start, end) of all ranges, those that overlap as one."""
-    result: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if result and start <= result[-1][1]:
-            result[-1] = result[-1][0], max(end, result[-1][1])
-        else:
-            result.append((start, end))
-    return result
 
 
 def is_anonymous(region: Region) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from katana_cc.cpu.field import Form
 from katana_cc.cpu.x86_64 import code as cpu
-from katana_cc.cpu.x86_64 import relocations, system
+from katana_cc.cpu.x86_64 import contexts, relocations, system
 from katana_cc.cpu.x86_64.kinds import KINDS
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
@@ -260,3 +260,32 @@ def test_code_of_swapcontext_is_known() -> None:
     """A bug: a static program that was stripped switches stacks unseen."""
     assert system.switches_stacks(bytes.fromhex("90 0faeb2c0010000 90".replace("b2", "92")))
     assert not system.switches_stacks(bytes.fromhex("90 0fae5424fc 90"))
+
+
+def test_contexts_are_found_by_their_marks() -> None:
+    """A bug: a coroutine is overlooked, and what leads to it taken for stale."""
+    mark = bytes.fromhex("7f03ffff 0000ffff ffffffff")
+    rounded = bytes.fromhex("7f0fffff 2041ffff ffffffff")  # another rounding, exceptions that have happened
+    ones = b"\xff" * 64
+    for before in (b"", bytes(8), ones, bytes(4) + ones[:4], bytes.fromhex("ffff0000ffffffff")):
+        for after in (bytes(12), ones + bytes(4)):
+            for each in (mark, rounded):
+                data = before + each + after + each
+                assert list(contexts.marks(data)) == [len(before), len(before) + len(each) + len(after)]
+    assert list(contexts.marks(bytes(4) + mark)) == [], "no context begins there"
+    assert list(contexts.marks(ones + bytes(8) + ones)) == []
+    assert list(contexts.marks(mark[:-1])) == []
+
+
+def test_context_is_one_only_where_it_says_so_itself() -> None:
+    """A bug: what was copied, or is none, is unwound."""
+    data = bytearray(contexts.SIZE)
+    data[16:24], data[32:40] = (0x7000).to_bytes(8, "little"), (0x1000).to_bytes(8, "little")
+    data[160:168], data[168:176] = (0x7F00).to_bytes(8, "little"), (0x401234).to_bytes(8, "little")
+    data[120:128] = (0x7F80).to_bytes(8, "little")
+    data[224:232] = (0x10000 + contexts.MARK_AT).to_bytes(8, "little")
+    assert contexts.saved_context(bytes(data), 0x20000) is None
+    saved = contexts.saved_context(bytes(data), 0x10000)
+    assert saved is not None
+    assert (saved.stack, saved.size) == (0x7000, 0x1000)
+    assert (saved.registers[7], saved.registers[16], saved.registers[6]) == (0x7F00, 0x401234, 0x7F80)
