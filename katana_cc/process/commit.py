@@ -242,13 +242,13 @@ def _try(
         if commit.carry is not None or suspects.is_on:
             # Where a look takes long, the target shall run most of the time.
             waiting.lengthen(_SHARE * (ended - begun) / 1e9)
+        suspects.prepare()  # now: a moment that is waited for is short
         if not waiting.again():
             if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
                 raise failure
             rehearsal.look_at_the_whole()
         if rehearsal is not None:
             rehearsal.prepare()
-        suspects.prepare()
         regions = read_map(target.pid)
 
 

@@ -118,16 +118,15 @@ class Suspects:
         Raises:
             OSError: the process is gone.
         """
-        if self._search is None or any(self._search.is_still_there(clue) for clue in self._clues):
+        if self._search is None or self._are_still_there():
             return
-        self._clues = []
         clues, is_sure = self._search.ahead()
         if self._early is None:
             self._early = clues if is_sure else []
 
     def refuse_early(self, waiting: Waiting) -> None:
         """Raises SuspendedError where a stop would be in vain."""
-        found = self._clues or self._early
+        found = self._clues if self._are_still_there() else self._early
         self._early = []  # a stop knows better: it has the next word
         if found:
             raise self._error(found, waiting)
@@ -149,6 +148,11 @@ class Suspects:
         self._clues = self._search.in_stop()
         if self._clues:
             raise self._error(self._clues, waiting)
+
+    def _are_still_there(self) -> bool:
+        """Whether some of what kept the last stop from being of use is as it was."""
+        search = self._search
+        return search is not None and any(search.is_still_there(clue) for clue in self._clues)
 
     def _error(self, clues: Sequence[Clue], waiting: Waiting) -> SuspendedError:
         clue = next((x for x in clues if x.held is not None), clues[0])
@@ -223,7 +227,9 @@ class _Search:
             return False  # its memory may be gone alone
 
     def _vectors(self, regions: MemoryMap, stacks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        return to_search(regions, (), stacks, self._pages.touched, self._pages.written)
+        # What several processes share holds no stack, and may be a file larger than memory.
+        own = MemoryMap(tuple(r for r in regions.regions if r.permissions.endswith("p")))
+        return to_search(own, (), stacks, self._pages.touched, self._pages.written)
 
     def _clues(self, words: Sequence[Word], stacks: Sequence[tuple[int, int]]) -> list[Clue]:
         """What counts of the words, and contexts; `stacks` as of `Finder.own_stacks`."""

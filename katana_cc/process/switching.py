@@ -14,16 +14,16 @@ import contextlib
 import mmap
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 from katana_cc.cpu.native import system
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import KatanaError, TargetError
+from katana_cc.errors import FormatError, KatanaError, TargetError
 from katana_cc.process.dynamic import DynamicModule
 from katana_cc.process.modules import Module
 from katana_cc.process.target import Target
@@ -108,9 +108,11 @@ def _imported(dynamic: DynamicModule) -> set[str]:
 
 def _linked_in(target: Target, module: Module) -> set[str]:
     """Those that a module's file has among its symbols, of whatever binding."""
-    for path in (Path(f"/proc/{target.pid}/exe"), Path(f"/proc/{target.pid}/root{module.path}")):
+    region = target.regions.at(module.start)
+    mapped = f"/proc/{target.pid}/map_files/{region.start:x}-{region.end:x}" if region is not None else ""
+    for path in (mapped, f"/proc/{target.pid}/exe", module.path):  # the first needs a capability
         with contextlib.suppress(KatanaError, OSError, ValueError), _mapped(path) as data:
-            elf = ElfFile(data, str(path))
+            elf = ElfFile(data, path)
             if elf.build_id == module.build_id and module.build_id is not None:
                 return set(_symbols(elf, data))
     return set()
@@ -133,9 +135,12 @@ def _symbols(elf: ElfFile, data: memoryview) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[memoryview]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _mapped(path: str) -> Iterator[memoryview]:
+    """A file, which may be no file at all."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FormatError("not a regular file", where=path)
         mapping = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
