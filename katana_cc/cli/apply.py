@@ -27,6 +27,7 @@ from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
 from katana_cc.process.plan import Plan
 from katana_cc.process.succession import left_behind
+from katana_cc.process.switching import Coroutines
 from katana_cc.report.forecast import forecast_json, forecast_lines
 from katana_cc.report.hooks import failures, handed_lines, heap_handed_lines, hook_lines, hooks_json
 from katana_cc.report.moves import moved_line, moves_json, preview_lines, words_json
@@ -101,6 +102,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             select=select,
             at=arguments.at or "",
             tell=shown.waiting,
+            coroutines=Coroutines(arguments.coroutines),
         )
     over = sorted(passed_over)
     tell_passed_over("katana apply", over, f"this build of {po.identity.output} runs there")

@@ -23,6 +23,7 @@ from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
 from katana_cc.process.revert import RevertReport, Wishes, revert_patch
+from katana_cc.process.switching import Coroutines
 from katana_cc.report.hooks import failures, hook_lines, hooks_json
 from katana_cc.report.moves import moved_back_line, moves_json
 from katana_cc.report.objects import object_lines, objects_json
@@ -85,6 +86,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
             hook_timeout=arguments.hook_timeout,
             tell=shown.waiting,
+            coroutines=Coroutines(arguments.coroutines),
         )
     failed = [f"pid {r.pid} ({r.name}): {text}" for r in reports for text in failures(r.hooks)]
     for text in failed:

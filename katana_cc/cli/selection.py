@@ -10,6 +10,7 @@ from typing import Any, Final
 from katana_cc.errors import ExitStatus
 from katana_cc.process import survey
 from katana_cc.process.hooks import DEFAULT_TIMEOUT
+from katana_cc.process.switching import Coroutines
 
 _LARGEST_PID: Final = 2**31 - 1  # pid_t
 _NOT_READABLE: Final = "may not be read"
@@ -53,6 +54,13 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
         help=f"that each function which the program wants to run may take (default {DEFAULT_TIMEOUT:g})",
+    )
+    parser.add_argument(
+        "--coroutines",
+        choices=[c.value for c in Coroutines],
+        default=Coroutines.FIND_OUT.value,
+        help="whether a coroutine that is switched out may be inside of what is replaced: find out whether the program "
+        "has any (default), search for them anyway, or ignore what is found, since you know that none is",
     )
     parser.add_argument("--json", action="store_true", help="report as JSON")
 

@@ -19,6 +19,7 @@ from katana_cc.patch.needs import Grant
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.process.switching import Coroutines
 from katana_cc.release.places import place
 from katana_cc.release.update import Found, Mirrors
 from katana_cc.report.hooks import failures
@@ -122,6 +123,7 @@ def _update(
             must_match=listing is None,
             select=None if listing is None else select,
             tell=tell,
+            coroutines=Coroutines(arguments.coroutines),
         )
     except KatanaError as error:
         return _Done(found, pids, error=error)

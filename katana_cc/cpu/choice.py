@@ -11,7 +11,7 @@ from katana_cc.errors import RefusedError
 
 if TYPE_CHECKING:  # every link asks for relocations, and for nothing else
     from katana_cc.cpu.interface import Instructions, Relocations
-    from katana_cc.cpu.stopped import System, WayBack
+    from katana_cc.cpu.stopped import Contexts, System, WayBack
 
 
 class Cpu:
@@ -22,13 +22,17 @@ class Cpu:
         name: as people call it.
         package: where its modules are.
         has_way_back: whether a thread that was made to do something can go back by itself.
+        has_contexts: whether what the C library keeps of coroutines can be found.
     """
 
-    def __init__(self, machine: int, name: str, package: str, *, has_way_back: bool = False) -> None:
+    def __init__(
+        self, machine: int, name: str, package: str, *, has_way_back: bool = False, has_contexts: bool = False
+    ) -> None:
         self.machine = machine
         self.name = name
         self._package = package
         self._has_way_back = has_way_back
+        self._has_contexts = has_contexts
 
     @cached_property
     def relocations(self) -> Relocations:
@@ -50,12 +54,17 @@ class Cpu:
         """How a thread goes back by itself, if that is known."""
         return cast("WayBack", self._part("sigframe")) if self._has_way_back else None
 
+    @cached_property
+    def contexts(self) -> Contexts | None:
+        """What the C library keeps of coroutines, if that is known."""
+        return cast("Contexts", self._part("contexts")) if self._has_contexts else None
+
     def _part(self, name: str) -> object:
         return import_module(f"katana_cc.cpu.{self._package}.{name}")
 
 
 CPUS: Final = {
-    c.EM_X86_64: Cpu(c.EM_X86_64, "x86-64", "x86_64", has_way_back=True),
+    c.EM_X86_64: Cpu(c.EM_X86_64, "x86-64", "x86_64", has_way_back=True, has_contexts=True),
     c.EM_AARCH64: Cpu(c.EM_AARCH64, "AArch64", "aarch64"),
 }
 # What programs are recorded and patched for.  Of the others only the encodings are there (docs/porting.md).

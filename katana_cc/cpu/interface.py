@@ -218,6 +218,9 @@ class Instructions(Protocol):
     def is_call(self, code: bytes, offset: int, kind: int) -> bool:
         """Whether it is that of a call."""
 
+    def behind_calls(self, code: bytes) -> frozenset[int]:
+        """The offsets behind what may be a call: where return addresses lead; wrong only on the safe side."""
+
     def stub_slot(self, address: int, code: bytes) -> int | None:
         """The slot that a stub of the procedure linkage table jumps through; None when it is none.  `code` are the
         bytes at `address`."""

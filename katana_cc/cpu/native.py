@@ -24,3 +24,4 @@ relocations: Final = cpu.relocations
 code: Final = cpu.code
 system: Final = cpu.system
 way_back: Final = cpu.way_back
+contexts: Final = cpu.contexts

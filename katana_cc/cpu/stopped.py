@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 ReadMemory = Callable[[int, int], bytes]
@@ -31,6 +31,15 @@ class RegisterSet(NamedTuple):
 
     note: int
     word: int
+    size: int
+
+
+class SavedContext(NamedTuple):
+    """What a coroutine that is switched out goes on with: DWARF-numbered registers, the pc among them; and the stack
+    that it was made with (address, size), if it was made."""
+
+    registers: Mapping[int, int]
+    stack: int
     size: int
 
 
@@ -136,6 +145,17 @@ class System(Protocol):
     def in_system_call(self, words: Words) -> bool:
         """Whether a thread is known to be in a system call."""
 
+    @property
+    def PC_FOLLOWED_BY(self) -> int:
+        """Bytes behind the pc in a signal frame that `was_interrupted` looks at."""
+
+    def was_interrupted(self, following: bytes) -> bool:
+        """Whether an address in memory may be the pc of what a signal interrupted, as a signal frame keeps it."""
+
+    def switches_stacks(self, code: bytes) -> bool:
+        """Whether code has in it what glibc's `swapcontext` and `setcontext` alone have; false where that is not
+        known."""
+
     def keeps_arguments(self, words: Words) -> bool:
         """Whether the kernel keeps the arguments of the system call for itself (or may)."""
 
@@ -229,3 +249,25 @@ class WayBack(Protocol):
     def has_returned(self, words: Words, restored: int, at: int) -> bool:
         """Whether a thread at the entry of a system call is about to go back by the frame at `at`.  `restored`: where
         the restorer ends."""
+
+
+class Contexts(Protocol):
+    """What the C library keeps of a coroutine that is switched out."""
+
+    @property
+    def MARK_SIZE(self) -> int:
+        """Bytes of the mark that each context has."""
+
+    @property
+    def MARK_AT(self) -> int:
+        """Where it begins in a context."""
+
+    @property
+    def SIZE(self) -> int:
+        """Bytes of a context that are read."""
+
+    def marks(self, data: bytes | memoryview) -> Iterator[int]:
+        """The offsets of marks, in memory from a multiple of 8 on."""
+
+    def saved_context(self, data: bytes, address: int) -> SavedContext | None:
+        """What is kept in the SIZE bytes at an address; None where that is no context."""

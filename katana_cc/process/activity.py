@@ -14,6 +14,9 @@ what is deeper is remembered, registers and stack, everything is let go, and it 
 stop goes on from what is known where it meets a state of that walk with the same memory beyond it (`dwarf.unwind`):
 an outer part of a stack that is still there, whatever its thread does meanwhile.  A stack of which nothing stays is
 walked over in the stop, after a few such tries.
+
+Of code on stacks that no thread runs on nothing is said here (`suspended`), but where to look for it: in all memory
+that `decided` leaves out.
 """
 
 from __future__ import annotations
@@ -68,7 +71,14 @@ class Activity:
 
 
 class Finder:
-    """Searches for activity in a set of guards.  Build it before the stop; `find` runs during it."""
+    """Searches for activity in a set of guards.  Build it before the stop; `find` runs during it.
+
+    Attributes, as of the last `find` that found none:
+        decided: the (start, end) of live parts of stacks: what in them leads into a guard is stale.
+        own_stacks: (thread id, stack pointer) of each thread, where it is on its own stack; of one in a signal handler
+            with another stack, what it was when the signal came.
+        strange: the stack pointers of threads on stacks that are neither their own nor their signal handlers'.
+    """
 
     def __init__(self, guards: Sequence[Guard], bulk: BulkReader, make_unwinder: Callable[[], Unwinder]) -> None:
         self._guards = sorted((g for g in guards), key=lambda g: g.start)
@@ -84,6 +94,9 @@ class Finder:
         self._studies = 0
         self._deep: list[tuple[int, dict[int, int], _Copy]] = []
         self._known: dict[int, _Known] = {}
+        self.decided: list[tuple[int, int]] = []
+        self.own_stacks: list[tuple[int, int]] = []
+        self.strange: list[int] = []
 
     def find(
         self, pid: int, order: Sequence[int], registers: memoryview, regions: MemoryMap, reread: Callable[[], MemoryMap]
@@ -106,6 +119,7 @@ class Finder:
         hits = stacks.hits(self._search)
         self._left = _PATIENCE if self._studies < DEEP_TRIES else _ALL
         self._deep.clear()
+        self._note_usual(order, stacks)
         for i in sorted(hits.keys() | stacks.odd):
             words = registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]
             found = self._examine(order[i], words, hits.get(i, []), i, stacks, pid)
@@ -118,7 +132,7 @@ class Finder:
     def study(self) -> None:
         """Walk over what was too deep for the last stop; called when all threads run again."""
         self._studies += 1
-        unwinder = self._unwinder_now()
+        unwinder = self.unwinder
         for tid, values, copy in self._deep:
             states = _States(copy)
             trace = unwinder.unwind(values, read=copy.reading(unwinder), states=states)
@@ -177,7 +191,7 @@ class Finder:
         """Unwind a thread with hits, or on an odd stack."""
         is_odd = i in stacks.odd
         until = _ALL if is_odd else max(at for at, _ in hits)
-        trace = self._walk(tid, _numbered(words), _Copy(stacks.vectors[i][0], stacks.copy(i)), until)
+        trace, states = self._walk(tid, _numbered(words), _Copy(stacks.vectors[i][0], stacks.copy(i)), until)
         for frame, guard in zip(trace.frames, self.guards_of(trace), strict=True):
             if guard is not None:
                 return Activity(tid, guard.name, frame.pc, frame.depth)
@@ -185,6 +199,10 @@ class Finder:
         for frame, guard in known.inside if known is not None else ():
             if frame.depth >= trace.goes_on:
                 return Activity(tid, guard.name, frame.pc, frame.depth - trace.goes_on + len(trace.frames))
+        if is_odd:
+            home = home_stack(tid, pid, words, stacks.regions)
+            if not self._returns(tid, _places(trace, states, known), home):
+                self.strange.append(words[cpu.SP])
         if trace.is_complete or trace.is_cut:
             return None
         seen_up_to = max((f.cfa for f in trace.frames), default=0)
@@ -201,9 +219,30 @@ class Finder:
             return Activity(tid, guard.name, beyond[0], -1, trace.why)
         return None
 
-    def _walk(self, tid: int, values: dict[int, int], copy: _Copy, until: int) -> Backtrace:
-        """Unwind a thread, as far as the patience for this stop goes; what is beyond it is left for `study`."""
-        unwinder = self._unwinder_now()
+    def _note_usual(self, order: Sequence[int], stacks: Stacks) -> None:
+        self.strange = []
+        own = [(tid, *stacks.vectors[i]) for i, tid in enumerate(order) if i not in stacks.odd]
+        self.decided = [(pointer - cpu.RED_ZONE, pointer + size) for _, pointer, size in own]
+        self.own_stacks = [(tid, pointer) for tid, pointer, _ in own]
+
+    def _returns(self, tid: int, places: Sequence[_Place], home: tuple[int, int]) -> bool:
+        """Whether a thread that is not where its stack is will be there when its signal handler returns; what was seen
+        is noted."""
+        for n, place in enumerate(places):
+            below = place.pointer - cpu.RED_ZONE if place.is_exact else place.pointer
+            if n and place.is_exact and home[0] <= place.pointer < sum(home):
+                self.own_stacks.append((tid, place.pointer))
+                self.decided.append((below, sum(home)))
+                return True
+            self.decided.append((below, place.cfa))
+        return False
+
+    def _walk(
+        self, tid: int, values: dict[int, int], copy: _Copy, until: int
+    ) -> tuple[Backtrace, dict[int, tuple[dict[int, int], int, bool]]]:
+        """Unwind a thread, as far as the patience for this stop goes; what is beyond it is left for `study`.  The
+        states that were met are with it."""
+        unwinder = self.unwinder
         known, valid = None, _ALL
         if (earlier := self._known.get(tid)) is not None:
             known, valid = earlier.walked, copy.same_from(earlier.copy)
@@ -215,12 +254,14 @@ class Finder:
         self._left -= len(states)
         if trace.is_cut:
             self._deep.append((tid, values, copy))
-        return trace
+        return trace, states
 
     def _backtrace(self, words: memoryview) -> Backtrace:
-        return self._unwinder_now().unwind(_numbered(words), limit=_FURTHEST)
+        return self.unwinder.unwind(_numbered(words), limit=_FURTHEST)
 
-    def _unwinder_now(self) -> Unwinder:
+    @property
+    def unwinder(self) -> Unwinder:
+        """What stacks are unwound with."""
         if self._unwinder is None:
             self._unwinder = self._make_unwinder()
         return self._unwinder
@@ -293,6 +334,26 @@ class _Known(NamedTuple):
     walked: Walked
     inside: tuple[tuple[Frame, Guard], ...]
     furthest: int
+
+
+class _Place(NamedTuple):
+    """Where a frame lies: from the stack pointer to its CFA.  `is_exact` as of `Frame`."""
+
+    pointer: int
+    cfa: int
+    is_exact: bool
+
+
+def _places(
+    trace: Backtrace, states: dict[int, tuple[dict[int, int], int, bool]], known: _Known | None
+) -> list[_Place]:
+    """The frames of an unwind, those that an earlier one met among them."""
+    found = [_Place(at, trace.frames[n].cfa, exact) for at, (_, n, exact) in states.items() if n < len(trace.frames)]
+    if known is not None:
+        frames = known.walked.trace.frames
+        met = known.walked.states.items()
+        found += [_Place(at, frames[n].cfa, exact) for at, (_, n, exact) in met if trace.goes_on <= n < len(frames)]
+    return [place for place in found if place.cfa > place.pointer]
 
 
 def _numbered(words: Sequence[int] | memoryview) -> dict[int, int]:

@@ -52,6 +52,7 @@ from katana_cc.process.supply import (
     stock,
     supplied,
 )
+from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target
 from katana_cc.process.unwinders import must_register
 from katana_cc.telling import TellWait, silent
@@ -103,6 +104,7 @@ class _Work:
     is_reset: bool = False
     hook_timeout: float = DEFAULT_TIMEOUT
     at: str = ""
+    coroutines: Coroutines = Coroutines.FIND_OUT
     entries: tuple[int, ...] = ()
     forecast: Forecast | None = None
 
@@ -125,6 +127,7 @@ def apply_patch(
     select: Callable[[], Iterable[int]] | None = None,
     at: str = "",
     tell: TellWait = silent,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> tuple[ApplyReport, ...]:
     """Apply `po` to every process of `pids`, or to none.
 
@@ -138,6 +141,7 @@ def apply_patch(
         select: gives the pids once more, after the commit, to find children forked meanwhile.
         at: a function that a thread has to enter first; "": none.
         tell: hears what a commit waits for.
+        coroutines: what the user says of them.
 
     Returns:
         One report a process, in the order of `pids`.
@@ -157,6 +161,7 @@ def apply_patch(
                 for work in fresh if at else ():
                     work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
                 for work in fresh:
+                    work.coroutines = coroutines
                     _look(work, dry_run)
                     if dry_run and not work.plan.is_applied:
                         work.forecast = forecast(work.target, work.plan.guards, max(0.1, SECONDS / len(fresh)))
@@ -353,7 +358,7 @@ def _commit(work: _Work, wait: float, tell: TellWait) -> Callable[[], None]:
         work.may_have_escaped = True
     leaving = tuple((g.base, g.state) for g in plan.leaving)
     commit = Commit(plan.base, phase, *steps, plan.guards, plan.snapshot, edits, resets, _carry(work), handover,
-                    work.entries, work.at, leaving)  # fmt: skip
+                    work.entries, work.at, leaving, work.coroutines)  # fmt: skip
     ledgers: list[Ledger] = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
@@ -370,7 +375,8 @@ def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
             try:
                 with Target(work.target.pid) as again:
                     wishes = Wishes(discards_all=True)
-                    revert_one(again, work.plan.patch_id, wait, wishes, back_to=_replaced_in(again, work.plan))
+                    before = _replaced_in(again, work.plan)
+                    revert_one(again, work.plan.patch_id, wait, wishes, back_to=before, coroutines=work.coroutines)
             except KatanaError as error:
                 if _is_there(work.target.pid):
                     stuck.append(f"the patch stays applied to pid {work.target.pid}: {error.what}")

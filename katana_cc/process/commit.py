@@ -2,7 +2,7 @@
 
 All that is slow is done before.  Inside the stop only this happens:
 
-    stop all threads → registers → is a thread inside? → are the bytes still the expected ones? →
+    stop all threads → registers → is a thread inside, or a coroutine? → are the bytes still the expected ones? →
     what do the variables that move hold, and what leads to them? →
     state word, variables, words and registers, edits, state word → re-enter interrupted system calls → detach
 
@@ -41,8 +41,11 @@ from katana_cc.process.registers import write as write_registers
 from katana_cc.process.rehearsal import Rehearsal, UnevenError
 from katana_cc.process.script import Script, Write, script
 from katana_cc.process.stacks import expected_size
+from katana_cc.process.suspended import Suspects, SwitchingSeenError
+from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, thread_name
+from katana_cc.process.uncollected import uncollected
 from katana_cc.process.waiting import Waiting
 from katana_cc.process.words import Seeker
 from katana_cc.telling import TellWait, silent
@@ -59,7 +62,7 @@ class Commit:
     comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
     `handover`: what calls functions of the program's that make some of them.  `entries`: the addresses of the function
     that a thread has to enter first, which the user calls `named`.  `leaving`: the ledgers, by base and state, of
-    patches that go as this one comes.
+    patches that go as this one comes.  `coroutines`: what the user says of them.
     """
 
     ledger_base: int
@@ -75,6 +78,7 @@ class Commit:
     entries: tuple[int, ...] = ()
     named: str = ""
     leaving: tuple[tuple[int, Phase], ...] = ()
+    coroutines: Coroutines = Coroutines.FIND_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +100,6 @@ class Outcome:
     """Whether a commit was done, which an exception behind its last write does not tell: None as long as it was not."""
 
     report: CommitReport | None = None
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection may stretch the stop."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
@@ -145,15 +137,17 @@ def run(
     rehearsal = Rehearsal(target, commit.carry) if commit.carry is not None else None
     prepared = script(target.memory, commit.snapshot, commit.edits)
     waiting = Waiting(target.pid, target.where, wait, commit.entries, commit.named, tell)
+    suspects = Suspects(target, commit.guards, finder, commit.coroutines)
     try:
         if rehearsal is not None:
-            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, outcome)
+            _try(target, commit, prepared, finder, bulk, rehearsal, suspects, waiting, outcome)
             return
         # All of it, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
-        with _uncollected():
-            _try(target, commit, prepared, finder, bulk, rehearsal, waiting, outcome)
+        with uncollected():
+            _try(target, commit, prepared, finder, bulk, rehearsal, suspects, waiting, outcome)
     finally:
         waiting.close()
+        suspects.close()
         if rehearsal is not None:
             rehearsal.close()
 
@@ -165,25 +159,28 @@ def _try(
     finder: Finder,
     bulk: BulkReader,
     rehearsal: Rehearsal | None,
+    suspects: Suspects,
     waiting: Waiting,
     outcome: Outcome,
 ) -> None:
     cargo = None
     failure: BusyError | StrayWordsError | HeapError
-    begun = ended = 0
     if rehearsal is not None:
         rehearsal.prepare()
+    suspects.prepare()
     regions = read_map(target.pid)
     bulk.make_room(expected_size(target.pid, regions))
     waiting.before_first()
     while True:
         waiting.tries += 1
         who = ""
+        begun = ended = 0
         threads = Threads(target.pid)
         if rehearsal is not None:
             gc.collect()  # a look leaves much
         try:
-            with _uncollected(), _undisturbed(), first_in_line(), spared():
+            suspects.refuse_early(waiting)
+            with uncollected(), _undisturbed(), first_in_line(), spared():
                 begun = time.perf_counter_ns()
                 try:
                     threads.seize()
@@ -196,6 +193,7 @@ def _try(
                     try:
                         busy = finder.find(target.pid, threads.order, threads.registers, regions, reread)
                         if busy is None:
+                            suspects.look(waiting)
                             writes = _compared(target, commit, prepared, bulk)
                             if commit.carry is not None and rehearsal is not None:
                                 cargo = _cargo(commit.carry, rehearsal, threads)
@@ -223,6 +221,10 @@ def _try(
             finder.study()
             regions = read_map(target.pid)
             continue
+        except SwitchingSeenError:
+            suspects.prepare()
+            regions = read_map(target.pid)
+            continue
         except BusyError as error:
             failure = error
         except StrayWordsError as error:
@@ -231,10 +233,11 @@ def _try(
             failure = error
         except HeapError as error:
             failure = error
-        if commit.carry is not None:
+        if commit.carry is not None or suspects.is_on:
             # Where a look takes long, the target shall run most of the time.
             waiting.lengthen(_SHARE * (ended - begun) / 1e9)
         waiting.tell(who or failure.what)
+        suspects.prepare()  # now: a moment that is waited for is short
         if not waiting.again():
             if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
                 raise failure

@@ -72,8 +72,9 @@ class DynamicModule:
         segment = self.module.segment(c.PT_DYNAMIC)
         return self.module.bias + segment.vaddr if segment else 0
 
-    def _pointer(self, tag: int) -> int:
-        """A d_ptr value.  glibc relocates these in place; musl, static programs and the vDSO leave link-time values."""
+    def address(self, tag: int) -> int:
+        """A d_ptr value; 0 where there is no such tag.  glibc relocates these in place; musl, static programs and the
+        vDSO leave link-time values."""
         value = self.tags.get(tag, 0)
         if not value:
             return 0
@@ -82,7 +83,7 @@ class DynamicModule:
     def symbol(self, index: int) -> DynamicSymbol:
         """Entry `index` of .dynsym."""
         name, info, _, section, value, size = _SYM.unpack(
-            self.memory.read(self._pointer(c.DT_SYMTAB) + index * _SYM.size, _SYM.size)
+            self.memory.read(self.address(c.DT_SYMTAB) + index * _SYM.size, _SYM.size)
         )
         kind = info & 15
         if section not in (c.SHN_UNDEF, c.SHN_ABS) and kind != c.STT_TLS:
@@ -117,7 +118,7 @@ class DynamicModule:
         """
         for index in self._candidates(name):
             found, info, _, section, value, _ = _SYM.unpack(
-                self.memory.read(self._pointer(c.DT_SYMTAB) + index * _SYM.size, _SYM.size)
+                self.memory.read(self.address(c.DT_SYMTAB) + index * _SYM.size, _SYM.size)
             )
             if section == c.SHN_UNDEF and value and info & 15 == c.STT_FUNC and self._string(found) == name:
                 known = self._version_index(index)
@@ -129,16 +130,16 @@ class DynamicModule:
         return self._gnu_candidates(name) if c.DT_GNU_HASH in self.tags else self._sysv_candidates(name)
 
     def _version_index(self, index: int) -> int | None:
-        table = self._pointer(versions.DT_VERSYM)
+        table = self.address(versions.DT_VERSYM)
         return _u16(self.memory.read(table + 2 * index, 2)) if table else None
 
     @cached_property
     def _versions(self) -> dict[int, str]:
-        needed, defined = self._pointer(versions.DT_VERNEED), self._pointer(versions.DT_VERDEF)
+        needed, defined = self.address(versions.DT_VERNEED), self.address(versions.DT_VERDEF)
         return versions.version_names(self.memory.read, self._string, needed, defined)
 
     def _gnu_candidates(self, name: str) -> Iterator[int]:
-        table = self._pointer(c.DT_GNU_HASH)
+        table = self.address(c.DT_GNU_HASH)
         buckets, first, bloom_words, shift = struct.unpack("<IIII", self.memory.read(table, 16))
         if not buckets or not bloom_words:
             return
@@ -158,7 +159,7 @@ class DynamicModule:
             index += 1
 
     def _sysv_candidates(self, name: str) -> Iterator[int]:
-        table = self._pointer(c.DT_HASH)
+        table = self.address(c.DT_HASH)
         if not table:
             return
         buckets, count = struct.unpack("<II", self.memory.read(table, 8))
@@ -180,7 +181,7 @@ class DynamicModule:
         return self._table(c.DT_JMPREL, c.DT_PLTRELSZ)
 
     def _table(self, start: int, size: int) -> tuple[DynamicRelocation, ...]:
-        at, length, bias = self._pointer(start), self.tags.get(size, 0), self.module.bias
+        at, length, bias = self.address(start), self.tags.get(size, 0), self.module.bias
         if not at or not length:
             return ()
         return tuple(
@@ -227,7 +228,7 @@ class DynamicModule:
         return int.from_bytes(self.memory.read(address, 8), "little")
 
     def _string(self, offset: int) -> str:
-        return read_string(self.memory, self._pointer(c.DT_STRTAB) + offset)
+        return read_string(self.memory, self.address(c.DT_STRTAB) + offset)
 
 
 def read_string(memory: Reader, address: int, limit: int = 4096) -> str:

@@ -30,7 +30,8 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.perf import Sample, Sampler
-from katana_cc.process.suspended import Suspended, suspended, switchers
+from katana_cc.process.suspended import Suspended, suspended
+from katana_cc.process.switching import find_switching
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads, thread_name, waiting_at
 
@@ -148,9 +149,9 @@ def forecast(target: Target, guards: Sequence[Guard], seconds: float = SECONDS) 
         if function not in best or _weight(presence) > _weight(best[function]):
             best[function] = presence
     present = sorted(best.values(), key=lambda p: (-_weight(p)[0], p.function))
-    names = switchers(target)
-    elsewhere = suspended(target, guards, finder.guard_of_return) if names else ()
-    return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present), names, elsewhere)
+    switching = find_switching(target)
+    elsewhere = suspended(target, guards, finder, switching) if switching.names else ()
+    return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present), switching.names, elsewhere)
 
 
 def _weight(presence: Presence) -> tuple[float, int]:

@@ -38,6 +38,7 @@ from katana_cc.process.supply import (
     stock,
     supplied,
 )
+from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target
 from katana_cc.telling import TellWait, silent
 
@@ -84,6 +85,7 @@ def revert_patch(
     wishes: Wishes = NO_WISHES,
     hook_timeout: float = DEFAULT_TIMEOUT,
     tell: TellWait = silent,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
@@ -131,7 +133,8 @@ def revert_patch(
                 ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
                 refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
-        reverts = [_prepared(target, meant, wait, wishes, hook_timeout, tell=tell) for target in ready]
+        how = functools.partial(_prepared, tell=tell, coroutines=coroutines)
+        reverts = [how(target, meant, wait, wishes, hook_timeout) for target in ready]
         # From here on only bytes are exchanged: while one process is done, others run the new code.
         for revert in reverts:
             try:
@@ -264,9 +267,10 @@ def revert_one(
     wishes: Wishes = NO_WISHES,
     hook_timeout: float = DEFAULT_TIMEOUT,
     back_to: Ledger | None = None,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> RevertReport:
     """Revert in one process: to the build it was started from, or to the patch whose place this one has taken."""
-    return _prepared(target, patch_id, wait, wishes, hook_timeout, back_to)()
+    return _prepared(target, patch_id, wait, wishes, hook_timeout, back_to, coroutines=coroutines)()
 
 
 def _prepared(
@@ -277,6 +281,7 @@ def _prepared(
     hook_timeout: float,
     back_to: Ledger | None = None,
     tell: TellWait = silent,
+    coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> Callable[[], RevertReport]:
     """What reverts it, with all that can be known before."""
     in_force = ledgers_in_force(target, patch_id)
@@ -320,7 +325,7 @@ def _prepared(
         leaving = (*leaving, (ledger.base, ledger.state))
         steps = Step.BEGIN_COMMIT, Step.END_COMMIT
         commit = replace(commit, ledger_base=back_to.base, phase=back_to.state, begin=steps[0], end=steps[1])
-    commit = replace(commit, leaving=leaving)
+    commit = replace(commit, leaving=leaving, coroutines=coroutines)
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)

@@ -84,12 +84,14 @@ class Watch:
 
     Args:
         room: how many bytes of the process may be copied.
+        also: is told of each run of pages, by address and bytes, that is searched.
 
     Attributes:
         searched: bytes that the last look had to search.
     """
 
-    def __init__(self, reader: Ranges, room: int) -> None:
+    def __init__(self, reader: Ranges, room: int, also: Callable[[int, memoryview], None] | None = None) -> None:
+        self._also = also
         self._copy = Copy(reader, room)
         self._coarse = Seeker(())
         self._within: list[tuple[int, int]] = []
@@ -122,6 +124,8 @@ class Watch:
         for address, data in self._copy.changed(vectors):
             self.searched += len(data)
             self._words.search(self._coarse, address, data)
+            if self._also is not None:
+                self._also(address, data)
         return list(_inside(self._words.leading(seeker.leads, more), vectors))
 
     def settle(self, seeker: Seeker) -> None:

@@ -26,8 +26,8 @@ def forecast_lines(seen: Forecast) -> list[str]:
     if seen.switchers:
         names = ", ".join(seen.switchers)
         lines.append(
-            f"forecast  the program switches stacks by itself ({names}): what is on a stack that no thread runs on is "
-            "not looked at when the patch is applied, and goes on in the old code"
+            f"forecast  the program switches stacks by itself ({names}): all memory that it can write to is "
+            "searched when the patch is applied, for what leads back into replaced functions"
         )
     for s in seen.suspended:
         words = f"{s.words} words lead" if s.words > 1 else "a word leads"

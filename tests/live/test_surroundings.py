@@ -452,49 +452,6 @@ def test_frame_on_another_stack_is_found(tmp_path: Path, source: str) -> None:
         assert int(server.ask("a 3")) > 30
 
 
-SWITCHED_OUT = COROUTINE.replace(
-    "NOINLINE void wait_inside(void) {",
-    "static void suspend(void);\nNOINLINE void wait_inside(void) { suspend();",
-).replace(
-    "static void body(void) {",
-    'static void suspend(void) { say("inside"); swapcontext(&coroutine, &back); }\nstatic void body(void) {',
-)
-
-
-@situation(50, "a coroutine that is switched out: the dry run says where one may be")
-def test_coroutine_that_is_switched_out_is_told_of_beforehand(tmp_path: Path) -> None:
-    """A bug: nobody hears that a function may be suspended, or of a program that knows no coroutines."""
-    assert "suspend();" in SWITCHED_OUT and "&coroutine, &back); }" in SWITCHED_OUT
-    old = build(tmp_path / "old", "server", SWITCHED_OUT, flags=("-O2", "-Wno-unused-function"))
-    new = build(
-        tmp_path / "new", "server", SWITCHED_OUT.replace("/*ANSWER*/", NEW), flags=("-O2", "-Wno-unused-function")
-    )
-    patch = write_patch(tmp_path, patch_from(old, new, ("answer",)))
-    with serving(old.output) as server:
-        before = katana_json("apply", patch, "--pid", server.pid, "--dry-run")["processes"][0]["forecast"]
-        assert before["switchers"] == ["makecontext", "swapcontext"]
-        assert before["suspended"] == []
-        assert server.ask("i") == "inside"
-        (found,) = katana_json("explain", patch, "--pid", server.pid)["forecast"]["suspended"]
-        assert (found["name"], found["words"]) == ("answer", 1)
-        said = katana("explain", patch, "--pid", server.pid).stdout
-        assert "the program switches stacks by itself (makecontext, swapcontext)" in said
-        assert "answer may be on such a stack, unless what is there is stale: a word leads back into it" in said
-        assert f"first at {found['first']}" in said
-
-
-def test_program_without_coroutines_hears_nothing_of_them(tmp_path: Path) -> None:
-    """A bug: everybody is told."""
-    old = build(tmp_path / "old", "server", INSIDE)
-    new = build(tmp_path / "new", "server", INSIDE.replace("/*ANSWER*/", NEW))
-    patch = write_patch(tmp_path, patch_from(old, new, ("answer",)))
-    with serving(old.output) as server:
-        assert server.ask("i") == "inside"
-        looked = katana_json("explain", patch, "--pid", server.pid)["forecast"]
-        assert (looked["switchers"], looked["suspended"]) == ([], [])
-        assert [f["name"] for f in looked["functions"]] == ["answer"]
-
-
 def test_tools_that_situations_need_are_named() -> None:
     """A bug: a situation is skipped everywhere, since nobody installs what it needs."""
     assert "musl-gcc:musl-tools" in Path("Makefile").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.cpu.aarch64 import system
+from katana_cc.cpu.aarch64 import code, system
 from katana_cc.cpu.aarch64.system import LINK, NO_SYSCALL, PC, PSTATE, SP, SYSCALL, X8
 
 # The kernel's own table of the numbers that all newer machines share (linux-libc-dev).
@@ -115,3 +115,17 @@ def test_arguments_that_the_kernel_may_keep() -> None:
 def test_32_bit_code_is_not_taken() -> None:
     assert system.runs_supported_code(thread())
     assert not system.runs_supported_code(thread(PSTATE=0x10))
+
+
+def test_return_addresses_lie_behind_calls() -> None:
+    """A bug: a coroutine is not seen, since it waits in a call of another form."""
+    calls = ("00000094", "60023fd6", "3f093fd6", "650a3fd7")  # bl .; blr x19; blraaz x9; blraa x19, x5
+    assert code.behind_calls(bytes.fromhex("1f2003d5".join(calls))) == {4, 12, 20, 28}
+    assert code.behind_calls(bytes.fromhex("00000014 60021fd6 c0035fd6")) == frozenset(), "b .; br x19; ret"
+
+
+def test_what_a_signal_interrupted_is_known_by_its_neighbour() -> None:
+    """A bug: any word of a table counts."""
+    assert system.was_interrupted((0x60000000).to_bytes(8, "little"))
+    assert not system.was_interrupted((0x10).to_bytes(8, "little"))
+    assert not system.was_interrupted((0xAAAA_5555_0000).to_bytes(8, "little"))

@@ -16,8 +16,9 @@ from katana_cc.cpu.aarch64 import relocations as aarch64_relocations
 from katana_cc.cpu.aarch64 import system as aarch64_system
 from katana_cc.cpu.field import RelocationKind, fits, read, write
 from katana_cc.cpu.interface import Instructions, Relocations
-from katana_cc.cpu.stopped import System, WayBack
+from katana_cc.cpu.stopped import Contexts, System, WayBack
 from katana_cc.cpu.x86_64 import code as x86_64_code
+from katana_cc.cpu.x86_64 import contexts as x86_64_contexts
 from katana_cc.cpu.x86_64 import kinds as x86_64_kinds
 from katana_cc.cpu.x86_64 import relocations as x86_64_relocations
 from katana_cc.cpu.x86_64 import sigframe as x86_64_sigframe
@@ -29,6 +30,7 @@ from katana_cc.errors import RefusedError
 RELOCATIONS: tuple[Relocations, ...] = (x86_64_relocations, aarch64_relocations)
 INSTRUCTIONS: tuple[Instructions, ...] = (x86_64_code, aarch64_code)
 SYSTEMS: tuple[System, ...] = (x86_64_system, aarch64_system)
+CONTEXTS: tuple[Contexts, ...] = (x86_64_contexts,)
 WAYS_BACK: tuple[WayBack, ...] = (x86_64_sigframe,)
 
 PACKAGE = Path(katana_cc.__file__).parent

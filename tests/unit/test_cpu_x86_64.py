@@ -10,7 +10,7 @@ import pytest
 
 from katana_cc.cpu.field import Form
 from katana_cc.cpu.x86_64 import code as cpu
-from katana_cc.cpu.x86_64 import relocations, system
+from katana_cc.cpu.x86_64 import contexts, relocations, system
 from katana_cc.cpu.x86_64.kinds import KINDS
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
@@ -229,3 +229,63 @@ def test_wait_of_which_the_kernel_lost_how_to_go_on_is_entered_again() -> None:
     }  # fmt: skip
     words[system.RAX] = (1 << 64) - 4
     assert system.entered_again(words, b"") is None
+
+
+def test_return_addresses_lie_behind_calls() -> None:
+    """A bug: a coroutine is not seen, since it waits in a call of another form."""
+    calls = (
+        "e8 00000000", "67e8 00000000", "ffd0", "41ffd4", "ff10", "ff5008", "ff542408", "ff9000010000",
+        "ff94c800010000", "ff1500000000", "ff14c500000000", "ff14c8", "ff142500000000", "64ff142528000000",
+    )  # fmt: skip
+    code = b"".join(bytes.fromhex(call) + b"\x90" * 8 for call in calls)
+    ends = []
+    at = 0
+    for call in calls:
+        ends.append(at + len(bytes.fromhex(call)))
+        at = ends[-1] + 8
+    assert cpu.behind_calls(code) == set(ends)
+    assert cpu.behind_calls(bytes.fromhex("ff25 00000000 ffe0 e900000000 0f0b")) == frozenset(), "jumps are none"
+    assert cpu.behind_calls(b"\xe8\0\0\0") == frozenset(), "it is cut off"
+    assert cpu.behind_calls(b"\xe8\0\0\0\0") == {5}, "the last instruction, of a call that does not return"
+
+
+def test_what_a_signal_interrupted_is_known_by_its_neighbours() -> None:
+    """A bug: any word of a table counts."""
+    assert system.was_interrupted(bytes.fromhex("4602000000000000 330000000000 2b00"))
+    assert not system.was_interrupted(bytes(16))
+    assert not system.was_interrupted(bytes.fromhex("4602000000000000 230000000000 2b00")), "32-bit code"
+
+
+def test_code_of_swapcontext_is_known() -> None:
+    """A bug: a static program that was stripped switches stacks unseen."""
+    assert system.switches_stacks(bytes.fromhex("90 0faeb2c0010000 90".replace("b2", "92")))
+    assert not system.switches_stacks(bytes.fromhex("90 0fae5424fc 90"))
+
+
+def test_contexts_are_found_by_their_marks() -> None:
+    """A bug: a coroutine is overlooked, and what leads to it taken for stale."""
+    mark = bytes.fromhex("7f03ffff 0000ffff ffffffff")
+    rounded = bytes.fromhex("7f0fffff 2041ffff ffffffff")  # another rounding, exceptions that have happened
+    ones = b"\xff" * 64
+    for before in (b"", bytes(8), ones, bytes(4) + ones[:4], bytes.fromhex("ffff0000ffffffff")):
+        for after in (bytes(12), ones + bytes(4)):
+            for each in (mark, rounded):
+                data = before + each + after + each
+                assert list(contexts.marks(data)) == [len(before), len(before) + len(each) + len(after)]
+    assert list(contexts.marks(bytes(4) + mark)) == [], "no context begins there"
+    assert list(contexts.marks(ones + bytes(8) + ones)) == []
+    assert list(contexts.marks(mark[:-1])) == []
+
+
+def test_context_is_one_only_where_it_says_so_itself() -> None:
+    """A bug: what was copied, or is none, is unwound."""
+    data = bytearray(contexts.SIZE)
+    data[16:24], data[32:40] = (0x7000).to_bytes(8, "little"), (0x1000).to_bytes(8, "little")
+    data[160:168], data[168:176] = (0x7F00).to_bytes(8, "little"), (0x401234).to_bytes(8, "little")
+    data[120:128] = (0x7F80).to_bytes(8, "little")
+    data[224:232] = (0x10000 + contexts.MARK_AT).to_bytes(8, "little")
+    assert contexts.saved_context(bytes(data), 0x20000) is None
+    saved = contexts.saved_context(bytes(data), 0x10000)
+    assert saved is not None
+    assert (saved.stack, saved.size) == (0x7000, 0x1000)
+    assert (saved.registers[7], saved.registers[16], saved.registers[6]) == (0x7F00, 0x401234, 0x7F80)

@@ -58,6 +58,11 @@ _DIRECT: Final = (
     (0x7E000000, 0x36000000, c.R_AARCH64_TSTBR14),  # TBZ, TBNZ
 )
 _COMPARE_AND_BRANCH: Final = 0x7E000000, 0x74000000  # CB<cc> (FEAT_CMPBR): 9 bits from bit 5 on
+_CALLS: Final = (
+    (0xFC000000, 0x94000000),  # BL
+    (0xFFFFFC1F, 0xD63F0000),  # BLR
+    (0xFEFFF800, 0xD63F0800),  # BLRAA, BLRAB, BLRAAZ, BLRABZ
+)
 _EXCHANGEABLE: Final = (
     (0x7C000000, 0x14000000),  # B, BL
     (0xFFE0001F, 0xD4000001),  # SVC
@@ -167,6 +172,12 @@ def branches_into(code: bytes, low: int, high: int) -> bool:
     """Whether some direct branch in `code` leads to an offset within [low, high); data in code may look like one."""
     targets = (branch_target(code, at) for at in range(0, len(code) - 3, 4))
     return any(target is not None and low <= target < high for target in targets)
+
+
+def behind_calls(code: bytes) -> frozenset[int]:
+    """The offsets behind a call; data in code may look like one."""
+    found = ((at + 4, word_at(code, at)) for at in range(0, len(code) - 3, 4))
+    return frozenset(end for end, word in found if any(word & mask == value for mask, value in _CALLS))
 
 
 def is_branch(code: bytes, offset: int, kind: int) -> bool:  # noqa: ARG001  (the type tells)

@@ -23,6 +23,7 @@ from katana_cc.cpu.aarch64.branches import (
     JUMP_SIZE,
     NOP,
     STUB_SIZE,
+    behind_calls,
     branches_into,
     is_branch,
     is_call,
@@ -38,9 +39,9 @@ from katana_cc.cpu.interface import Constant, Span
 from katana_cc.elf.reader import Relocation
 
 __all__ = (
-    "FILL", "GOT_SLOT_SIZE", "JUMP_REACH", "JUMP_SIZE", "STUB_SIZE", "VENEER_SIZE", "bias", "branches_into",
-    "constants_moved", "far_use", "field_ends", "is_branch", "is_call", "is_padding", "jump", "relaxed_target",
-    "slot_of", "stub", "stub_slot", "veneer", "was_relaxed",
+    "FILL", "GOT_SLOT_SIZE", "JUMP_REACH", "JUMP_SIZE", "STUB_SIZE", "VENEER_SIZE", "behind_calls", "bias",
+    "branches_into", "constants_moved", "far_use", "field_ends", "is_branch", "is_call", "is_padding", "jump",
+    "relaxed_target", "slot_of", "stub", "stub_slot", "veneer", "was_relaxed",
 )  # fmt: skip
 
 GOT_SLOT_SIZE: Final = 8

@@ -44,6 +44,8 @@ GENERAL_REGISTERS: Final = {n: f"x{n}" for n in range(31)} | {SP: "sp"}
 DWARF: Final = DwarfNumbers((*range(31), SP, PC), 31, 32, True, frozenset(range(18)))
 _BRANCH_TYPE: Final = 3 << 10  # PSTATE.BTYPE: what kind of branch the next instruction must expect
 _MODE_32: Final = 1 << 4  # PSTATE.nRW
+_MODE: Final = 0x1F  # PSTATE.M: 0 in a program
+PC_FOLLOWED_BY: Final = 8
 # struct user_fpsimd_state: v0 to v31, then fpsr and fpcr.  What SVE has beyond 16 bytes a register is in NT_ARM_SVE.
 VECTOR_NOTE: Final = _NT_PRFPREG
 VECTOR_BYTES: Final = 528
@@ -163,6 +165,17 @@ def runs_supported_code(words: Words) -> bool:
 def in_system_call(words: Words) -> bool:
     """False: a stop does not show it (see above).  So vector registers are always looked at, dead ones too."""
     return words[SYSCALL] & NO_SYSCALL != NO_SYSCALL
+
+
+def was_interrupted(following: bytes) -> bool:
+    """Whether a PSTATE of a 64-bit program follows, as in struct sigcontext (asm/sigcontext.h)."""
+    state = int.from_bytes(following, "little")
+    return not state >> 32 and not state & _MODE
+
+
+def switches_stacks(code: bytes) -> bool:  # noqa: ARG001
+    """Not known."""
+    return False
 
 
 def keeps_arguments(words: Words) -> bool:

@@ -5,6 +5,7 @@ Source: Intel SDM volume 2.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Final
 
@@ -14,6 +15,8 @@ JUMP_SIZE: Final = 5
 JUMP_REACH: Final = 1 << 31
 STUB_SIZE: Final = 8
 _CALL: Final = 0xE8
+# Of `call *`: FF, ModRM with 2 in its middle, a SIB byte where rm is 4, a displacement.
+_CALLS: Final = re.compile(rb"\xe8|\xff[\x10-\x17\x50-\x57\x90-\x97\xd0-\xd7]")
 _PREFIXES: Final = (b"\xf3\x0f\x1e\xfa", b"\xf2")  # endbr64, bnd
 
 
@@ -75,6 +78,26 @@ def is_branch(code: bytes, offset: int, kind: int) -> bool:  # noqa: ARG001  (ca
 def is_call(code: bytes, offset: int, kind: int) -> bool:
     """Whether the field is that of a direct call."""
     return is_branch(code, offset, kind) and code[offset - 1] == _CALL
+
+
+def behind_calls(code: bytes) -> frozenset[int]:
+    """The offsets behind what may be a call.  Every byte is taken for the start of an instruction: wrong only on the
+    safe side."""
+    ends = (found.start() + _call_size(code, found.start()) for found in _CALLS.finditer(code))
+    return frozenset(end for end in ends if end <= len(code))
+
+
+def _call_size(code: bytes, at: int) -> int:
+    """Bytes of the call at an offset, prefixes left out (Intel SDM vol. 2, table 2-2)."""
+    if code[at] == _CALL:
+        return 5
+    mod, rm = code[at + 1] >> 6, code[at + 1] & 7
+    if mod == 3:
+        return 2
+    has_sib = rm == 4
+    base = code[at + 2] & 7 if has_sib and at + 2 < len(code) else rm
+    displacement = 4 if mod == 2 or (mod == 0 and base == 5) else mod
+    return 2 + has_sib + displacement
 
 
 def stub_slot(address: int, code: bytes) -> int | None:

@@ -15,6 +15,7 @@ from katana_cc.cpu.x86_64.branches import (
     JUMP_REACH,
     JUMP_SIZE,
     STUB_SIZE,
+    behind_calls,
     branches_into,
     is_branch,
     is_call,
@@ -27,9 +28,9 @@ from katana_cc.cpu.x86_64.veneers import VENEER_SIZE
 from katana_cc.elf.reader import Relocation
 
 __all__ = (
-    "FILL", "GOT_SLOT_SIZE", "JUMP_REACH", "JUMP_SIZE", "STUB_SIZE", "VENEER_SIZE", "bias", "branches_into",
-    "constants_moved", "far_use", "field_ends", "is_branch", "is_call", "is_padding", "jump", "relaxed_target",
-    "slot_of", "stub", "stub_slot", "veneer", "was_relaxed",
+    "FILL", "GOT_SLOT_SIZE", "JUMP_REACH", "JUMP_SIZE", "STUB_SIZE", "VENEER_SIZE", "behind_calls", "bias",
+    "branches_into", "constants_moved", "far_use", "field_ends", "is_branch", "is_call", "is_padding", "jump",
+    "relaxed_target", "slot_of", "stub", "stub_slot", "veneer", "was_relaxed",
 )  # fmt: skip
 
 GOT_SLOT_SIZE: Final = 8

@@ -5,6 +5,7 @@ Sources: System V ABI, AMD64 supplement, 3.2 and A.2; sys/user.h; linux/errno.h.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -25,7 +26,10 @@ GENERAL_REGISTERS: Final = dict(
     enumerate(("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"))
 ) | {RSP: "rsp"}
 _DIRECTION_FLAG: Final = 1 << 10  # of EFLAGS; clear at every call
+_FLAGS: Final = 0x3F7FD7, 0x2  # of EFLAGS: those there are, and the one that is always set
 _CS_64: Final = 0x33  # any other code segment runs 32-bit code
+PC_FOLLOWED_BY: Final = 16
+_LOADS_CONTEXT: Final = re.compile(rb"\x0f\xae[\x90-\x97]\xc0\x01\0\0")  # ldmxcsr 448(%reg)
 # psABI figures 3.4 and 3.36; column 16 is the return address.
 DWARF: Final = DwarfNumbers(
     (RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP), 7, 16, False,
@@ -159,6 +163,17 @@ def runs_supported_code(words: Words) -> bool:
 def in_system_call(words: Words) -> bool:
     """Whether a stopped thread is in a system call."""
     return words[ORIG_RAX] < 1 << 63
+
+
+def was_interrupted(following: bytes) -> bool:
+    """Whether EFLAGS and the code segment follow, as in struct sigcontext (asm/sigcontext.h)."""
+    flags, segments = struct.unpack("<QQ", following)
+    return not flags & ~_FLAGS[0] and bool(flags & _FLAGS[1]) and segments & 0xFFFF == _CS_64
+
+
+def switches_stacks(code: bytes) -> bool:
+    """Whether code loads MXCSR from where it is in a ucontext_t of glibc (sys/ucontext.h): no other has that offset."""
+    return _LOADS_CONTEXT.search(code) is not None
 
 
 def keeps_arguments(words: Words) -> bool:
