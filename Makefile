@@ -52,7 +52,7 @@ lint: .venv
 	$(BIN)/mypy
 	shellcheck -x $(SHELL_SCRIPTS) $(OTHER_SHELL_SCRIPTS)
 
-# A test made for many toolchains runs in a quarter of them here (tests/conftest.py); the rest is for `make test-rest`.
+# A test made for many toolchains runs in a sixth of them here (tests/conftest.py); the rest is for `make test-rest`.
 RUN = $(BIN)/python3 -m pytest -n $(JOBS)
 test: deps .venv lint
 	$(RUN) --dist worksteal tests/unit tests/formats tests/toolchain

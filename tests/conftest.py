@@ -1,6 +1,6 @@
 """Which tests run: KATANA_TESTS is `sample` (if it is not set), `rest` or `all`.
 
-A test made for three toolchains or more runs in one of four in the sample, in others each time, so that every
+A test made for three toolchains or more runs in one of six in the sample, in others each time, so that every
 toolchain meets a share of all tests; which they are never changes.  The rest are the others, and whatever is marked
 `rest`.
 """
@@ -17,7 +17,7 @@ import pytest
 from tests.support.project import Variant
 
 _MANY: Final = 3  # toolchains of a test, or more, of which
-_OF_EACH: Final = 4  # one in so many is in the sample, and one at least
+_OF_EACH: Final = 6  # one in so many is in the sample, and one at least
 
 
 def pytest_configure(config: pytest.Config) -> None:
