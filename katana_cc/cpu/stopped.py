@@ -269,5 +269,8 @@ class Contexts(Protocol):
     def marks(self, data: bytes | memoryview) -> Iterator[int]:
         """The offsets of marks, in memory from a multiple of 8 on."""
 
+    def are_cut(self, data: bytes | memoryview) -> tuple[bool, bool]:
+        """Whether a mark may begin before memory from a multiple of 8 to one, and whether one may end behind it."""
+
     def saved_context(self, data: bytes, address: int) -> SavedContext | None:
         """What is kept in the SIZE bytes at an address; None where that is no context."""

@@ -49,7 +49,8 @@ class Held(NamedTuple):
 
 class _Led(NamedTuple):
     """Where a context led.  `data`: its bytes; `stack`: the bytes of the stack from `pointer` on that tell.  Of what is
-    in [unknown, end) nothing is known; nothing is there when the unwind was whole."""
+    in [unknown, end) nothing is known; nothing is there when the unwind was whole.  `made` is the (start, end) of the
+    stack that it was made with."""
 
     data: bytes
     pointer: int
@@ -57,6 +58,7 @@ class _Led(NamedTuple):
     held: Held | None
     unknown: int
     end: int
+    made: tuple[int, int]
 
 
 def can_be_found() -> bool:
@@ -83,7 +85,6 @@ class Contexts:
         self._bulk = BulkReader(memory, 1 << 16)
         self._pages: dict[int, list[int]] = {}  # page → marks that begin in it, by address
         self._led: dict[int, _Led] = {}
-        self._made: list[tuple[int, int]] = []
 
     def found_in(self, address: int, data: memoryview) -> None:
         """Pages that changed, or are new."""
@@ -91,36 +92,47 @@ class Contexts:
         for page in range(address, address + len(data), PAGE):
             self._pages.pop(page, None)
         starts = {address + at for at in cpu.marks(data)}
-        # Those that are partly in the page before, or behind.
-        for edge in (address, address + len(data)):
-            with contextlib.suppress(TargetError):
-                starts.update(edge - _EDGE + at for at in cpu.marks(self._memory.read(edge - _EDGE, 2 * _EDGE)))
+        # Neighbours are not read without need: that would make pages of them, if they were never touched.
+        for edge, is_cut in zip((address, address + len(data)), cpu.are_cut(data), strict=True):
+            if is_cut:
+                with contextlib.suppress(TargetError):
+                    starts.update(edge - _EDGE + at for at in cpu.marks(self._memory.read(edge - _EDGE, 2 * _EDGE)))
         for start in starts:
             marks = self._pages.setdefault(start & -PAGE, [])
             if start not in marks:
                 marks.append(start)
 
+    @property
+    def marks(self) -> list[int]:
+        """Where something is that contexts are known by."""
+        return sorted(mark for marks in self._pages.values() for mark in marks)
+
     def look(self, regions: MemoryMap) -> None:
         """Find out where all contexts lead, as memory is now."""
         assert cpu is not None
-        addresses = [mark - cpu.MARK_AT for marks in self._pages.values() for mark in marks]
+        addresses = [mark - cpu.MARK_AT for mark in self.marks]
         size = cpu.SIZE
-        all_of_them = bytes(self._bulk.read([(at, size) for at in addresses]))
-        datas = {at: all_of_them[n * size : (n + 1) * size] for n, at in enumerate(addresses)}
-        same = {at: led for at, led in self._led.items() if datas.get(at) == led.data}
-        self._led = {at: led for at, led in same.items() if led.pointer}
-        stacks = bytes(self._bulk.read([(led.pointer, len(led.stack)) for led in self._led.values()]))
-        at_in = 0
-        for at, led in list(self._led.items()):
-            if stacks[at_in : at_in + len(led.stack)] != led.stack:
-                del self._led[at]
-            at_in += len(led.stack)
-        self._made = []
-        for at, data in datas.items():
-            if (saved := cpu.saved_context(data, at)) is None:
-                continue
-            self._made.append((saved.stack, saved.stack + saved.size))
-            if at not in self._led:
+        together = bytes(self._bulk.read([(at, size) for at in addresses]))
+        same: dict[int, _Led] = {}
+        others: dict[int, bytes] = {}
+        for n, at in enumerate(addresses):
+            data = together[n * size : (n + 1) * size]
+            led = self._led.get(at)
+            if led is not None and led.data == data:
+                same[at] = led
+            else:
+                others[at] = data
+        stacks = bytes(self._bulk.read([(led.pointer, len(led.stack)) for led in same.values()]))
+        if stacks != b"".join(led.stack for led in same.values()):
+            start = 0
+            for at, led in list(same.items()):
+                if stacks[start : start + len(led.stack)] != led.stack:
+                    others[at] = led.data
+                    del same[at]
+                start += len(led.stack)
+        self._led = same
+        for at, data in others.items():
+            if (saved := cpu.saved_context(data, at)) is not None:
                 self._led[at] = self._follow(at, data, saved, regions)
 
     def held(self, dead: Sequence[tuple[int, int]] = ()) -> Iterator[Held]:
@@ -141,7 +153,7 @@ class Contexts:
 
     def explains(self, pointer: int) -> bool:
         """Whether a stack pointer is on a stack that some context was made with."""
-        return any(start <= pointer <= end for start, end in self._made)
+        return any(led.made[0] <= pointer <= led.made[1] for led in self._led.values())
 
     def still_leads(self, held: Held) -> bool:
         """Whether a context has not changed since the last look, nor its stack."""
@@ -157,24 +169,19 @@ class Contexts:
     def _follow(self, at: int, data: bytes, saved: SavedContext, regions: MemoryMap) -> _Led:
         """Unwind one."""
         pointer = saved.registers[system.DWARF.stack_pointer]
+        made = saved.stack, saved.stack + saved.size
         region = regions.at(pointer)
         if region is None or "w" not in region.permissions:
-            return _Led(data, 0, b"", None, 0, 0)  # its stack is gone
-        end = saved.stack + saved.size if saved.stack <= pointer <= saved.stack + saved.size else region.end
+            return _Led(b"", 0, b"", None, 0, 0, made)  # its stack is gone; there may be another next time
+        end = made[1] if made[0] <= pointer <= made[1] else region.end
         trace = self._finder.unwinder.unwind(saved.registers)
         seen = max((f.cfa for f in trace.frames if pointer <= f.cfa <= end), default=pointer)
-        held = next(
-            (
-                Held(at, guard, frame.depth)
-                for frame, guard in zip(trace.frames, self._finder.guards_of(trace), strict=True)
-                if guard is not None
-            ),
-            None,
-        )
+        guards = zip(trace.frames, self._finder.guards_of(trace), strict=True)
+        held = next((Held(at, guard, frame.depth) for frame, guard in guards if guard is not None), None)
         try:
             stack = self._memory.read(pointer, seen - pointer)
         except TargetError:
-            return _Led(b"", pointer, b"", held, pointer, end)
-        if any(not pointer < f.cfa <= end for f in trace.frames):
+            return _Led(b"", pointer, b"", held, pointer, end, made)
+        if any(f.cfa and not pointer < f.cfa <= end for f in trace.frames):
             data = b""  # it depends on more than is kept
-        return _Led(data, pointer, stack, held, end if trace.is_complete else seen - WORD, end)
+        return _Led(data, pointer, stack, held, end if trace.is_complete else seen - WORD, end, made)

@@ -275,6 +275,9 @@ def test_contexts_are_found_by_their_marks() -> None:
     assert list(contexts.marks(bytes(4) + mark)) == [], "no context begins there"
     assert list(contexts.marks(ones + bytes(8) + ones)) == []
     assert list(contexts.marks(mark[:-1])) == []
+    assert contexts.are_cut(bytes(8) + mark[:8]) == (False, True)
+    assert contexts.are_cut(mark[8:] + bytes(4)) == (True, False)
+    assert contexts.are_cut(bytes(16)) == (False, False)
 
 
 def test_context_is_one_only_where_it_says_so_itself() -> None:

@@ -26,6 +26,7 @@ MARK_SIZE: Final = 12
 SIZE: Final = MARK_AT + MARK_SIZE
 # Control word (bit 6 set, 7 and 13 on clear), status word, tag word: the upper halves are ones, and all tags "empty".
 _MARK: Final = re.compile(rb"[\x40-\x7f][\x00-\x1f]\xff\xff..\xff{6}", re.DOTALL)
+_CUT: Final = re.compile(rb"..\xff\xff..\xff\xff", re.DOTALL)
 _LIKELY_AT: Final = 2
 _LIKELY: Final = re.compile(
     rb"\xff\xff..\xff{6}", re.DOTALL
@@ -54,6 +55,11 @@ def marks(data: bytes | memoryview) -> Iterator[int]:
             if end is None:
                 return
             at = end.start()
+
+
+def are_cut(data: bytes | memoryview) -> tuple[bool, bool]:
+    """Whether a mark may begin before memory from a multiple of 8 to one, and whether one may end behind it."""
+    return data[:4] == _ONES[:4], bool(_CUT.match(data, max(len(data) - 8, 0)))
 
 
 def saved_context(data: bytes, address: int) -> SavedContext | None:
