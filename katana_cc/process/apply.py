@@ -231,7 +231,10 @@ def _carry(work: _Work) -> Carry | None:
     if work.objects is None:
         work.objects = objects_of(work.target, plan.ledger.kinds)
     passages = forth(plan.ledger.moves)
-    return Carry(passages, plan.ledger.edits, own, module, work.target.where, "apply it with", work.objects)
+    # Where variables move too, what leads to them on the heap has to be found all the same.
+    is_deniable = all(m.stays for m in plan.ledger.moves)
+    deniable = tuple(k.name for k in plan.ledger.kinds if not k.stays) if is_deniable else ()
+    return Carry(passages, plan.ledger.edits, own, module, work.target.where, "apply it with", work.objects, deniable)
 
 
 def _look(work: _Work, dry_run: bool) -> None:

@@ -49,7 +49,7 @@ class Carry:
     `edits` are what is exchanged along with it; `module` (start, end) is the patched one; `own` is the mapping of the
     patch, where nothing that lives points anywhere but by the types of the variables in it; `where` and `retry` are
     for errors: the process, and how to try again with an option.  `objects` are those on the heap, None where none
-    gets a new layout.
+    gets a new layout.  `deniable` are types whose objects need not be looked for, if it is stated that there are none.
     """
 
     passages: tuple[Passage, ...]
@@ -59,6 +59,7 @@ class Carry:
     where: str
     retry: str
     objects: Objects | None = None
+    deniable: tuple[str, ...] = ()
     leads: Leads = field(init=False)
     edited: Edited = field(init=False)
 

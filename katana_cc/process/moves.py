@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from katana_cc.elf import constants as c
 from katana_cc.errors import InvalidPatchError, RefusedError
 from katana_cc.patch.model import DataTransform, PatchObject
-from katana_cc.patch.needs import Grant, Option
+from katana_cc.patch.needs import Grant, Option, needs_of
 from katana_cc.process.link import Layout, Linked
 from katana_cc.process.packing import Cursor, block, text
 from katana_cc.transform.destinations import Destinations
@@ -210,10 +210,12 @@ def kinds_of(po: PatchObject, granted: Collection[Grant]) -> tuple[Kind, ...]:
     """The types whose objects are looked for on the heap; none where nothing moves.
 
     Raises:
-        RefusedError: `--only-reached` names a type that the patch does not change.
+        RefusedError: `--only-reached` or `--only-static` names a type that the patch does not change.
     """
     named = {option: {g.value for g in granted if g.option is option} for option in Option}
     refuse_unknown(named[Option.ONLY_REACHED], _changed(po), po.identity.output, Option.ONLY_REACHED)
+    asked = {n.grant.value for n in needs_of(po) if n.grant and n.grant.option is Option.ONLY_STATIC}
+    refuse_unknown(named[Option.ONLY_STATIC], _changed(po) | asked, po.identity.output, Option.ONLY_STATIC)
     found = [
         Kind(
             t,

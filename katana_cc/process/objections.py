@@ -63,7 +63,7 @@ def _judge_heap(carry: Carry, found: Objects) -> None:
         raise HeapError(
             "not all objects on the heap can be found, and nothing was touched" + _listed([p.text for p in problems]),
             where=carry.where,
-            remedy="restart the process with the new build",
+            remedy="restart the process with the new build" + _denied(carry),
         )
     if found.unreached:
         lines = [_unreached_line(u) for u in found.unreached]
@@ -74,6 +74,13 @@ def _judge_heap(carry: Carry, found: Objects) -> None:
             where=carry.where,
             remedy=f"if they are something else, {carry.retry} {options}",
         )
+
+
+def _denied(carry: Carry) -> str:
+    if not carry.deniable:
+        return ""
+    options = " ".join(str(Grant(Option.ONLY_STATIC, name)) for name in carry.deniable)
+    return f"; if no object of such a type is in this process but in variables, {carry.retry} {options}"
 
 
 def _unreached_line(u: Unreached) -> str:

@@ -489,6 +489,17 @@ def test_pool_of_the_program_is_refused(tmp_path: Path) -> None:
         error = refused(two, server)
         assert "head->next->next (0x" in error
         assert "leads to what is neither a block of the heap nor a variable that the patch knows" in error
+        # Not so here; but there are programs of which no object of such a type is there.
+        assert "if no object of such a type is in this process but in variables, apply it with --only-static" in error
+        assert "--only-static 'struct node'" in error
+
+
+def test_only_static_of_another_type_is_refused(two: Two) -> None:
+    """A bug: a misspelt name is silently no statement, and the refusal seems to come in spite of it."""
+    with serving(two.program) as server:
+        done = katana("apply", two.patch, "--pid", server.pid, "--only-static", "struct nodes")
+        assert done.returncode == 3
+        assert "struct nodes" in done.stderr
 
 
 def test_list_through_variables_that_move_too(tmp_path: Path) -> None:

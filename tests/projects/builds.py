@@ -291,7 +291,7 @@ def main() -> int:
     chosen = [p for p in PROGRAMS if not arguments.names or {p.package, slug(p)} & set(arguments.names)]
     good = True
     for program in chosen:
-        work = arguments.work / slug(program)
+        work = arguments.work.absolute() / slug(program)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         row = build(program, work)

@@ -49,7 +49,11 @@ _LIBTOOL: Final = "autotools, libtool"
 _AUTORECONF: Final = "autoreconf -fi\n./configure && make -j2"
 _CMAKE: Final = "cmake -S . -B build -G {} -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_POLICY_VERSION_MINIMUM=3.5"
 # Without packages for all architectures: documentation needs tools of its own.
-_DPKG: Final = "dpkg-buildpackage -B -uc -us -d -j2"
+# Debian's patches stay: dpkg would take them off behind the build, and the edit would be of another source.
+_DPKG: Final = (
+    "mkdir -p debian/source && echo no-unapply-patches >> debian/source/local-options\n"
+    "dpkg-buildpackage -B -uc -us -d -j2"
+)
 _DEBIAN: Final = "dpkg-buildpackage"
 
 PROGRAMS: Final = (
