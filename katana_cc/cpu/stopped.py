@@ -272,5 +272,9 @@ class Contexts(Protocol):
     def are_cut(self, data: bytes | memoryview) -> tuple[bool, bool]:
         """Whether a mark may begin before memory from a multiple of 8 to one, and whether one may end behind it."""
 
+    def returns_of_first(self, code: bytes, address: int, read: ReadMemory) -> frozenset[int]:
+        """Where the function that a coroutine begins with returns to: what `makecontext`, whose code this is, writes to
+        the end of each stack.  Empty where its code is not as expected."""
+
     def saved_context(self, data: bytes, address: int) -> SavedContext | None:
         """What is kept in the SIZE bytes at an address; None where that is no context."""

@@ -31,7 +31,7 @@ from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.perf import Sample, Sampler
 from katana_cc.process.suspended import Suspended, suspended
-from katana_cc.process.switching import find_switching
+from katana_cc.process.switching import find_switching, is_used
 from katana_cc.process.target import Target
 from katana_cc.process.threads import list_threads, thread_name, waiting_at
 
@@ -150,8 +150,9 @@ def forecast(target: Target, guards: Sequence[Guard], seconds: float = SECONDS) 
             best[function] = presence
     present = sorted(best.values(), key=lambda p: (-_weight(p)[0], p.function))
     switching = find_switching(target)
-    elsewhere = suspended(target, guards, finder, switching) if switching.names else ()
-    return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present), switching.names, elsewhere)
+    names = switching.names if switching.names and is_used(target, switching) else ()
+    elsewhere = suspended(target, guards, finder, switching) if names else ()
+    return Forecast(seconds, len(threads), len(refused - set(looks)), tuple(present), names, elsewhere)
 
 
 def _weight(presence: Presence) -> tuple[float, int]:

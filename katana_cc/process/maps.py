@@ -61,6 +61,10 @@ class MemoryMap:
         before = self.at(region.start - 1)
         return before is not None and before.permissions.startswith("---")
 
+    def private(self) -> MemoryMap:
+        """Those that no other process shares."""
+        return MemoryMap(tuple(r for r in self.regions if r.permissions.endswith("p")))
+
     def gaps(self, low: int, high: int) -> Iterable[tuple[int, int]]:
         """Unmapped [start, end) ranges within [low, high), ascending."""
         position = low

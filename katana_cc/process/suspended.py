@@ -20,6 +20,7 @@ its code is still there but for the first bytes, which it has left behind; what 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from katana_cc.process.copies import room
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.standing import WithoutPatches
-from katana_cc.process.switching import Coroutines, Switching, find_switching
+from katana_cc.process.switching import Coroutines, Switching, find_switching, is_used
 from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import list_threads, waiting_at
 from katana_cc.process.waiting import Waiting
@@ -42,6 +43,7 @@ from katana_cc.process.watch import Watch, merged
 from katana_cc.process.words import BATCH, WORD, Pages, Seeker, Word, to_search
 
 _ROUNDS: Final = 5  # over what changed, before each stop
+_ASK_AGAIN: Final = 10  # as a multiple of how long it took
 _LITTLE: Final = 1 << 18  # bytes that another round is not worth
 
 
@@ -87,12 +89,16 @@ class Suspects:
         self._early: list[Clue] | None = None  # as of the first look, before any stop
         self._search: _Search | None = None
         self._may_be_seen = wish is Coroutines.FIND_OUT
+        self._switching = Switching((), is_plain=False)
+        self._unused_until = 0.0  # when it has to be asked again whether there is any coroutine
         if wish is not Coroutines.IGNORE:
             switching = find_switching(target)
             if wish is Coroutines.SEARCH:
                 switching = replace(switching, is_plain=False)  # there is more than we know of
-            if switching.names or wish is Coroutines.SEARCH:
+            if wish is Coroutines.SEARCH:
                 self._begin(switching)
+            else:
+                self._switching = switching
 
     def _begin(self, switching: Switching) -> None:
         self._may_be_seen = False
@@ -118,11 +124,24 @@ class Suspects:
         Raises:
             OSError: the process is gone.
         """
+        if self._search is None and self._switching.names and self._are_in_use():
+            self._begin(self._switching)
         if self._search is None or self._are_still_there():
             return
         clues, is_sure = self._search.ahead()
         if self._early is None:
             self._early = clues if is_sure else []
+
+    def _are_in_use(self) -> bool:
+        """Whether there may be a coroutine at all, as far as is known from the last look.  A program that makes its
+        first one between that and the stop is not seen to."""
+        begun = time.monotonic()
+        if begun < self._unused_until:
+            return False
+        found = is_used(self._target, self._switching)
+        now = time.monotonic()
+        self._unused_until = now + _ASK_AGAIN * (now - begun)
+        return found
 
     def refuse_early(self, waiting: Waiting) -> None:
         """Raises SuspendedError where a stop would be in vain."""
@@ -141,7 +160,7 @@ class Suspects:
         if self._search is None:
             if not (self._may_be_seen and self._finder.strange):
                 return
-            self._begin(Switching((), is_plain=False))
+            self._begin(replace(self._switching, is_plain=False))
             if self._search is None:
                 return
             raise SwitchingSeenError("a thread is on a stack that is not its own", where=self._target.where)
@@ -228,8 +247,7 @@ class _Search:
 
     def _vectors(self, regions: MemoryMap, stacks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         # What several processes share holds no stack, and may be a file larger than memory.
-        own = MemoryMap(tuple(r for r in regions.regions if r.permissions.endswith("p")))
-        return to_search(own, (), stacks, self._pages.touched, self._pages.written)
+        return to_search(regions.private(), (), stacks, self._pages.touched, self._pages.written)
 
     def _clues(self, words: Sequence[Word], stacks: Sequence[tuple[int, int]]) -> list[Clue]:
         """What counts of the words, and contexts; `stacks` as of `Finder.own_stacks`."""

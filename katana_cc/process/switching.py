@@ -4,6 +4,10 @@ What does that has a name, in most programs: `swapcontext` of the C library, `ju
 imported by some module; or it is linked into one, and then the symbol table of the file has it, unless the file was
 stripped.  glibc's own is also known by its code, in a program that is linked statically.
 
+That a library can switch does not say that it does: whoever speaks TLS has OpenSSL's libcrypto, which makes coroutines
+for those that ask for them.  What glibc's `makecontext` makes ends in a word that nothing else has, on a stack that is
+there as long as the coroutine: where no memory has that word, there is none (`is_used`).
+
 Of assembly of the program's own, or of a stripped file, nothing tells; but a thread that is found on a stack which is
 neither its own nor that of its signal handlers shows it (`Finder.strange`).  And the user may say so.
 """
@@ -20,13 +24,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from katana_cc.cpu.native import system
+from katana_cc.cpu.native import contexts, system
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, KatanaError, TargetError
 from katana_cc.process.dynamic import DynamicModule
+from katana_cc.process.memory import BulkReader
 from katana_cc.process.modules import Module
-from katana_cc.process.target import Target
+from katana_cc.process.target import Target, read_map
+from katana_cc.process.words import BATCH, Pages, Seeker, to_search
 
 # glibc, libucontext, Boost.Context, libcoro, libco, Tencent's libco, libaco, minicoro, Pth, State Threads, QEMU, Ruby,
 # D, greenlet.
@@ -37,6 +43,7 @@ SWITCHERS: Final = frozenset(
 )  # fmt: skip
 _PLAIN: Final = frozenset(("swapcontext", "makecontext", "setcontext"))
 # With both, a stack is made by a signal handler that never returns, and left by longjmp.
+_MAKES: Final = "makecontext"
 _BY_SIGNAL: Final = "sigaltstack"
 _JUMPS: Final = frozenset(("longjmp", "_longjmp", "siglongjmp", "__longjmp_chk"))
 _NAMES: Final = re.compile(b"|".join(sorted(name.encode() + rb"\0" for name in (*SWITCHERS, *_JUMPS))))
@@ -55,40 +62,75 @@ class Coroutines(Enum):
 @dataclass(frozen=True, slots=True)
 class Switching:
     """How a program switches stacks, as far as it can be told: by these functions.  `is_plain`: all of them are
-    glibc's, for contexts, and nothing else in the modules that use them can switch."""
+    glibc's, for contexts, and nothing else in the modules that use them can switch.  `ends`: the words of which one
+    is at the end of each stack that is switched to, where that is known."""
 
     names: tuple[str, ...]
     is_plain: bool
+    ends: frozenset[int] = frozenset()
 
 
 def find_switching(target: Target) -> Switching:
     """What there is of it in the modules of a process."""
     found: set[str] = set()
-    is_plain = True
+    is_plain = is_imported = True
     for module in target.modules:
         with contextlib.suppress(KatanaError):
-            names, plain = _of_module(target, module)
+            names, imported, jumps = _of_module(target, module)
             found |= names
-            is_plain &= plain
-    is_plain = is_plain and bool(found) and found <= _PLAIN and _is_of_glibc(target)
-    return Switching(tuple(sorted(found)), is_plain)
+            is_imported &= names <= imported
+            is_plain &= not (imported and jumps)
+    is_plain &= is_imported
+    made_by_glibc = is_imported and bool(found) and found <= _PLAIN and _is_of_glibc(target)
+    ends = _ends(target) if made_by_glibc and _MAKES in found else frozenset[int]()
+    return Switching(tuple(sorted(found)), is_plain and made_by_glibc, ends)
 
 
-def _of_module(target: Target, module: Module) -> tuple[set[str], bool]:
-    """The functions of one module; and whether they are all imported, and none that jumps is beside them."""
+def is_used(target: Target, switching: Switching) -> bool:
+    """Whether there may be a coroutine at all.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    if not switching.ends:
+        return True
+    pages = Pages(target.pid)
+    try:
+        own = read_map(target.pid).private()
+        vectors = to_search(own, (), (), pages.touched, pages.written)
+        seeker = Seeker((end, 1) for end in switching.ends)
+        return bool(seeker.in_memory(BulkReader(target.memory, BATCH), vectors))
+    finally:
+        pages.close()
+
+
+def _ends(target: Target) -> frozenset[int]:
+    """Of glibc's own contexts."""
+    if contexts is None:
+        return frozenset()
+    for module in target.modules:
+        dynamic = DynamicModule(target.memory, module)
+        made = dynamic.lookup(_MAKES) if c.DT_SYMTAB in dynamic.tags else None
+        if made is not None:
+            code = target.memory.read(made.value, made.size)
+            return contexts.returns_of_first(code, made.value, target.memory.read)
+    return frozenset()
+
+
+def _of_module(target: Target, module: Module) -> tuple[set[str], set[str], bool]:
+    """The functions of one module; those of them that are imported; and whether it imports what jumps."""
     dynamic = DynamicModule(target.memory, module)
     names = _imported(dynamic)
-    imported = names & SWITCHERS
-    plain = not imported or not names & _JUMPS
+    imported, jumps = names & SWITCHERS, bool(names & _JUMPS)
     found = set(imported)
-    if _BY_SIGNAL in names and names & _JUMPS:
+    if _BY_SIGNAL in names and jumps:
         found |= {_BY_SIGNAL, *(names & _JUMPS)}
     if c.DT_SYMTAB in dynamic.tags and dynamic.lookup(_LIBC) is not None:
-        return found, plain
+        return found, imported, jumps
     found |= _linked_in(target, module)
     if not found and c.DT_NEEDED not in dynamic.tags and _switches(target, module):
         found.add("swapcontext")
-    return found, plain and found == imported
+    return found, imported, jumps
 
 
 def _is_of_glibc(target: Target) -> bool:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.process.switching import find_switching, is_used
+from katana_cc.process.target import Target
 from tests.live.handmade import Built, build, patch_from, run
 from tests.live.programs import HEAD, INSIDE
 from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
@@ -190,6 +192,31 @@ def test_program_with_coroutines_elsewhere_is_patched(tmp_path: Path) -> None:
         assert katana("revert", "--pid", server.pid).returncode == 0
 
 
+@situation(50, "a library that can make coroutines and has made none (OpenSSL's, in all that speaks TLS)")
+def test_memory_is_not_searched_where_no_coroutine_was_ever_made(tmp_path: Path) -> None:
+    """A bug: each program that has libcrypto stands still while all its memory is read."""
+    old, _ = made(tmp_path, source_of(UCONTEXT, MAPPED))
+    with serving(old.output) as server, Target(server.pid) as target:
+        switching = find_switching(target)
+        assert "makecontext" in switching.names
+        assert not is_used(target, switching)
+        assert server.ask("o 1") == "outside"
+        assert is_used(target, switching)
+        assert server.ask("e 5") == "ended"
+        assert is_used(target, switching), "the first is there still"
+
+
+def test_another_library_that_switches_has_all_searched(tmp_path: Path) -> None:
+    """A bug: what glibc did not make is taken for not there."""
+    source = source_of(UCONTEXT, MAPPED).replace(
+        "enum { SIZE", "void co_switch(void *p) { seen += !p; }\nenum { SIZE", 1
+    )
+    with serving(build(tmp_path, "server", source, flags=FLAGS).output) as server, Target(server.pid) as target:
+        switching = find_switching(target)
+        assert "co_switch" in switching.names
+        assert is_used(target, switching)
+
+
 @situation(50, "stale words on the stacks of coroutines that were inside, and are elsewhere or have ended (ucontext)")
 @pytest.mark.parametrize("room", [KEPT, FREED, MAPPED], ids=["kept", "freed", "unmapped"])
 def test_stale_words_do_not_count_where_contexts_tell(tmp_path: Path, room: dict[str, str]) -> None:
@@ -309,10 +336,11 @@ def test_coroutine_that_is_switched_out_is_told_of_beforehand(tmp_path: Path) ->
     old, patch = made(tmp_path, source_of(UCONTEXT, MAPPED))
     with serving(old.output) as server:
         before = katana_json("apply", patch, "--pid", server.pid, "--dry-run")["processes"][0]["forecast"]
-        assert before["switchers"] == ["makecontext", "swapcontext"]
-        assert before["suspended"] == []
+        assert before["switchers"] == before["suspended"] == [], "none was made so far"
         assert server.ask("i 1") == "inside"
-        (found,) = katana_json("explain", patch, "--pid", server.pid)["forecast"]["suspended"]
+        looked = katana_json("explain", patch, "--pid", server.pid)["forecast"]
+        assert looked["switchers"] == ["makecontext", "swapcontext"]
+        (found,) = looked["suspended"]
         assert (found["name"], found["words"]) == ("answer", 1)
         said = katana("explain", patch, "--pid", server.pid).stdout
         assert "the program switches stacks by itself (makecontext, swapcontext)" in said

@@ -18,8 +18,9 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from katana_cc.cpu.stopped import SavedContext
+from katana_cc.cpu.stopped import ReadMemory, SavedContext
 from katana_cc.cpu.x86_64 import system as cpu
+from katana_cc.errors import TargetError
 
 MARK_AT: Final = 424
 MARK_SIZE: Final = 12
@@ -37,6 +38,10 @@ _STACK: Final = struct.Struct("<16xQ8xQ")
 _REGISTERS: Final = struct.Struct("<40x32xQQQQ16xQQ24xQQ")  # r12 to r15, rbp, rbx, rsp, rip
 _ORDER: Final = (cpu.R12, cpu.R13, cpu.R14, cpu.R15, cpu.RBP, cpu.RBX, cpu.RSP, cpu.RIP)
 _POINTER_AT: Final = 224
+_LOADS_ADDRESS: Final = re.compile(rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](.{4})", re.DOTALL)  # lea n(%rip)
+# endbr64, where it has one; mov %rbx, %rsp; then pop %rdi, or mov (%rsp), %rdi
+_GOES_BACK: Final = re.compile(rb"(\xf3\x0f\x1e\xfa)?\x48\x89\xdc(\x5f|\x48\x8b\x3c\x24)")
+_LONGEST_HEAD: Final = 11
 _NUMBERS: Final = {register: number for number, register in enumerate(cpu.DWARF.order)}
 
 
@@ -55,6 +60,20 @@ def marks(data: bytes | memoryview) -> Iterator[int]:
             if end is None:
                 return
             at = end.start()
+
+
+def returns_of_first(code: bytes, address: int, read: ReadMemory) -> frozenset[int]:
+    """As of `Contexts`: glibc's __start_context, of which the address is loaded, and which begins by going back to
+    what makecontext kept in rbx."""
+    targets = {address + m.end() + struct.unpack("<i", m.group(1))[0] for m in _LOADS_ADDRESS.finditer(code)}
+    return frozenset(t for t in targets if _goes_back(t, read))
+
+
+def _goes_back(address: int, read: ReadMemory) -> bool:
+    try:
+        return _GOES_BACK.match(read(address, _LONGEST_HEAD)) is not None
+    except TargetError:
+        return False
 
 
 def are_cut(data: bytes | memoryview) -> tuple[bool, bool]:
