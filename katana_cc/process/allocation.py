@@ -22,6 +22,7 @@ from katana_cc.process.calling import MAP_PRIVATE, Caller, Calls
 from katana_cc.process.heap import Allocator
 from katana_cc.process.inject import make_memfd, open_memfd
 from katana_cc.process.link import PAGE, PROT_EXEC, PROT_READ, PROT_WRITE
+from katana_cc.process.maps import BLOCKS
 from katana_cc.process.target import Target
 
 _BATCH: Final = 1024  # blocks a stop, about 100 us
@@ -111,7 +112,7 @@ class Blocks:
     def _code(self, calls: Calls) -> Iterator[tuple[int, int]]:
         """(address of the code, of the room), mapped for the length of a block."""
         remote, target = calls.remote, self._target
-        number = make_memfd(remote, target, "katana:blocks")
+        number = make_memfd(remote, target, BLOCKS)
         mapped: list[tuple[int, int]] = []
         try:
             handle = open_memfd(target, number)

@@ -5,17 +5,15 @@ Which thread will do, `safepoint.py` judges.  All others run on; the one stands 
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from katana_cc.cpu.native import system as cpu
-from katana_cc.errors import BusyError, RefusedError
+from katana_cc.errors import BusyError
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.imports import Linker
-from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.inject import call_stack, unmap_scratch
 from katana_cc.process.priority import first_in_line
 from katana_cc.process.remote import RemoteThread
 from katana_cc.process.safepoint import SafePoint
@@ -92,8 +90,10 @@ class Caller:
             tries += 1
             try:
                 fit = self._stopped(self._safe.why_not)
-                with first_in_line(), fit as remote, _stack(remote, stack_size) as stack:
-                    work(Calls(remote, stack, stack_size))
+                with first_in_line(), fit as remote:
+                    unmap_scratch(remote, self._target)
+                    with call_stack(remote, self._target, stack_size) as stack:
+                        work(Calls(remote, stack, stack_size))
                 return CallReport(remote.pause_us, tries)
             except BusyError:
                 if time.monotonic() + pause > deadline:
@@ -103,16 +103,3 @@ class Caller:
 
     def _stopped(self, unfit: Callable[[Sequence[int]], str]) -> RemoteThread:
         return RemoteThread(self._target.memory, self._gadgets, unfit)
-
-
-@contextlib.contextmanager
-def _stack(remote: RemoteThread, size: int) -> Iterator[int]:
-    """A stack of its own for the calls: the thread may be on a small one."""
-    flags = MAP_PRIVATE | MAP_ANONYMOUS
-    stack = remote.syscall(cpu.SYS_MMAP, 0, size, PROT_READ | PROT_WRITE, flags, -1, 0)
-    if -PAGE < stack < 0:
-        raise RefusedError("mmap in the target failed")
-    try:
-        yield stack
-    finally:
-        remote.syscall(cpu.SYS_MUNMAP, stack, size)

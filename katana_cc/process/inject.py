@@ -19,14 +19,15 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
+from katana_cc.process.maps import STACK, is_scratch
 from katana_cc.process.place import base_for
 from katana_cc.process.plan import Plan, relink
 from katana_cc.process.priority import first_in_line
 from katana_cc.process.remote import RemoteThread
 from katana_cc.process.target import Target, extent
+from katana_cc.process.threads import list_threads, waiting_at
 
 _MAP_PRIVATE: Final = 0x02
-_MAP_ANONYMOUS: Final = 0x20
 _MAP_FIXED_NOREPLACE: Final = 0x100000
 _MFD_CLOEXEC: Final = 0x1
 _MFD_EXEC: Final = 0x10
@@ -46,7 +47,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
     base = 0
     try:
         with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
-            resolved = _call_resolvers(remote, plan)
+            resolved = _call_resolvers(remote, target, plan)
             _unmap_leftovers(remote, target)
             number = make_memfd(remote, target, plan.name)
             try:
@@ -100,21 +101,56 @@ def unmap(target: Target, base: int, size: int) -> None:
         raise TargetError(f"munmap of {base:#x} failed: {os.strerror(-result)}", where=target.where)
 
 
-def _call_resolvers(remote: RemoteThread, plan: Plan) -> dict[int, int]:
+def _call_resolvers(remote: RemoteThread, target: Target, plan: Plan) -> dict[int, int]:
     if not plan.resolution.pending:
         return {}
-    flags = _MAP_PRIVATE | _MAP_ANONYMOUS
-    # A stack of its own: the thread may be on a small one.
-    stack = remote.syscall(cpu.SYS_MMAP, 0, _CALL_STACK, PROT_READ | PROT_WRITE, flags, -1, 0)
-    if -PAGE < stack < 0:
-        raise RefusedError(f"mmap in the target failed: {os.strerror(-stack)}")
-    try:
+    with call_stack(remote, target, _CALL_STACK) as stack:
         return {
             p.index: remote.call(p.resolver, f"the resolver of {p.name}", stack + _CALL_STACK)
             for p in plan.resolution.pending
         }
+
+
+@contextlib.contextmanager
+def call_stack(remote: RemoteThread, target: Target, size: int) -> Iterator[int]:
+    """A stack of its own for calls, by its lowest address: the thread may be on a small one.
+
+    It has a name, by which it is known if we are killed: nobody takes what is on it for the program's, and the next
+    katana takes it out (`unmap_scratch`).
+
+    Raises:
+        RefusedError: a limit or a policy forbids it.
+    """
+    number = make_memfd(remote, target, STACK)
+    try:
+        handle = open_memfd(target, number)
+        try:
+            with _own_limits(target):
+                os.ftruncate(handle, size)
+        finally:
+            os.close(handle)
+        stack = remote.syscall(cpu.SYS_MMAP, 0, size, PROT_READ | PROT_WRITE, _MAP_PRIVATE, number, 0)
     finally:
-        remote.syscall(cpu.SYS_MUNMAP, stack, _CALL_STACK)
+        remote.syscall(cpu.SYS_CLOSE, number)
+    if -PAGE < stack < 0:
+        raise RefusedError(f"mmap in the target failed: {os.strerror(-stack)}", where=target.where)
+    try:
+        yield stack
+    finally:
+        remote.syscall(cpu.SYS_MUNMAP, stack, size)
+
+
+def unmap_scratch(remote: RemoteThread, target: Target) -> None:
+    """Take out what a katana that was killed had mapped for calls, if surely no thread is on it any more."""
+    regions = target.read_map()
+    left = [r for r in regions.regions if is_scratch(r)]
+    if not left:
+        return
+    places = [waiting_at(target.pid, tid) for tid in list_threads(target.pid) if tid != remote.tid]
+    on = [p for place in (*places, remote.place) if place is not None for p in place]
+    if None not in places and not any(r.start <= p < r.end for r in left for p in on):
+        for region in left:
+            remote.syscall(cpu.SYS_MUNMAP, region.start, region.end - region.start)
 
 
 def _unmap_leftovers(remote: RemoteThread, target: Target) -> None:

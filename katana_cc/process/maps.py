@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Region(NamedTuple):
@@ -32,6 +32,16 @@ def parse_region(line: str) -> Region:
     start, end = fields[0].split("-")
     path = fields[5] if len(fields) > 5 else ""
     return Region(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], int(fields[4]), path)
+
+
+BLOCKS: Final = "katana:blocks"
+STACK: Final = "katana:stack"
+_SCRATCH: Final = tuple(f"/memfd:{name} (deleted)" for name in (BLOCKS, STACK))
+
+
+def is_scratch(region: Region) -> bool:
+    """Whether a katana mapped it for the length of a call in the target: left behind by one that was killed."""
+    return region.path in _SCRATCH
 
 
 @dataclass(frozen=True)

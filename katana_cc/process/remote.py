@@ -114,6 +114,16 @@ class RemoteThread:
             raise
         return self
 
+    @property
+    def tid(self) -> int:
+        """Which thread it is."""
+        return self._tid
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it was stopped: its stack pointer and pc."""
+        return self._registers[cpu.SP], self._registers[cpu.PC]
+
     def _stop_one(self, options: int) -> None:
         stuck = 0
         why = ""

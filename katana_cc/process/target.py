@@ -15,7 +15,7 @@ from typing import Final
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.image import ledger_address
 from katana_cc.process.ledger import Ledger, read_ledger
-from katana_cc.process.maps import MemoryMap
+from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
 from katana_cc.process.threads import status_fields
@@ -130,7 +130,7 @@ class Target:
         return tuple(self._patches(self.read_map()))
 
     def _patches(self, regions: MemoryMap) -> Iterator[PatchMapping]:
-        ours = [r for r in regions.regions if r.path.startswith(MEMFD_PREFIX)]
+        ours = [r for r in regions.regions if r.path.startswith(MEMFD_PREFIX) and not is_scratch(r)]
         for i, region in enumerate(ours):
             if region.offset:
                 continue

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import system as cpu
-from katana_cc.process.maps import MemoryMap, Region
+from katana_cc.process.maps import MemoryMap, Region, is_scratch
 from katana_cc.process.memory import BulkReader
 
 WORD: Final = 8
@@ -182,6 +182,8 @@ def to_search(
         if not region.permissions.startswith("rw") or is_device(region):
             continue
         pointers = low.get(region.start, ())
+        if is_scratch(region) and not pointers:
+            continue  # what malloc left on the stack of a call leads to where objects are now
         # Two threads in one mapping: whose stack begins where is not known.
         if len(pointers) == 1 and (region.path == "[stack]" or regions.is_guarded(region)):
             start = max(start, (pointers[0] - cpu.RED_ZONE) & -WORD)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.live.handmade import build
-from tests.live.server import serving
+from tests.live.server import katana_json, serving
 from tests.live.situations import situation
 from tests.live.test_torture import BUSY, OLD
 from tests.support.strike import Outcome, strike_program
@@ -63,3 +63,24 @@ def test_killed_between_any_two_steps_of_a_call(tmp_path: Path) -> None:
             outcome = struck(server.pid, step)
             assert outcome.status == -signal.SIGKILL, (step, outcome)
             assert server.ask("?") == OLD, f"killed at step {step} of {steps}: {server.ended}"
+
+
+def test_stack_of_a_call_that_was_cut_off_is_taken_out_by_the_next(tmp_path: Path) -> None:
+    """A bug: each katana that is killed leaves memory; and what malloc left there leads into objects, for good."""
+    with serving(build(tmp_path, "server", BUSY).output) as server:
+        whole = struck(server.pid, 0)
+        begin, end = (i for i, number in enumerate(whole.calls) if number == _SYS_GETPPID)
+        steps = whole.calls[begin:end].count(_SYS_PTRACE)
+        assert struck(server.pid, steps // 2).status == -signal.SIGKILL
+        assert _stacks(server.pid) == 1
+        assert not katana_json("status", "--pid", server.pid)["processes"][0]["patches"]
+        for _ in range(20):  # not while a thread runs: it may be on one
+            assert struck(server.pid, 0).status == 0
+            if not _stacks(server.pid):
+                break
+        assert _stacks(server.pid) == 0
+        assert server.ask("?") == OLD
+
+
+def _stacks(pid: int) -> int:
+    return Path(f"/proc/{pid}/maps").read_text().count("/memfd:katana:stack")
