@@ -33,7 +33,7 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
-from katana_cc.process.threads import list_threads, refusal_to_trace, status_fields, thread_name
+from katana_cc.process.threads import is_dead, list_threads, refusal_to_trace, status_fields, thread_name
 
 WORD: Final = 8
 _STOP_TIMEOUT: Final = 0.5
@@ -227,8 +227,12 @@ class RemoteThread:
             report = pt.wait(self._tid)
             if report is None:
                 over = time.monotonic() - deadline
-                if over > 0 and (over > _TURN_TIMEOUT or not self._waits_for_its_turn()):
-                    return False
+                if over > 0:
+                    if is_dead(self._pid):
+                        raise TargetError("the process died", where=f"pid {self._pid}")
+                    state = status_fields(self._pid, self._tid).get("State", "X")[:1]
+                    if over > _TURN_TIMEOUT or state not in "Rt":  # "t": it has just come to its stop
+                        return False
                 time.sleep(10e-6)
             elif report.gone:
                 raise TargetError("the process died", where=f"pid {self._pid}")
@@ -236,10 +240,6 @@ class RemoteThread:
                 pt.resume(self._tid, report.signal)
             else:
                 return True
-
-    def _waits_for_its_turn(self) -> bool:
-        """Whether the thread lacks nothing but a processor to come to its stop (or has just come to it)."""
-        return status_fields(self._pid, self._tid).get("State", "").startswith(("R", "t"))
 
     def _next_syscall_stop(self, deadline: float) -> pt.Stop:
         """Run to the next system call entry or exit, or to a signal that is a fault of what runs."""

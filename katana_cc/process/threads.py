@@ -53,6 +53,12 @@ def thread_name(pid: int, tid: int) -> str:
     return status_fields(pid, tid).get("Name", "?")
 
 
+def is_dead(pid: int) -> bool:
+    """Whether nothing is left of a process but zombies: the end of its first thread is not told to a tracer before that
+    of the others, which takes its time on a busy machine (ptrace(2))."""
+    return all(status_fields(pid, tid).get("State", "X")[:1] in "ZX" for tid in list_threads(pid))
+
+
 def waiting_at(pid: int, tid: int) -> tuple[int, int] | None:
     """Stack pointer and pc of a thread that waits in a system call; None when it runs, or is gone.  Source:
     proc_pid_syscall(5)."""
@@ -161,6 +167,8 @@ class Threads:
             if passes > 4:
                 if time.monotonic() > deadline:
                     tid = min(pending)
+                    if is_dead(self.pid):
+                        raise TargetError("the process died", where=f"pid {self.pid}")
                     self._repair(self._stopped - self._gone)
                     raise BusyError(
                         f"thread {tid} ({thread_name(self.pid, tid)}) does not stop",
