@@ -6,8 +6,9 @@ patch again uses it again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,7 @@ from katana_cc.process.supply import (
 )
 from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target
+from katana_cc.process.threads import is_dead
 from katana_cc.telling import TellWait, silent
 
 
@@ -113,7 +115,8 @@ def revert_patch(
                 if must_match or Path(f"/proc/{pid}/exe").exists():
                     raise
                 continue
-            ready.append(target)
+            if in_force or must_match:
+                ready.append(target)
             for ledger in in_force:
                 found.setdefault(ledger.patch_id, []).append((target, ledger))
         _refuse_several(found)
@@ -134,17 +137,22 @@ def revert_patch(
                 refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
         reports: list[RevertReport] = []
         how = functools.partial(_prepared, tell=tell, coroutines=coroutines)
-        reverts = [how(target, meant, wait, wishes, hook_timeout) for target in ready]
+        reverts = []
+        for target in ready:
+            with _left_out_if_gone(target, must_match):
+                reverts.append((target, how(target, meant, wait, wishes, hook_timeout)))
         # From here on only bytes are exchanged: while one process is done, others run the new code.
-        for revert in reverts:
+        for target, revert in reverts:
+            report = None
             try:
-                report = revert()
+                with _left_out_if_gone(target, must_match):
+                    report = revert()
             except KatanaError as error:
                 done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
                 if done:
                     error.remedy = f"{error.remedy}; already reverted: {done}".lstrip("; ")
                 raise
-            if must_match or report.ledger is not None:
+            if report is not None and (must_match or report.ledger is not None):
                 reports.append(report)
         # From here on it is out, whatever the hooks say.
         return tuple(
@@ -156,6 +164,16 @@ def revert_patch(
     finally:
         for target in targets:
             target.close()
+
+
+@contextlib.contextmanager
+def _left_out_if_gone(target: Target, must_match: bool) -> Iterator[None]:
+    """Pass over a process that ends meanwhile, unless it was asked for by its pid."""
+    try:
+        yield
+    except TargetError:
+        if must_match or not is_dead(target.pid):
+            raise
 
 
 def _ran_after(target: Target, report: RevertReport, wait: float, timeout: float) -> tuple[HookRun, ...]:

@@ -6,9 +6,12 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from katana_cc.process import revert
+from katana_cc.process.threads import is_dead
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
@@ -146,6 +149,28 @@ def test_all_finds_the_processes_of_the_build(tmp_path: Path, counter: tuple[Bui
         assert not mappings(foreign.pid)
         assert [p["pid"] for p in katana_json("revert", identity(po), "--all")["processes"]] == [old.pid]
         assert old.ask("a 1") == "2"
+
+
+def test_a_process_that_ends_meanwhile_is_left_out_of_all(
+    tmp_path: Path, counter: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: nobody is reverted, because one that carried it has ended."""
+    po = patch_from(*counter, ("answer",))
+    patch = write_patch(tmp_path, po)
+    with serving(counter[0].output) as one, serving(counter[0].output) as two:
+        assert katana("apply", patch, "--pid", one.pid, two.pid).returncode == 0
+        prepared = revert._prepared
+
+        def killing(*arguments: Any, **more: Any) -> Any:
+            two.kill()
+            while not is_dead(two.pid):
+                pass
+            return prepared(*arguments, **more)
+
+        monkeypatch.setattr(revert, "_prepared", killing)
+        reports = revert.revert_patch([one.pid, two.pid], identity(po), must_match=False)
+        assert [r.pid for r in reports] == [one.pid]
+        assert one.ask("a 1") == "2"
 
 
 def test_all_without_a_process_has_nothing_to_do(tmp_path: Path, counter: tuple[Built, Built]) -> None:
