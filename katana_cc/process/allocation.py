@@ -21,6 +21,7 @@ from katana_cc.errors import KatanaError, RefusedError
 from katana_cc.process.calling import MAP_PRIVATE, Caller, Calls
 from katana_cc.process.heap import Allocator
 from katana_cc.process.inject import make_memfd, open_memfd
+from katana_cc.process.limits import memory_remedy
 from katana_cc.process.link import PAGE, PROT_EXEC, PROT_READ, PROT_WRITE
 from katana_cc.process.maps import BLOCKS
 from katana_cc.process.target import Target
@@ -67,7 +68,7 @@ class Blocks:
                     raise RefusedError(
                         f"the process has no memory for {count} more blocks of {size} bytes",
                         where=self._target.where,
-                        remedy="a limit (ulimit -v, cgroup) may forbid it; nothing was touched",
+                        remedy=f"{memory_remedy(self._target.pid, 2 * count * size)}; nothing was touched",
                     )
         except BaseException:
             with contextlib.suppress(KatanaError):

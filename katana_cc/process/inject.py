@@ -18,6 +18,7 @@ from typing import Final
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process.gadgets import find_gadgets
+from katana_cc.process.limits import descriptor_remedy, memory_remedy
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
 from katana_cc.process.maps import STACK, is_scratch
 from katana_cc.process.place import base_for
@@ -133,7 +134,7 @@ def call_stack(remote: RemoteThread, target: Target, size: int) -> Iterator[int]
     finally:
         remote.syscall(cpu.SYS_CLOSE, number)
     if -PAGE < stack < 0:
-        raise RefusedError(f"mmap in the target failed: {os.strerror(-stack)}", where=target.where)
+        raise _no_mapping(target, stack, size)
     try:
         yield stack
     finally:
@@ -173,7 +174,8 @@ def make_memfd(remote: RemoteThread, target: Target, name: str) -> int:
             number = remote.syscall(cpu.SYS_MEMFD_CREATE, address, _MFD_CLOEXEC)
     if number < 0:
         remedies = {
-            errno.EMFILE: "the process has no file descriptor left (ulimit -n)",
+            errno.EMFILE: descriptor_remedy(target.pid),
+            errno.ENFILE: "the system has no file left to open (sysctl fs.file-max)",
             errno.EACCES: "vm.memfd_noexec forbids executable memfds",
         }
         raise RefusedError(
@@ -220,12 +222,15 @@ def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) ->
         for address, size in done:
             remote.syscall(cpu.SYS_MUNMAP, address, size)
         if result != -errno.EEXIST:
-            raise RefusedError(
-                f"mmap in the target failed: {os.strerror(-result)}",
-                where=target.where,
-                remedy="a limit (ulimit -v, cgroup) or a policy (SELinux, memory-deny-write-execute) forbids it",
-            )
+            raise _no_mapping(target, result, head + plan.layout.size)
     raise RefusedError("the address range near the module is taken again and again", where=target.where)
+
+
+def _no_mapping(target: Target, result: int, size: int) -> RefusedError:
+    remedy = "a policy (SELinux, memory-deny-write-execute) forbids it; restart with the new build"
+    if result == -errno.ENOMEM:
+        remedy = memory_remedy(target.pid, size)
+    return RefusedError(f"mmap in the target failed: {os.strerror(-result)}", where=target.where, remedy=remedy)
 
 
 def _keep_in_core_files(target: Target, plan: Plan) -> None:

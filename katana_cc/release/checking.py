@@ -70,7 +70,9 @@ def _patches(manifest: Any, files: dict[str, bytes], tell: Tell) -> list[str]:
         return [f"manifest.json: not of format {MANIFEST_FORMAT}"]
     found = []
     listed = {}
-    patches = manifest.get("patches", ())
+    patches = manifest.get("patches")
+    if not isinstance(patches, list) or not all(isinstance(fields, dict) for fields in patches):
+        return ["manifest.json: what it lists as patches are none"]
     for number, fields in enumerate(patches):
         name, identity = str(fields.get("file")), fields.get("id")
         tell(number, len(patches), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def patched_and_back(server: Server, patch: Path) -> None:
     assert code_of(server.pid) == code
 
 
+def remedied(server: Server, patch: Path, said: str) -> None:
+    """The command that a refusal names makes room, and the patch goes in."""
+    (command,) = re.findall("`(prlimit [^`]*)`", said)
+    subprocess.run(command, shell=True, check=True)
+    patched_and_back(server, patch)
+
+
 def unharmed(server: Server, code: bytes) -> None:
     assert code_of(server.pid) == code
     assert mappings(server.pid) == []
@@ -135,7 +143,7 @@ def test_process_without_address_space_is_refused(tmp_path: Path) -> None:
     """A bug: half a mapping is left, or a traceback."""
     setup = (
         'char text[200]; FILE *f = fopen("/proc/self/statm", "r"); fgets(text, 200, f); fclose(f); printf("%s", "");'
-        "struct rlimit r = {atol(text) * 4096, atol(text) * 4096}; if (setrlimit(RLIMIT_AS, &r)) return 1;"
+        "struct rlimit r = {atol(text) * 4096, RLIM_INFINITY}; if (setrlimit(RLIMIT_AS, &r)) return 1;"
     )
     old, patch = pair(tmp_path, setup)
     with serving(old.output) as server:
@@ -146,12 +154,13 @@ def test_process_without_address_space_is_refused(tmp_path: Path) -> None:
         assert "mmap in the target failed: Cannot allocate memory" in done.stderr
         assert "ulimit -v" in done.stderr
         unharmed(server, code)
+        remedied(server, patch, done.stderr)
 
 
 @situation(49, "target without a file descriptor left (RLIMIT_NOFILE)", REFUSED)
 def test_process_without_descriptors_is_refused(tmp_path: Path) -> None:
     """A bug: a traceback, or a descriptor of the program's is closed."""
-    setup = "struct rlimit r = {3, 3}; if (setrlimit(RLIMIT_NOFILE, &r)) return 1;"
+    setup = "struct rlimit r = {3, 64}; if (setrlimit(RLIMIT_NOFILE, &r)) return 1;"
     old, patch = pair(tmp_path, setup)
     with serving(old.output) as server:
         code = code_of(server.pid)
@@ -159,6 +168,7 @@ def test_process_without_descriptors_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 3, done.stderr
         assert "no file descriptor left (ulimit -n)" in done.stderr
         unharmed(server, code)
+        remedied(server, patch, done.stderr)
 
 
 @situation(49, "katana may write no files (full disk, RLIMIT_FSIZE)", REFUSED)
