@@ -51,6 +51,7 @@ _INTERRUPT: Final = 0x4207
 _PEEKSIGINFO: Final = 0x4209
 _GETSIGMASK: Final = 0x420A
 _SETSIGMASK: Final = 0x420B
+_GET_RSEQ_CONFIGURATION: Final = 0x420F
 # PTRACE_GETREGS is one request for all of a row, on CPUs that have it.
 _IS_ONE_SET: Final = len(system.REGISTER_SETS) == 1
 _WALL: Final = 0x40000000
@@ -204,6 +205,19 @@ def write_signal_mask(tid: int, mask: int) -> None:
     """Set the blocked signals; SIGKILL and SIGSTOP stay unblocked."""
     word = ctypes.c_uint64(mask)
     _request(_SETSIGMASK, tid, 8, ctypes.addressof(word))
+
+
+def restartable_area(tid: int) -> int:
+    """Where a stopped thread has its struct rseq; 0 if it registered none, or the kernel does not tell (before 5.13)."""
+    # struct ptrace_rseq_configuration: the address, its size, the signature, flags.
+    found = (ctypes.c_uint64 * 3)()
+    try:
+        _request(_GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(found), ctypes.addressof(found))
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EINVAL):
+            return 0
+        raise
+    return found[0]
 
 
 def pending_signals(tid: int, shared: bool) -> list[int]:

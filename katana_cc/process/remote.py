@@ -33,6 +33,7 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.restartable import resumption
 from katana_cc.process.threads import is_dead, list_threads, refusal_to_trace, status_fields, thread_name
 
 WORD: Final = 8
@@ -159,6 +160,7 @@ class RemoteThread:
                     why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
                     self._let_go()
                     continue
+                self._leave_sequence()
                 self._prepare_return()
                 pt.write_signal_mask(tid, _ALL_SIGNALS)
                 return
@@ -177,6 +179,12 @@ class RemoteThread:
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _leave_sequence(self) -> int:
+        """Be at the abort handler of a restartable sequence that the thread is in; where it was."""
+        pc = self._registers[cpu.PC]
+        self._registers[cpu.PC] = resumption(self._memory, self._tid, pc)
+        return pc
 
     def _prepare_return(self) -> None:
         """Put a signal frame below the stack, and the thread in front of the code that goes back by it."""
@@ -451,10 +459,12 @@ class StoppedThread(RemoteThread):
         super().__init__(memory, gadgets)
         self._tid = tid
         self._registers = list(registers)
+        self._was_at = registers[cpu.PC]
         self.changes: dict[int, int] = {}
 
     def __enter__(self) -> StoppedThread:
         self._mask = pt.read_signal_mask(self._tid)
+        self._was_at = self._leave_sequence()
         self._prepare_return()
         pt.write_signal_mask(self._tid, _ALL_SIGNALS)
         return self
@@ -463,4 +473,5 @@ class StoppedThread(RemoteThread):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self.changes = self._put_back()
+            pc = self._registers[cpu.PC]
+            self.changes = ({cpu.PC: pc} if pc != self._was_at else {}) | self._put_back()
