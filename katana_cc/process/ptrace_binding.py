@@ -208,7 +208,7 @@ def write_signal_mask(tid: int, mask: int) -> None:
 
 
 def restartable_area(tid: int) -> int:
-    """Where a stopped thread has its struct rseq; 0 if it registered none, or the kernel does not tell (before 5.13)."""
+    """Where a stopped thread has its struct rseq; 0 if it registered none, or the kernel (before 5.13) tells not."""
     # struct ptrace_rseq_configuration: the address, its size, the signature, flags.
     found = (ctypes.c_uint64 * 3)()
     try:

@@ -5,8 +5,8 @@ the thread runs on, *if it runs on there*.  One that is made to run something el
 the sequence afterwards, would go on as if it had never left its processor: the kernel had forgotten the sequence when
 it saw the thread outside.  So the thread is taken to be at the handler from the start, where it would have gone.
 
-Sources: rseq(2), include/uapi/linux/rseq.h, kernel/rseq.c; ptrace(2) (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13: before,
-nobody but the thread knows where its sequence is).
+Sources: rseq(2), include/uapi/linux/rseq.h, kernel/rseq.c; ptrace(2) (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13:
+before, nobody but the thread knows where its sequence is).
 """
 
 from __future__ import annotations
