@@ -169,6 +169,10 @@ class System(Protocol):
         Shape: {register index: value}.
         """
 
+    def time_out(self, words: Words) -> int | None:
+        """The register that holds the time-out of the wait for events that a thread was interrupted in: milliseconds,
+        an int in its low half; the kernel ignores the high half.  None: in another call, or without a time-out."""
+
     @property
     def NUMBERED_SYSCALL_SIZE(self) -> int:
         """Bytes before the pc of a thread in a system call that tell which it is."""

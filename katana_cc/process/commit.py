@@ -206,7 +206,7 @@ def _try(
                             waiting.found_inside(threads.order, threads.registers, finder, busy)
                     finally:
                         # Also where it is refused: the program must not notice.
-                        repaired = threads.repair_system_calls()
+                        repaired = threads.repair_system_calls(waiting.timers, outcome.report is not None)
                 finally:
                     threads.release()
                     ended = time.perf_counter_ns()

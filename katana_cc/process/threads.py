@@ -21,11 +21,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process.timers import Timers
 
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
@@ -238,8 +239,11 @@ class Threads:
         with contextlib.suppress(ProcessLookupError):
             pt.write_registers_from(tid, ctypes.addressof(self._buffer) + 8 * at)
 
-    def repair_system_calls(self) -> int:
-        """Re-enter the system calls that our stop would make return EINTR; how many there were."""
+    def repair_system_calls(self, timers: Timers | None = None, is_last: bool = True) -> int:
+        """Re-enter the system calls that our stop would make return EINTR; how many there were.
+
+        `timers` know since when they wait; with `is_last` no stop is to follow.
+        """
         count = 0
         shared: list[int] | None = None
         eintr = (1 << 64) - cpu.EINTR
@@ -248,7 +252,7 @@ class Threads:
             at = i * pt.REGISTER_WORDS
             if self.registers[at + cpu.RESULT] != eintr or tid in self._in_event:
                 continue
-            changes = cpu.repaired(self.registers[at : at + pt.REGISTER_WORDS])
+            changes: Mapping[int, int] | None = cpu.repaired(self.registers[at : at + pt.REGISTER_WORDS])
             if changes is None:
                 continue
             with contextlib.suppress(ProcessLookupError):
@@ -259,6 +263,8 @@ class Threads:
                     blocked = pt.read_signal_mask(tid)
                     if any(not blocked >> (number - 1) & 1 for number in waiting):
                         continue
+                if timers is not None:
+                    changes = timers.entered_again(tid, self.registers[at : at + pt.REGISTER_WORDS], changes, is_last)
                 for index, value in changes.items():
                     self.registers[at + index] = value
                 pt.write_registers_from(tid, base + 8 * at)

@@ -31,6 +31,7 @@ from katana_cc.errors import BusyError, RefusedError
 from katana_cc.process.activity import Activity, Finder
 from katana_cc.process.perf import Breakpoints
 from katana_cc.process.threads import list_threads
+from katana_cc.process.timers import Timers
 from katana_cc.telling import TellWait, silent
 
 _FIRST_PAUSE: Final = 0.001  # seconds
@@ -72,6 +73,7 @@ class Waiting:
         self._seen: Counter[str] = Counter()
         self._looks = 0
         self.tries = 0
+        self.timers = Timers()
 
     def close(self) -> None:
         """Take all breakpoints away."""

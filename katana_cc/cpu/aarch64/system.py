@@ -91,6 +91,11 @@ UNRESTARTED_SYSCALLS: Final = {
     426: "io_uring_enter",
     4: "io_getevents",
     292: "io_pgetevents",
+    269: "sendmmsg",
+    286: "preadv2",
+    287: "pwritev2",
+    76: "splice",
+    71: "sendfile",
 }
 # Of these the kernel may keep the arguments for itself (restart_syscall(2)).
 KEPT_SYSCALLS: Final = {73: "ppoll", 98: "futex", 101: "nanosleep", 115: "clock_nanosleep", 128: "restart_syscall"}
@@ -101,7 +106,6 @@ WAITING_SYSCALLS: Final = UNRESTARTED_SYSCALLS | {
     68: "pwrite64",
     101: "nanosleep",
     115: "clock_nanosleep",
-    269: "sendmmsg",
     260: "wait4",
     95: "waitid",
     189: "msgsnd",
@@ -114,8 +118,6 @@ WAITING_SYSCALLS: Final = UNRESTARTED_SYSCALLS | {
     128: "restart_syscall",
     182: "mq_timedsend",
     183: "mq_timedreceive",
-    76: "splice",
-    71: "sendfile",
 }
 SYS_FUTEX: Final = 98
 _FUTEX_COMMAND: Final = 0x7F
@@ -211,6 +213,11 @@ def entered_again(words: Words, code: bytes) -> dict[int, int] | None:
 
 def repaired(words: Words) -> dict[int, int] | None:  # noqa: ARG001
     """None: the first argument is lost (see above)."""
+    return None
+
+
+def time_out(words: Words) -> int | None:  # noqa: ARG001
+    """None: no call is entered again (see above)."""
     return None
 
 

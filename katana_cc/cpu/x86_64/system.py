@@ -90,8 +90,15 @@ UNRESTARTED_SYSCALLS: Final = frozenset(
         426,  # io_uring_enter
         208,  # io_getevents
         333,  # io_pgetevents
+        # Of such a socket, too:
+        307,  # sendmmsg
+        327,  # preadv2
+        328,  # pwritev2
+        275,  # splice
+        40,  # sendfile
     }
 )
+_EVENT_WAITS: Final = frozenset({232, 281})  # epoll_wait, epoll_pwait: milliseconds in r10, an int
 
 # System calls that wait for the world outside, or work for it: no allocator or loader makes them while it holds a lock.
 WAITING_SYSCALLS: Final = UNRESTARTED_SYSCALLS | frozenset(
@@ -105,8 +112,6 @@ WAITING_SYSCALLS: Final = UNRESTARTED_SYSCALLS | frozenset(
         34,  # pause
         35,  # nanosleep
         230,  # clock_nanosleep
-        46,  # sendmsg
-        307,  # sendmmsg
         61,  # wait4
         247,  # waitid
         69,  # msgsnd
@@ -119,8 +124,6 @@ WAITING_SYSCALLS: Final = UNRESTARTED_SYSCALLS | frozenset(
         219,  # restart_syscall
         242,  # mq_timedsend
         243,  # mq_timedreceive
-        275,  # splice
-        40,  # sendfile
     }
 )
 SYS_FUTEX: Final = 202
@@ -216,6 +219,12 @@ def repaired(registers: Words) -> dict[int, int] | None:
     if registers[RAX] != (1 << 64) - EINTR or number not in UNRESTARTED_SYSCALLS:
         return None
     return {RAX: number, RIP: registers[RIP] - len(SYSCALL_INSTRUCTION), ORIG_RAX: _MINUS_1}
+
+
+def time_out(registers: Words) -> int | None:
+    """The register that holds the time-out of the wait for events that a thread was interrupted in: milliseconds, an
+    int in its low half; the kernel ignores the high half."""
+    return R10 if registers[ORIG_RAX] in _EVENT_WAITS else None
 
 
 def set_system_call(words: list[int], instruction: int, number: int, arguments: Sequence[int]) -> None:
