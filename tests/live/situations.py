@@ -28,7 +28,11 @@ KINDS: Mapping[int, tuple[str, str]] = {
         MUST,
     ),
     41: ("changed function always on a stack: refused in bounded time by name; allowed by name", MUST),
-    42: ("blocking system calls keep blocking; no signal is lost; job control unaffected", MUST),
+    42: (
+        "blocking system calls keep blocking: no EINTR; no signal is lost; cancellation, terminal and job control "
+        "unaffected",
+        MUST,
+    ),
     43: ("prefork servers: the whole tree, or nothing; children forked meanwhile", MUST),
     44: (
         "shared library in several processes; loaded with dlopen; twice in namespaces (dlmopen)",
@@ -40,7 +44,11 @@ KINDS: Mapping[int, tuple[str, str]] = {
         "SIGSTOPped, zombie leader, vfork parent, io_uring workers",
         "must work or be refused at once",
     ),
-    47: ("the same patch again; an older one; revert and apply again", MUST),
+    47: (
+        "second patch on top of the first; the same again; an older one; cumulative over a single one; revert in any "
+        "order",
+        MUST,
+    ),
     48: ("target is not the build the patch is for; memory of the function altered by someone else", "must be refused"),
     49: ("patcher killed at any moment; target dies; limits and full disks; patch truncated or bit-flipped", MUST),
     50: ("frames not on the thread's own stack: coroutines, alternate signal stacks", JUDGE),
@@ -48,11 +56,12 @@ KINDS: Mapping[int, tuple[str, str]] = {
 
 
 class Situation(NamedTuple):
-    """One of them, and what comes of it."""
+    """One of them, what comes of it, and the test that shows it: `file::function`."""
 
     kind: int
     text: str
     outcome: str
+    test: str
 
 
 def situation(kind: int, text: str, outcome: str = WORKS) -> pytest.MarkDecorator:
@@ -85,8 +94,19 @@ def merged(lines: Sequence[Mapping[str, object]], kept: list[list[str]]) -> list
 def written(folder: Path) -> Iterator[Situation]:
     """The situations that the tests of a folder are marked with."""
     for path in sorted(folder.glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "situation":
-                kind, text, *rest = node.args
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        for function in functions:
+            for mark in _marks(function):
+                kind, text, *rest = mark.args
                 refused = bool(rest) and isinstance(rest[0], ast.Name) and rest[0].id == "REFUSED"
-                yield Situation(ast.literal_eval(kind), ast.literal_eval(text), REFUSED if refused else WORKS)
+                outcome = REFUSED if refused else WORKS
+                test = f"tests/{folder.name}/{path.name}::{function.name}"
+                yield Situation(ast.literal_eval(kind), ast.literal_eval(text), outcome, test)
+
+
+def _marks(function: ast.FunctionDef) -> Iterator[ast.Call]:
+    """Those of a test, and of its parameters."""
+    for decorator in function.decorator_list:
+        for node in ast.walk(decorator):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "situation":
+                yield node

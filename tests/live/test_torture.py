@@ -293,7 +293,7 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
         victim.put(command)
 
 
-@situation(49, "target killed at each system call of katana's")
+@situation(49, "katana interrupted in the midst of its writes (Ctrl-C)")
 @pytest.mark.parametrize("command", ["apply", "revert"])
 def test_interrupted_in_the_stop_of_a_process_that_was_never_patched(victim: Victim, command: str) -> None:
     """A bug: what was written is not known, and the memory that the process now uses is taken from it."""
@@ -315,6 +315,7 @@ def test_interrupted_in_the_stop_of_a_process_that_was_never_patched(victim: Vic
     assert is_whole(victim) == NEW
 
 
+@situation(49, "target killed at each system call of katana's (a few in make test)")
 @pytest.mark.parametrize("command", ["apply", "revert"])
 def test_target_killed_at_any_system_call(victim: Victim, command: str) -> None:
     """A bug: katana hangs, or shows a traceback, or says that all is well."""

@@ -119,8 +119,8 @@ def main(arguments: Sequence[str]) -> None:
     if arguments:
         others = json.loads(COMMITTED.read_text())["results"] if "--part" in arguments else {}
         before = json.loads(COMMITTED.read_text()).get("situations", []) if "--part" in arguments else []
-        marked = {(str(s.kind), s.text) for s in situations.written(Path(__file__).parents[1])}
-        before = [row for row in before if (row[0], row[1]) in marked]
+        marked = {(str(s.kind), s.text, s.test) for s in situations.written(Path(__file__).parents[1])}
+        before = [row for row in before if (row[0], row[1], row[2]) in marked]
         raw = merge(
             Path(arguments[-1]), {case.name: others[case.name] for case in CASES if case.name in others}, before
         )
