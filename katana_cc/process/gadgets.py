@@ -76,5 +76,9 @@ def find_gadgets(memory: Reader, regions: MemoryMap, where: str) -> Gadgets:
     if not is_there:
         raise TargetError("the process died", where=where)
     if not syscall:
-        raise RefusedError("no syscall instruction is mapped", where=where)
+        raise RefusedError(
+            "no syscall instruction is mapped, with which katana could make system calls there",
+            where=where,
+            remedy="restart the process with the new build",
+        )
     return Gadgets(regions, syscall, returning, restorer, size, keeping, words)

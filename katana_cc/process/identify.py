@@ -66,8 +66,10 @@ def _what_runs_instead(target: Target, po: PatchObject) -> str:
         if _has_the_code(target, module, po):
             known = f"has build-id {module.build_id}" if module.build_id else "has no build-id any more"
             return (
-                f"{module.path} has the code of that build, and {known}: it was rewritten after the link (debugedit -i "
-                "does so, in rpm unless _no_recompute_build_ids is 1; so does objcopy -R); deploy it as it was linked"
+                f"{module.path} has what the patch replaces as that build has it, and {known}: it is another build "
+                "(`katana patches` tells which builds patches lead from), or was rewritten after the link "
+                "(debugedit -i does so, in rpm unless _no_recompute_build_ids is 1; so does objcopy -R): deploy it as "
+                "it was linked"
             )
     name = PurePath(po.identity.output).name
     for module in target.modules:

@@ -99,7 +99,11 @@ def unmap(target: Target, base: int, size: int) -> None:
     with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
         result = remote.syscall(cpu.SYS_MUNMAP, start, end - start)
     if result < 0:
-        raise TargetError(f"munmap of {base:#x} failed: {os.strerror(-result)}", where=target.where)
+        raise TargetError(
+            f"munmap of {base:#x} failed: {os.strerror(-result)}",
+            where=target.where,
+            remedy="a mapping stays that nothing leads to; the next katana takes it out",
+        )
 
 
 def _call_resolvers(remote: RemoteThread, target: Target, plan: Plan) -> dict[int, int]:
@@ -176,7 +180,7 @@ def make_memfd(remote: RemoteThread, target: Target, name: str) -> int:
         remedies = {
             errno.EMFILE: descriptor_remedy(target.pid),
             errno.ENFILE: "the system has no file left to open (sysctl fs.file-max)",
-            errno.EACCES: "vm.memfd_noexec forbids executable memfds",
+            errno.EACCES: "sysctl vm.memfd_noexec=2 forbids executable memfds: `sysctl vm.memfd_noexec=1`, then again",
         }
         raise RefusedError(
             f"memfd_create in the target failed: {os.strerror(-number)}",
@@ -191,7 +195,11 @@ def open_memfd(target: Target, number: int) -> int:
     try:
         return os.open(f"/proc/{target.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise TargetError(f"the memfd cannot be opened: {error.strerror}", where=target.where) from None
+        raise TargetError(
+            f"the memfd cannot be opened: {error.strerror}",
+            where=target.where,
+            remedy="katana has to be let open /proc/PID/fd (by hidepid, by a security module); nothing was changed",
+        ) from None
 
 
 def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) -> int:
@@ -223,11 +231,15 @@ def _map_parts(remote: RemoteThread, target: Target, plan: Plan, number: int) ->
             remote.syscall(cpu.SYS_MUNMAP, address, size)
         if result != -errno.EEXIST:
             raise _no_mapping(target, result, head + plan.layout.size)
-    raise RefusedError("the address range near the module is taken again and again", where=target.where)
+    raise RefusedError(
+        "the address range near the module is taken again and again",
+        where=target.where,
+        remedy="the process maps memory all the time; try again",
+    )
 
 
 def _no_mapping(target: Target, result: int, size: int) -> RefusedError:
-    remedy = "a policy (SELinux, memory-deny-write-execute) forbids it; restart with the new build"
+    remedy = "a policy (SELinux's execmem, MemoryDenyWriteExecute=) forbids it; restart with the new build"
     if result == -errno.ENOMEM:
         remedy = memory_remedy(target.pid, size)
     return RefusedError(f"mmap in the target failed: {os.strerror(-result)}", where=target.where, remedy=remedy)

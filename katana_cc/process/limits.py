@@ -17,7 +17,7 @@ _BESIDE: Final = 2 << 20
 def descriptor_remedy(pid: int) -> str:
     """How a process gets one more descriptor."""
     command = _widen(pid, "nofile", resource.RLIMIT_NOFILE, _FILES)
-    what = "the process has no file descriptor left (ulimit -n)"
+    what = "the process has no file descriptor left (ulimit -n, LimitNOFILE=)"
     return f"{what}: `{command}`, then again" if command else what
 
 
@@ -25,7 +25,8 @@ def memory_remedy(pid: int, size: int) -> str:
     """How a process gets `size` bytes more."""
     commands = [_widen(pid, name, limit, size + _BESIDE) for name, limit in _MEMORY]
     if any(commands):
-        return f"a limit (ulimit -v, -d) forbids it: `{' && '.join(filter(None, commands))}`, then again"
+        both = " && ".join(filter(None, commands))
+        return f"a limit (ulimit -v, -d; LimitAS=, LimitDATA=) forbids it: `{both}`, then again"
     return "the system or the process's cgroup (memory.max) has no memory left, or sysctl vm.max_map_count is reached"
 
 

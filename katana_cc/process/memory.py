@@ -11,10 +11,12 @@ import ctypes
 import errno
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from katana_cc.errors import TargetError
 from katana_cc.process import ptrace_binding
+from katana_cc.process.rights import tracing_remedy
 
 _PAGE = 4096
 
@@ -30,6 +32,14 @@ class Reader(Protocol):
         """Exactly `size` bytes, or TargetError."""
 
 
+def _called(pid: int) -> str:
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        name = "?"
+    return f"pid {pid} ({name})"
+
+
 class ProcessMemory:
     """Memory of one process.
 
@@ -43,9 +53,7 @@ class ProcessMemory:
             self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         except PermissionError as error:
             raise TargetError(
-                f"process {pid} may not be read: {error.strerror}",
-                where=f"pid {pid}",
-                remedy="run katana as the user the process runs as, or as root (CAP_SYS_PTRACE)",
+                f"its memory may not be read: {error.strerror}", where=_called(pid), remedy=tracing_remedy()
             ) from None
         except (FileNotFoundError, ProcessLookupError):
             raise TargetError(f"there is no process {pid}", where=f"pid {pid}") from None

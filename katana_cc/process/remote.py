@@ -34,6 +34,7 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.restartable import resumption
+from katana_cc.process.rights import seccomp_remedy
 from katana_cc.process.threads import is_dead, list_threads, refusal_to_trace, status_fields, thread_name
 
 WORD: Final = 8
@@ -141,8 +142,8 @@ class RemoteThread:
                 if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
                     raise RefusedError(
                         "the process runs under seccomp, which could kill it for our system calls",
-                        where=f"pid {self._pid}",
-                        remedy="run katana as root (CAP_SYS_ADMIN), which may suspend seccomp for a moment",
+                        where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
+                        remedy=seccomp_remedy(),
                     ) from None
                 raise refusal_to_trace(self._pid, error) from None
             self._tid = tid
@@ -279,7 +280,11 @@ class RemoteThread:
         for _ in range(2):
             report = self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
             if report.signal != pt.SYSCALL_STOP:
-                raise TargetError(f"system call {number} in the target did not end", where=f"pid {self._pid}")
+                raise TargetError(
+                    f"system call {number} in the target did not end",
+                    where=f"pid {self._pid}",
+                    remedy="try again on a quieter machine; `katana status` tells what holds now",
+                )
         value = pt.read_registers(self._tid)[cpu.RESULT]
         self._park()
         return value - (1 << 64) if value >= 1 << 63 else value
@@ -391,7 +396,11 @@ class RemoteThread:
             if not report.signal:
                 pt.interrupt(self._tid)
                 if not self._wait_for_stop(_STOP_TIMEOUT):
-                    raise TargetError("a function called in the target does not stop", where=f"pid {self._pid}")
+                    raise TargetError(
+                        "a function called in the target does not stop",
+                        where=f"pid {self._pid}",
+                        remedy="restart the process with the new build",
+                    )
                 self._restart_is_lost = True  # of what the thread was in before: the kernel keeps one only
             words = pt.read_registers(self._tid)
             if report.signal == pt.SYSCALL_STOP:

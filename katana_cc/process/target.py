@@ -62,7 +62,11 @@ class Target:
             )
         self.name = fields.get("Name", "?")
         if fields.get("State", "").startswith(("Z", "X")) and "VmSize" not in fields and not self._has_threads(pid):
-            raise TargetError(f"process {pid} ({self.name}) has exited (zombie)", where=where)
+            raise TargetError(
+                f"process {pid} ({self.name}) has exited (zombie)",
+                where=f"{where} ({self.name})",
+                remedy="there is nothing left to patch; its parent has not yet collected its status",
+            )
         if fields.get("State", "").startswith(("Z", "X")):
             # Its memory cannot be reached by the process id any more.
             raise RefusedError(
@@ -116,13 +120,20 @@ class Target:
         """The memory map as it was first seen."""
         regions = self.read_map()
         if not regions.regions:
-            raise TargetError("it has no memory (a kernel thread, or it has just exited)", where=self.where)
+            raise TargetError(
+                "it has no memory (a kernel thread, or it has just exited)",
+                where=self.where,
+                remedy="name a process of a program; see `katana status`",
+            )
         return regions
 
     @cached_property
     def modules(self) -> tuple[Module, ...]:
         """All mapped ELF files."""
-        return find_modules(self.memory, self.regions)
+        try:
+            return find_modules(self.memory, self.regions)
+        except RefusedError as error:
+            raise RefusedError(error.what, where=f"{self.where}: {error.where}", remedy=error.remedy) from None
 
     @property
     def patches(self) -> tuple[PatchMapping, ...]:

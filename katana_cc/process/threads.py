@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
@@ -311,18 +312,15 @@ class Threads:
 
 def refusal_to_trace(pid: int, error: OSError) -> TargetError:
     """Why a process cannot be traced, in words: already traced (by whom), or not permitted."""
+    where = f"pid {pid} ({thread_name(pid, pid)})"
     tracer = int(status_fields(pid).get("TracerPid", "0"))
     if tracer:
         name = status_fields(tracer).get("Name", "?")
         return TargetError(
             f"already traced by {name} (pid {tracer})",
-            where=f"pid {pid}",
+            where=where,
             remedy="end that debugger or tracer, then try again",
         )
     if error.errno == errno.ESRCH:
         return TargetError("the process is gone", where=f"pid {pid}")
-    return TargetError(
-        f"may not be traced: {os.strerror(error.errno or 0)}",
-        where=f"pid {pid}",
-        remedy="run katana as root (CAP_SYS_PTRACE); see also /proc/sys/kernel/yama/ptrace_scope",
-    )
+    return TargetError(f"may not be traced: {os.strerror(error.errno or 0)}", where=where, remedy=tracing_remedy())

@@ -126,7 +126,7 @@ def test_a_file_with_another_build_id_is_refused_and_told_of(katana: Installatio
         done = katana.run("katana", "apply", patch, "--pid", str(target.pid), cwd=deployed)
         assert done.returncode == 3
         assert b"does not run prog with build-id" in done.stderr
-        assert f"{file} has the code of that build, and {told}" in done.stderr.decode()
+        assert f"{file} has what the patch replaces as that build has it, and {told}" in done.stderr.decode()
         assert b"rewritten after the link" in done.stderr
         assert ask(target) == "42"
 

@@ -158,7 +158,7 @@ def test_process_of_another_user(tmp_path: Path, counter: tuple[Built, Built], p
 
 
 @contextmanager
-def _traced(pid: int) -> Iterator[int]:
+def traced(pid: int) -> Iterator[int]:
     """Another process traces it; its pid."""
     tracer = (
         "import ctypes, sys; libc = ctypes.CDLL(None); r = libc.ptrace(0x4206, int(sys.argv[1]), 0, 0);"
@@ -176,7 +176,7 @@ def test_traced_process_names_the_tracer(tmp_path: Path, counter: tuple[Built, B
     """A bug: "operation not permitted" and no hint at the debugger."""
     with serving(counter[0].output) as server:
         code = code_of(server.pid)
-        with _traced(server.pid) as tracer:
+        with traced(server.pid) as tracer:
             done = katana("apply", write_patch(tmp_path, patch), "--pid", server.pid)
             assert done.returncode == 5
             assert f"pid {tracer}" in done.stderr
@@ -189,17 +189,17 @@ def test_traced_process_that_carries_another_patch_is_no_business_of_a_revert_of
     """A bug: one process under a debugger, with a patch of its own, keeps all others from being reverted."""
     new = replace(patch.identity, to_build_id="ab" * 20)
     other = write_patch(tmp_path, replace(patch, identity=new), "other.kpo")
-    with serving(counter[0].output) as server, serving(counter[0].output) as traced:
+    with serving(counter[0].output) as server, serving(counter[0].output) as other_one:
         assert katana("apply", write_patch(tmp_path, patch), "--pid", server.pid).returncode == 0
-        assert katana("apply", other, "--pid", traced.pid).returncode == 0
-        with _traced(traced.pid) as tracer:
+        assert katana("apply", other, "--pid", other_one.pid).returncode == 0
+        with traced(other_one.pid) as tracer:
             done = katana("revert", tmp_path / "patch.kpo", "--all")
             assert done.returncode == 0, done.stderr
             assert server.ask("a 1") == "2"
             done = katana("revert", other, "--all")
             assert done.returncode == 5
             assert f"pid {tracer}" in done.stderr
-        assert traced.ask("a 1") == "11"
+        assert other_one.ask("a 1") == "11"
 
 
 @situation(49, "patch with a flipped bit", REFUSED)

@@ -166,7 +166,7 @@ def test_process_without_descriptors_is_refused(tmp_path: Path) -> None:
         code = code_of(server.pid)
         done = katana("apply", patch, "--pid", server.pid)
         assert done.returncode == 3, done.stderr
-        assert "no file descriptor left (ulimit -n)" in done.stderr
+        assert "no file descriptor left (ulimit -n, LimitNOFILE=)" in done.stderr
         unharmed(server, code)
         remedied(server, patch, done.stderr)
 
