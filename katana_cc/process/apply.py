@@ -156,7 +156,7 @@ def apply_patch(
             todo = list(dict.fromkeys(pids))
             seen = set(todo)
             while todo:
-                fresh = _plan_all(po, patch_id, todo, granted, must_match)
+                fresh = _plan_all(po, patch_id, todo, granted, must_match, None if dry_run else wait)
                 works.extend(fresh)
                 for work in fresh if at else ():
                     work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
@@ -194,8 +194,14 @@ def apply_patch(
 
 
 def _plan_all(
-    po: PatchObject, patch_id: str, pids: Iterable[int], granted: Sequence[Grant], must_match: bool
+    po: PatchObject,
+    patch_id: str,
+    pids: Iterable[int],
+    granted: Sequence[Grant],
+    must_match: bool,
+    wait: float | None,
 ) -> list[_Work]:
+    """`wait`: for another katana that is at work there; None: nothing will be changed."""
     works = []
     try:
         for pid in pids:
@@ -203,6 +209,8 @@ def _plan_all(
             try:
                 target = Target(pid)
                 target.refuse_if_traced()
+                if wait is not None:
+                    target.claim(wait)
                 works.append(_Work(target, prepare(target, po, patch_id, granted)))
             except (NotThisBuildError, TargetError) as error:
                 if target is not None:
@@ -399,8 +407,16 @@ def _replaced_in(target: Target, plan: Plan) -> Ledger | None:
 
 
 def _remove(target: Target, plan: Plan, wait: float) -> None:
-    """Take out a mapping that nothing led into.  Frames that an unwinder knows go first; if they cannot, all stays."""
+    """Take out a mapping that nothing led into.  Frames that an unwinder knows go first; if they cannot, all stays.
+
+    The process may have called execve since, or be another of the same number: then it is not there.
+    """
+    ours = plan.patch_id, Phase.MAPPED
+    at_base = [m for m in target.patches if m.base == plan.base and m.ledger is not None]
+    found = [m for m in at_base if m.ledger is not None and (m.ledger.patch_id, m.ledger.state) == ours]
+    if not found:
+        return
     if may_be_registered(target, plan.ledger):
         withdraw(target, plan.ledger, wait)
     else:
-        unmap(target, plan.base, plan.layout.size)
+        unmap(target, plan.base, plan.layout.size, found[0].inode)

@@ -67,7 +67,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
         _keep_in_core_files(target, plan)
     except BaseException:
         if base:
-            unmap(target, base, plan.layout.size)
+            unmap(target, base, plan.layout.size, os.fstat(handle).st_ino)
         raise
     finally:
         if handle >= 0:
@@ -88,14 +88,19 @@ def _own_limits(target: Target) -> Iterator[None]:
         ) from error
 
 
-def unmap(target: Target, base: int, size: int) -> None:
-    """Take the mapping with that base out of the target, its head too.  Only for one that nothing ever led into.
+def unmap(target: Target, base: int, size: int, inode: int) -> None:
+    """Take the mapping with that base out of the target, its head too, if it is still that of the memfd `inode`.  Only
+    for one that nothing ever led into.
 
     Raises:
         TargetError: the process is gone (then so is the mapping), or the kernel refuses.
     """
     gadgets = find_gadgets(target.memory, target.regions, target.where)
-    start, end = extent(target.read_map(), base, size)
+    regions = target.read_map()
+    at = regions.at(base)
+    if at is None or at.inode != inode:
+        return  # another's, or the process has called execve
+    start, end = extent(regions, base, size)
     with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
         result = remote.syscall(cpu.SYS_MUNMAP, start, end - start)
     if result < 0:

@@ -111,6 +111,8 @@ def revert_patch(
                 in_force = ledgers_in_force(target, patch_id)
                 if in_force or must_match:
                     target.refuse_if_traced()
+                    target.claim(wait)
+                    in_force = ledgers_in_force(target, patch_id)  # another katana may have changed it meanwhile
             except TargetError:
                 if must_match or Path(f"/proc/{pid}/exe").exists():
                     raise

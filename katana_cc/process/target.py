@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import RefusedError, TargetError
+from katana_cc.process.claim import claim
 from katana_cc.process.image import ledger_address
 from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
@@ -34,6 +35,7 @@ class PatchMapping:
     end: int
     name: str
     ledger: Ledger | None
+    inode: int = 0
 
     @property
     def size(self) -> int:
@@ -76,6 +78,7 @@ class Target:
             )
         self.pid = pid
         self.memory = ProcessMemory(pid)
+        self._claim = -1
 
     @staticmethod
     def _has_threads(pid: int) -> bool:
@@ -94,6 +97,18 @@ class Target:
     def close(self) -> None:
         """Let go of it."""
         self.memory.close()
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
+
+    def claim(self, wait: float) -> None:
+        """Be the only katana at work on it until `close`: before it is read what is to be changed.
+
+        Raises:
+            BusyError: another is, for `wait` seconds.
+        """
+        if self._claim < 0:
+            self._claim = claim(self.pid, self.where, wait)
 
     @property
     def where(self) -> str:
@@ -157,7 +172,7 @@ class Target:
             except TargetError as error:
                 error.where = error.where or self.where
                 raise
-            yield PatchMapping(region.start, base, end, name, ledger)
+            yield PatchMapping(region.start, base, end, name, ledger, region.inode)
 
     def auxiliary(self, kind: int) -> int:
         """A value of the auxiliary vector (AT_*, elf.h); 0 when it is not there."""

@@ -468,5 +468,6 @@ def test_a_mapping_taken_out_goes_with_its_head(tmp_path: Path, counter: tuple[B
         with Target(live.pid) as target:
             plan, _ = inject(target, prepare(target, decode(patch.read_bytes(), "p"), "0" * 32))
             assert len(mappings(live.pid)) >= 2
-            unmap(target, plan.base, plan.layout.size)
+            (mapping,) = target.patches
+            unmap(target, plan.base, plan.layout.size, mapping.inode)
         assert Path(f"/proc/{live.pid}/maps").read_text() == before
