@@ -254,9 +254,10 @@ def _map_reader(pid: int) -> Callable[[], MemoryMap]:
 def _cargo(carry: Carry, rehearsal: Rehearsal, threads: Threads) -> Cargo:
     """What is to be written of the variables that move; refuses when they may not."""
     stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.SP]) for i, tid in enumerate(threads.order)]
-    if carry.objects is not None and len(threads.order) == 1:
-        # The only thread takes no lock of the allocator.
-        carry.objects.refuse_inside(threads.registers)
+    if carry.objects is not None:
+        rows = range(0, len(threads.order) * REGISTER_WORDS, REGISTER_WORDS)
+        words = [threads.registers[at : at + REGISTER_WORDS].tolist() for at in rows]
+        carry.objects.refuse_inside(list(zip(threads.order, words, strict=True)))
 
     def registers(seeker: Seeker) -> Iterator[RegisterWord]:
         return leading(threads.order, threads.registers, seeker)

@@ -32,6 +32,7 @@ from katana_cc.process.places import Imagined, Placement, place
 from katana_cc.process.reachable import Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
+from katana_cc.process.threads import thread_name
 from katana_cc.process.unreached import Unreached, sizes_of, unreached_among
 from katana_cc.process.walk import walk
 from katana_cc.transform.places import leading
@@ -85,7 +86,7 @@ class Aside:
 class Objects:
     """The types of one process whose objects are walked, and where they are looked for.
 
-    `safe` judges the thread of a process that has only one; `spare`: new blocks by size, which grow between tries;
+    `safe` judges threads that may be inside malloc; `spare`: new blocks by size, which grow between tries;
     `aside`: what is known of types that the stop may do without.
     """
 
@@ -155,14 +156,20 @@ class Objects:
     def _leading(self) -> frozenset[str]:
         return leading({k.name: k.transformation for k in self.kinds}, {k.name: k.begins for k in self.kinds})
 
-    def refuse_inside(self, registers: Sequence[int]) -> None:
-        """Raises BusyError when a stopped thread may be inside malloc."""
-        if why := self.safe.why_not(registers):
-            raise BusyError(
-                f"its thread {why}: the heap may be half changed",
-                where=self.target.where,
-                remedy="wait longer (--wait)",
-            )
+    def refuse_inside(self, threads: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Raises BusyError when one of all threads (id, registers) that are stopped may be inside malloc.  That another
+        takes a lock there, the heap itself tells; the only thread of a process takes none."""
+        for tid, words in threads:
+            if len(threads) == 1:
+                why = self.safe.why_not(words)
+            else:
+                why = "is in the C library" if self.safe.may_allocate(words) else ""
+            if why:
+                raise BusyError(
+                    f"thread {tid} ({thread_name(self.target.pid, tid)}) {why}: the heap may be half changed",
+                    where=self.target.where,
+                    remedy="nothing was touched; wait longer (--wait)",
+                )
 
     def heap(self, regions: MemoryMap, bulk: BulkReader, *, is_stopped: bool) -> Heap:
         """The heap as it is now; read several times where it changes meanwhile.

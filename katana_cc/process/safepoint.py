@@ -67,6 +67,14 @@ class SafePoint:
             return "is in the C library"
         return ""
 
+    def may_allocate(self, words: Sequence[int]) -> bool:
+        """Whether a stopped thread may be inside the allocator on a path that takes no lock, as through a thread's own
+        cache of free blocks: on such a path it makes no system call."""
+        if cpu.in_system_call(words):
+            return False
+        here = self._module_of(words[cpu.PC])
+        return here is not None and (here in self._careful or any(here is module for module, _ in self._never))
+
     def _why_not_in(self, frame: Frame) -> str:
         if frame.depth and frame.is_exact:
             return "is in a signal handler"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
@@ -21,6 +22,7 @@ from katana_cc.process.ledger import STATE_OFFSET, encode_state
 from katana_cc.process.memory import BulkReader, ProcessMemory
 from katana_cc.process.phases import Phase
 from katana_cc.process.target import Target
+from katana_cc.process.threads import list_threads
 from katana_cc.telling import TellWait
 from tests.live.programs import HEAD
 from tests.live.server import Server, katana, katana_json, mappings, serving
@@ -631,3 +633,71 @@ def test_static_program_keeps_objects_in_their_blocks_only(tmp_path: Path) -> No
         assert done.returncode == 3
         assert "names no malloc that could be called in it" in done.stderr
         assert ask(server, "s").startswith("4 nodes")
+
+
+# A second thread that frees a block of its own; where its `free` begins, a test lets it stand.
+FREEING = (
+    HEAD
+    + r"""
+struct node { /*FRESH*/long v; struct node *next; };
+struct node *head;
+static volatile int go, over;
+static void *worker(void *unused) {
+  for (;;) { if (go) { go = 0; free(malloc(200)); over++; } usleep(500); }
+  return unused;
+}
+NOINLINE void append(int x) { struct node *p = calloc(1, sizeof *p); p->v = x; /*STAMP*/ p->next = head; head = p; }
+NOINLINE void sum(int x) {
+  long total = 0; for (struct node *p = head; p; p = p->next) total += p->v;
+  printf("%ld, size %zu, %d over\n", total, sizeof(struct node), over);
+}
+NOINLINE void start(int x) { go = 1; }
+int main(void) {
+  static void (*const commands[128])(int) = {['a'] = append, ['s'] = sum, ['g'] = start};
+  pthread_t t; pthread_create(&t, 0, worker, 0);
+  say("ready");
+  char line[200];
+  while (fgets(line, sizeof line, stdin)) {
+    commands[line[0] & 127](atoi(line + 1));
+    volatile char wash[4096]; for (unsigned i = 0; i < sizeof wash; i++) wash[i] = 0;
+    say(".");
+  }
+  return 0;
+}
+"""
+)
+
+
+def test_thread_that_is_inside_free_is_waited_for(tmp_path: Path) -> None:
+    """A bug: where it takes no lock (its own cache of free blocks), nothing told that it was there, and it freed a
+    block that katana had made anew and freed too."""
+    two = _two(tmp_path, (("/*FRESH*/", "long stamp[3]; "), ("/*STAMP*/", "p->stamp[1] = x;")), FREEING)
+    with serving(two.program) as server, Target(server.pid) as target:
+        ask(server, "a 3")
+        at = Linker.of(target.memory, target.modules).first("free")
+        assert at is not None
+        kept = target.memory.read(at, len(cpu.SPIN))
+        ask(server, "g")
+        target.memory.write(at, cpu.SPIN)
+        while not any(_is_at(tid, at) for tid in list_threads(server.pid)):
+            ask(server, "g")
+        done = katana("apply", two.patch, "--pid", server.pid, "--wait", "0.3")
+        assert done.returncode == 4, done.stderr
+        assert "is in the C library: the heap may be half changed" in done.stderr
+        target.memory.write(at, kept)
+        applied(two, server, "--wait", "60")
+        ask(server, "a 4")
+        assert ask(server, "s").startswith("7, size 40")
+
+
+def _is_at(tid: int, address: int) -> bool:
+    """Whether a thread spins at an address: it is stopped for a look."""
+    ptrace_binding.seize(tid, 0)
+    try:
+        ptrace_binding.interrupt(tid)
+        while (report := ptrace_binding.wait(tid)) is None or report.is_signal_delivery:
+            if report is not None:
+                ptrace_binding.resume(tid, report.signal)
+        return ptrace_binding.read_registers(tid)[cpu.PC] == address
+    finally:
+        ptrace_binding.detach(tid)
