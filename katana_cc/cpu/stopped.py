@@ -169,6 +169,13 @@ class System(Protocol):
         Shape: {register index: value}.
         """
 
+    def forgets_restart(self, words: Words) -> bool:
+        """Whether a system call makes the kernel forget how another that was interrupted before it goes on."""
+
+    def has_own_mask(self, words: Words) -> bool:
+        """Whether a thread was interrupted in a call that waits with a signal mask of its own: as long as the kernel
+        has not put the thread's back, signals come by that of the call."""
+
     def time_out(self, words: Words) -> int | None:
         """The register that holds the time-out of the wait for events that a thread was interrupted in: milliseconds,
         an int in its low half; the kernel ignores the high half.  None: in another call, or without a time-out."""

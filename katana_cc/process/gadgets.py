@@ -17,6 +17,7 @@ from katana_cc.process.memory import Reader
 
 _CHUNK = 1 << 22
 _OVERLAP = 32
+_COMPARED = 2  # bytes of each: of a system call instruction, all
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Gadgets:
     `syscall`: makes a system call.  `returning`: makes one and returns.  `restorer`: goes
     back by a signal frame, in `restorer_size` bytes.  `keeper`: keeps a function's result in memory, takes `kept_words`
     from the stack and returns.
-    `regions` is the memory map they were found in.
+    `regions` is the memory map they were found in; `code` what lies at each, as (address, bytes): after execve it is
+    something else.
     """
 
     regions: MemoryMap
@@ -36,6 +38,7 @@ class Gadgets:
     restorer_size: int = 0
     keeper: int = 0
     kept_words: int = 0
+    code: tuple[tuple[int, bytes], ...] = ()
 
     @property
     def lead_back(self) -> bool:
@@ -69,8 +72,8 @@ def find_gadgets(memory: Reader, regions: MemoryMap, where: str) -> Gadgets:
                 if (at := code.find(pattern)) >= 0:
                     restorer, size = start + at, len(pattern)
                     break
-            if not keeping and (found := way_back.keeper(code)):
-                keeping, words = start + found[0], found[1]
+            if not keeping and (keeper := way_back.keeper(code)):
+                keeping, words = start + keeper[0], keeper[1]
             if syscall and returning and restorer and keeping:
                 break
     if not is_there:
@@ -81,4 +84,5 @@ def find_gadgets(memory: Reader, regions: MemoryMap, where: str) -> Gadgets:
             where=where,
             remedy="restart the process with the new build",
         )
-    return Gadgets(regions, syscall, returning, restorer, size, keeping, words)
+    found = tuple((at, memory.read(at, _COMPARED)) for at in (syscall, returning, restorer, keeping) if at)
+    return Gadgets(regions, syscall, returning, restorer, size, keeping, words, found)

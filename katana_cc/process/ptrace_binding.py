@@ -255,6 +255,17 @@ def _peek(tid: int, address: int) -> bytes:
     return bytes(word)
 
 
+def peek(tid: int, pieces: Sequence[tuple[int, int]]) -> bytes:
+    """(address, size) pieces of the memory that a thread has now, one behind the other: after execve another one than
+    an open /proc/PID/mem leads to.  Fewer bytes where one cannot be read."""
+    buffer = ctypes.create_string_buffer(sum(size for _, size in pieces))
+    try:
+        count = read_vectors(tid, list(pieces), ctypes.addressof(buffer))
+    except OSError:
+        return b""
+    return buffer.raw[:count]
+
+
 def wait(tid: int) -> Stop | None:
     """The next report of a traced thread, or None when there is none yet.  Never blocks: a dying thread group leader
     would hang a blocking wait."""

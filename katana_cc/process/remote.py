@@ -152,6 +152,13 @@ class RemoteThread:
             if self._wait_for_stop(_STOP_TIMEOUT):
                 self._registers = pt.read_registers(tid)
                 self._mask = pt.read_signal_mask(tid)
+                if not self._is_same_image():
+                    self._let_go()
+                    raise TargetError(
+                        "it runs another program by now (execve)",
+                        where=f"pid {self._pid}",
+                        remedy="nothing was changed; see `katana status`",
+                    )
                 if not cpu.runs_supported_code(self._registers):
                     pt.detach(tid)
                     self._tid = 0
@@ -180,6 +187,15 @@ class RemoteThread:
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _is_same_image(self) -> bool:
+        """Whether the thread still has the memory that the gadgets were found in."""
+        code = self._gadgets.code
+        with contextlib.suppress(TargetError):
+            ours = b"".join(self._memory.read(at, len(data)) for at, data in code)
+            theirs = pt.peek(self._tid, [(at, len(data)) for at, data in code])
+            return ours == theirs == b"".join(data for _, data in code)
+        return False
 
     def _leave_sequence(self) -> int:
         """Be at the abort handler of a restartable sequence that the thread is in; where it was."""
@@ -226,6 +242,7 @@ class RemoteThread:
         if changes := self._repair(words):
             for index, value in changes.items():
                 words[index] = value
+            pt.write_signal_mask(self._tid, self._mask)  # that of the thread, no more that of its call
             pt.write_registers(self._tid, words)
         pt.detach(self._tid)
         self._tid = 0
@@ -406,6 +423,7 @@ class RemoteThread:
             if report.signal == pt.SYSCALL_STOP:
                 if (returned := self._returned(words, way)) is not None:
                     return returned
+                self._restart_is_lost |= cpu.forgets_restart(words)
                 continue
             is_clear = may_leave(words, way.stack)
             if report.signal or is_clear or time.monotonic() >= last:

@@ -264,6 +264,9 @@ class Threads:
                     blocked = pt.read_signal_mask(tid)
                     if any(not blocked >> (number - 1) & 1 for number in waiting):
                         continue
+                if cpu.has_own_mask(self.registers[at : at + pt.REGISTER_WORDS]):
+                    # A signal that only the call lets in must find it waiting, or it would wait on in vain.
+                    pt.write_signal_mask(tid, pt.read_signal_mask(tid))
                 if timers is not None:
                     changes = timers.entered_again(tid, self.registers[at : at + pt.REGISTER_WORDS], changes, is_last)
                 for index, value in changes.items():

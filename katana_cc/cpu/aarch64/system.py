@@ -216,6 +216,16 @@ def repaired(words: Words) -> dict[int, int] | None:  # noqa: ARG001
     return None
 
 
+def forgets_restart(words: Words) -> bool:
+    """Whether a system call makes the kernel forget how another that was interrupted before it goes on."""
+    return words[X8] in (101, 115)  # nanosleep, clock_nanosleep
+
+
+def has_own_mask(words: Words) -> bool:  # noqa: ARG001
+    """False: no call is entered again (see above)."""
+    return False
+
+
 def time_out(words: Words) -> int | None:  # noqa: ARG001
     """None: no call is entered again (see above)."""
     return None

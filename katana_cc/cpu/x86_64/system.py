@@ -98,6 +98,8 @@ UNRESTARTED_SYSCALLS: Final = frozenset(
         40,  # sendfile
     }
 )
+_SLEEPS: Final = frozenset({35, 230})  # nanosleep, clock_nanosleep
+_OWN_MASK: Final = frozenset({281, 441, 333, 426})  # epoll_pwait, epoll_pwait2, io_pgetevents, io_uring_enter
 _EVENT_WAITS: Final = frozenset({232, 281})  # epoll_wait, epoll_pwait: milliseconds in r10, an int
 
 # System calls that wait for the world outside, or work for it: no allocator or loader makes them while it holds a lock.
@@ -219,6 +221,17 @@ def repaired(registers: Words) -> dict[int, int] | None:
     if registers[RAX] != (1 << 64) - EINTR or number not in UNRESTARTED_SYSCALLS:
         return None
     return {RAX: number, RIP: registers[RIP] - len(SYSCALL_INSTRUCTION), ORIG_RAX: _MINUS_1}
+
+
+def forgets_restart(registers: Words) -> bool:
+    """Whether a system call makes the kernel forget how another that was interrupted before it goes on."""
+    return registers[ORIG_RAX] in _SLEEPS
+
+
+def has_own_mask(registers: Words) -> bool:
+    """Whether a thread was interrupted in a call that waits with a signal mask of its own: as long as the kernel has
+    not put the thread's back, signals come by that of the call."""
+    return registers[ORIG_RAX] in _OWN_MASK
 
 
 def time_out(registers: Words) -> int | None:
