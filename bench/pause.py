@@ -65,7 +65,7 @@ def _of(
     kinds: set[str] = set()
     rounds: list[Round] = []
     expected = {"answer": _ANSWER} | {q: (a, b) for q, (a, b) in (answers or {}).items()}
-    for _ in range(setting.rounds(7, 2)):
+    for _ in range(setting.rounds(9, 2)):
         with started(patched.old, str(threads), *words) as talk:
             kinds.add(talk.ready)
             rounds.append(one_round(setting, patched, floor, talk, threads, expected))

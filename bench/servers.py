@@ -27,7 +27,7 @@ from bench.figures import Figure, of_samples
 from bench.measure import MeasureError, median, run
 from bench.program import Talk, build_tool, katana, started
 from bench.setting import Setting
-from bench.sources import fetch
+from bench.sources import Unavailable, fetch
 from bench.workload import build
 
 GROUP: Final = "servers"
@@ -65,13 +65,17 @@ def measure(setting: Setting) -> Iterator[Figure]:
     """Yield the figures of each server.
 
     Raises:
-        Unavailable: its source cannot be had here.
+        Unavailable: its source cannot be had here, or, behind the figures of the others, what its build needs.
     """
     load = build_tool(setting, "load")
+    missing = []
     for server in _SERVERS[: setting.rounds(len(_SERVERS), 1)]:
         if server.needs and not Path(server.needs).exists():
-            continue  # a header that its build needs
-        yield from _of(setting, server, load)
+            missing.append(f"{server.name}: there is no {server.needs}")
+        else:
+            yield from _of(setting, server, load)
+    if missing:
+        raise Unavailable("; ".join(missing))
 
 
 def _of(setting: Setting, server: _Server, load: Path) -> Iterator[Figure]:

@@ -100,7 +100,7 @@ def figures(group: str, rounds: Sequence[Round], target: float | None, kind: str
         ("revert", [r.revert_attached for r in rounds]),
     ):
         what = "first thread attached to last detached, running most of it"
-        yield of_samples(group, f"{name}_attached", what, samples, "ms", floor=floor, best=True)
+        yield of_samples(group, f"{name}_attached", what, samples, "ms", floor=floor, target=target, best=True)
     mapping = [r.mapping for r in rounds]
     yield of_samples(group, "mapping", "one thread stopped alone before, to map the new code", mapping, "ms", best=True)
 
