@@ -256,8 +256,9 @@ HOST = (
 #include <dlfcn.h>
 int main(int argc, char **argv) {
   int (*answer[2])(int);
+  void *h = 0;
   for (int i = 0; i < argc - 2; i++) {
-    void *h = argv[1][0] == 'm' ? dlmopen(i ? LM_ID_NEWLM : LM_ID_BASE, argv[2 + i], RTLD_NOW)
+    h = argv[1][0] == 'm' ? dlmopen(i ? LM_ID_NEWLM : LM_ID_BASE, argv[2 + i], RTLD_NOW)
                                 : dlopen(argv[2 + i], RTLD_NOW);
     if (!h) { puts(dlerror()); return 1; }
     answer[i] = (int (*)(int))dlsym(h, "answer");
@@ -267,6 +268,10 @@ int main(int argc, char **argv) {
   while (fgets(line, sizeof line, stdin)) {
     if (line[0] == 'a') printf("%d\n", answer[0](atoi(line + 2)));
     if (line[0] == 'b') printf("%d\n", answer[1](atoi(line + 2)));
+    if (line[0] == 'u') printf("unloaded %d\n", dlclose(h));
+    if (line[0] == 'l') {
+      h = dlopen(argv[2], RTLD_NOW); answer[0] = (int (*)(int))dlsym(h, "answer"); printf("loaded\n");
+    }
     fflush(stdout);
   }
   return 0;
@@ -275,9 +280,9 @@ int main(int argc, char **argv) {
 )
 
 
-def library_and_host(folder: Path) -> tuple[Path, Path, Path]:
+def library_and_host(folder: Path, *link: str) -> tuple[Path, Path, Path]:
     """A shared library, a program that loads it, and a patch of the library's `answer`."""
-    how = {"flags": ("-O2", "-fPIC"), "link": ("-shared",)}
+    how = {"flags": ("-O2", "-fPIC"), "link": ("-shared", *link)}
     old = build(folder / "old", "lib.so", LIBRARY, **how)  # type: ignore[arg-type]
     new = build(folder / "new", "lib.so", LIBRARY.replace("/*ANSWER*/", NEW), **how)  # type: ignore[arg-type]
     host = build(folder / "host", "host", HOST)
@@ -294,6 +299,53 @@ def test_loaded_library_is_patched_in_all_its_users(tmp_path: Path) -> None:
         assert [one.ask("a 5"), two.ask("a 5")] == ["51", "51"]
         assert katana("revert", "--pid", one.pid, two.pid).returncode == 0
         assert [one.ask("a 5"), two.ask("a 5")] == ["6", "6"]
+
+
+@situation(44, "a library that is linked for an address of its own (as prelink does)")
+def test_prelinked_library_is_patched(tmp_path: Path) -> None:
+    """A bug: addresses of the file are taken for distances from where it is mapped."""
+    library, host, patch = library_and_host(tmp_path, "-Wl,-Ttext-segment=0x31000000")
+    with serving(host, "d", library) as server:
+        starts = [line for line in Path(f"/proc/{server.pid}/maps").read_text().splitlines() if "lib.so" in line]
+        assert starts[0].startswith("31000000-"), "it is not where it was linked for: the test shows nothing"
+        patched_and_back(server, patch)
+
+
+@situation(44, "users of a library in other mount namespaces, under a path that only they have (--all)")
+def test_library_in_another_mount_namespace_is_patched_in_all_its_users(tmp_path: Path) -> None:
+    """A bug: a path of the target's is opened here, or one that is not here is passed over."""
+    library, host, patch = library_and_host(tmp_path)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    mount = f"mount -t tmpfs none {folder} && cp {library} {folder} && exec {host} d {folder}/lib.so"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel has no such confinement")
+    with serving("unshare", "--mount", "sh", "-c", mount) as there, serving(host, "d", library) as here:
+        assert not list(folder.iterdir())
+        report = katana_json("apply", patch, "--all")
+        assert {p["pid"] for p in report["processes"]} == {there.pid, here.pid}
+        assert [there.ask("a 5"), here.ask("a 5")] == ["51", "51"]
+        assert katana("revert", patch, "--all").returncode == 0
+        assert [there.ask("a 5"), here.ask("a 5")] == ["6", "6"]
+
+
+@situation(44, "a library that is unloaded with its patch, and loaded again")
+def test_library_that_is_loaded_again_is_patched_again(tmp_path: Path) -> None:
+    """A bug: a patch of what is gone stands for one of what came after it."""
+    library, host, patch = library_and_host(tmp_path)
+    with serving(host, "d", library) as server:
+        assert katana("apply", patch, "--pid", server.pid).returncode == 0
+        assert server.ask("a 5") == "51"
+        assert server.ask("u") == "unloaded 0"
+        (process,) = katana_json("status", "--pid", server.pid)["processes"]
+        assert [p["state"] for p in process["patches"]] == ["unloaded"]
+        assert server.ask("l") == "loaded"
+        assert server.ask("a 5") == "6"
+        done = katana("apply", patch, "--pid", server.pid)
+        assert done.returncode == 0, done.stderr
+        assert server.ask("a 5") == "51"
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("a 5") == "6"
 
 
 @situation(44, "a library loaded twice, in namespaces (dlmopen)", REFUSED)
