@@ -5,7 +5,9 @@ Everything here reads only; nothing is stopped or traced.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +20,11 @@ from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
-from katana_cc.process.threads import status_fields
+from katana_cc.process.threads import is_dead, status_fields
 
 AT_ENTRY: Final = 9  # where the program itself begins; elf.h
+_AT_RANDOM: Final = 25  # where 16 random bytes are; getauxval(3)
+_ENDING: Final = 0.2  # seconds
 MEMFD_PREFIX = "/memfd:katana:"
 
 
@@ -107,6 +111,32 @@ class Target:
                 remedy="end that debugger or tracer, then try again",
             )
 
+    def has_gone(self) -> bool:
+        """Whether what was opened is no more: the process has ended, or became another program.
+
+        The end comes in steps, of which ptrace tells the first and /proc the last: who asks has met one of them, so
+        that the last is given a moment.
+        """
+        deadline = time.monotonic() + _ENDING
+        while True:
+            if is_dead(self.pid) or not self._has_memory():
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+
+    def _has_memory(self) -> bool:
+        """Whether the address space that was opened is still there."""
+        try:
+            starts = [r.start for r in self.regions.regions if r.permissions.startswith("r")]
+        except TargetError:
+            return False
+        for start in starts:
+            with contextlib.suppress(TargetError):
+                self.memory.read(start, 1)
+                return True
+        return False
+
     def read_map(self) -> MemoryMap:
         """The memory map as it is now."""
         return read_map(self.pid)
@@ -156,6 +186,14 @@ class Target:
             return 0
         words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - 7, 8)]
         return dict(zip(words[::2], words[1::2], strict=False)).get(kind, 0)
+
+    @cached_property
+    def start(self) -> bytes:
+        """What tells the start of one program from every other, and is the same in all that it forks: the random bytes
+        that the kernel gave it.  Empty where they cannot be read."""
+        with contextlib.suppress(TargetError):
+            return self.memory.read(self.auxiliary(_AT_RANDOM), 16)
+        return b""
 
     def program_module(self) -> Module | None:
         """The program itself (not a library): the module that holds the entry point's program headers."""

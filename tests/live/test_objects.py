@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from katana_cc.errors import BusyError, TargetError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
 from katana_cc.process import apply as apply_module
-from katana_cc.process import ptrace_binding
+from katana_cc.process import ptrace_binding, takeback
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.heap import find_allocator, look
 from katana_cc.process.imports import Linker
@@ -361,10 +361,12 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     data, po = read_patch(str(two.patch))
     real = apply_module._commit
 
-    def second_fails(work: apply_module._Work, wait: float, tell: TellWait) -> None:
-        if work.target.pid == second.pid:
-            raise BusyError("never a safe moment")
-        real(work, wait, tell)
+    def never() -> None:
+        raise BusyError("never a safe moment")
+
+    def second_fails(work: takeback.Work, wait: float, tell: TellWait) -> Callable[[], None]:
+        commit = real(work, wait, tell)
+        return never if work.target.pid == second.pid else commit
 
     with serving(two.program) as first, serving(two.program) as second:
         for server in (first, second):
@@ -372,8 +374,9 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
         before = ask(first, "s")
         with monkeypatch.context() as patched:
             patched.setattr(apply_module, "_commit", second_fails)
-            with pytest.raises(BusyError, match="never a safe moment"):
+            with pytest.raises(BusyError, match="never a safe moment") as raised:
                 apply_patch(po, patch_id(data), [first.pid, second.pid])
+        assert [str(p.outcome) for p in raised.value.processes] == ["taken back", "busy"]
         used = []
         for server in (first, second):
             assert ask(server, "s") == before

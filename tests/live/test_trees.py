@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from katana_cc.errors import TargetError
+from katana_cc.process import apply, survey
+from katana_cc.process.threads import is_dead
+from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
-from tests.live.programs import PREFORK
-from tests.live.server import code_of, katana, katana_json, mappings, serving, write_patch
+from tests.live.programs import COUNTER, FORKING, PREFORK
+from tests.live.server import Server, code_of, identity, katana, katana_json, mappings, serving, write_patch
 from tests.live.situations import REFUSED, situation
 
 
@@ -78,3 +86,109 @@ def test_process_in_its_own_pid_namespace_is_patched_by_its_host_pid(
         report = katana_json("apply", patch, "--tree", server.pid)
         assert len(report["processes"]) == 3
         assert [server.ask(f"a {n} 5") for n in range(3)] == ["51"] * 3
+
+
+@pytest.fixture(scope="module")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Built]:
+    """A parent with two children, all of which fork workers all the time."""
+    folder = tmp_path_factory.mktemp("forking")
+    new = FORKING.replace("/*ANSWER*/", "x = 10 * x;")
+    return build(folder / "old", "server", FORKING), build(folder / "new", "server", new)
+
+
+def states(root: int) -> set[tuple[str, ...]]:
+    """How the patches stand in every process of a tree that lives; () where there is none."""
+    found = set()
+    for pid in survey.tree_pids(root):
+        with contextlib.suppress(TargetError, OSError):
+            found.add(tuple(p.state for p in survey.process_status(pid).patches))
+    return found
+
+
+@situation(43, "children forked meanwhile, by a parent and its children, all the time")
+@pytest.mark.parametrize("words", ["--tree", "--all"])
+def test_children_that_are_forked_meanwhile_are_patched_too(
+    tmp_path: Path, forking: tuple[Built, Built], words: str
+) -> None:
+    """A bug: a worker that was forked before its parent's commit runs the old code, or the end never comes."""
+    patch = write_patch(tmp_path, patch_from(*forking, ("answer",)))
+    with serving(forking[0].output) as server:
+        selection = ("--tree", server.pid) if words == "--tree" else ("--all",)
+        report = katana_json("apply", patch, *selection)
+        assert states(server.pid) == {("applied",)}
+        assert server.ask("a 5") == "51"
+        assert server.pid in {p["pid"] for p in report["processes"]}
+        forked = int(server.ask("w"))
+        while int(server.ask("w")) < forked + 10:
+            pass
+
+
+def test_programs_that_are_started_all_the_time_do_not_keep_it_going(tmp_path: Path) -> None:
+    """A bug: with a library that short commands load, `--all` finds another process at each look, and never ends."""
+    old, new = build(tmp_path / "old", "server", COUNTER), build(tmp_path / "new", "server", TIMES_TEN)
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer",)))
+    is_done = threading.Event()
+
+    def starting() -> None:
+        while not is_done.is_set():
+            with serving(old.output), serving(old.output):
+                is_done.wait(0.1)
+
+    with serving(old.output) as server, ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(starting) for _ in range(2)]
+        try:
+            report = katana_json("apply", patch, "--all", "--wait", "1000")
+        finally:
+            is_done.set()
+        for each in running:
+            each.result()
+        assert server.pid in {p["pid"] for p in report["processes"]}
+        assert server.ask("a 1") == "11"
+
+
+def killing(server: Server, function: Any, calls: int) -> Any:
+    """The function, before whose call of that number (of one process each) the process is killed."""
+    count = 0
+
+    def wrapped(*arguments: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls:
+            server.kill()
+            while not is_dead(server.pid):
+                pass
+        return function(*arguments, **more)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("step", ["prepare", "inject", "_register", "_run_before", "_commit", "run"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_process_that_ends_meanwhile_is_left_out(
+    counter: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """A bug: all others are left unpatched, because one that nobody named has ended."""
+    po = patch_from(*counter, ("answer",))
+    with serving(counter[0].output) as one, serving(counter[0].output) as two:
+        pids = [one.pid, two.pid] if number == 2 else [two.pid, one.pid]
+        monkeypatch.setattr(apply, step, killing(two, getattr(apply, step), number))
+        reports = apply.apply_patch(po, identity(po), pids, must_match=False)
+        assert {r.pid: str(r.outcome) for r in reports} == {one.pid: "applied", two.pid: "skipped"}
+        assert one.ask("a 1") == "11"
+
+
+@pytest.mark.parametrize("step", ["prepare", "inject", "run"])
+def test_a_named_process_that_ends_meanwhile_keeps_the_others_as_they_were(
+    counter: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A bug: of several that were named, some are patched."""
+    po = patch_from(*counter, ("answer",))
+    with serving(counter[0].output) as one, serving(counter[0].output) as two:
+        before = code_of(one.pid)
+        monkeypatch.setattr(apply, step, killing(two, getattr(apply, step), 2))
+        with pytest.raises(TargetError) as raised:
+            apply.apply_patch(po, identity(po), [one.pid, two.pid])
+        told = {p.pid: str(p.outcome) for p in raised.value.processes}
+        assert told == {one.pid: "taken back" if step == "run" else "not tried", two.pid: "failed"}
+        assert one.ask("a 1") == "2"
+        assert code_of(one.pid) == before
