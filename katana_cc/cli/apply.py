@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from katana_cc.cli.grants import add_grants, function_name, grants_of
 from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import (
     add_selection,
+    again,
     candidates,
     passed_over_json,
     status_of,
@@ -74,16 +75,15 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     build_id = po.identity.from_build_id
     listing = candidates(arguments)
     passed_over: set[int] = set()
-    if listing is None:
-        pids, select = arguments.pid, None
-    else:
 
-        def select() -> list[int]:
-            found = survey.pids_mapping(listing(), build_id)
-            passed_over.update(found.passed_over)
-            return list(found.pids)
+    def search(pids: Iterable[int]) -> survey.Found:
+        found = survey.pids_mapping(pids, build_id)
+        passed_over.update(found.passed_over)
+        return found
 
-        pids = select()
+    pids = arguments.pid
+    if listing is not None:
+        pids = search(listing()).pids
         if not pids and not passed_over and arguments.tree is not None:
             raise RefusedError(
                 f"no process of the tree runs {po.identity.output} with build-id {build_id}",
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             dry_run=arguments.dry_run,
             hook_timeout=arguments.hook_timeout,
             must_match=listing is None,
-            select=select,
+            select=again(listing, search),
             at=arguments.at or "",
             tell=shown.waiting,
             coroutines=Coroutines(arguments.coroutines),

@@ -17,13 +17,11 @@ looking again (`select`), and patched too.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
+from katana_cc.errors import BusyError, RefusedError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind, PatchObject
 from katana_cc.patch.needs import Grant
@@ -35,10 +33,10 @@ from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
-from katana_cc.process.identify import NotThisBuildError
 from katana_cc.process.inject import inject
 from katana_cc.process.ledger import Ledger
-from katana_cc.process.members import ended, failed, in_each, of_error
+from katana_cc.process.looks import Looks, Select
+from katana_cc.process.members import failed, in_each, open_all
 from katana_cc.process.objections import StrayWordsError, judge
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import Plan, prepare
@@ -53,15 +51,12 @@ from katana_cc.process.supply import (
     supplied,
 )
 from katana_cc.process.switching import Coroutines
-from katana_cc.process.takeback import Work, clear_up_once, memfd_of, take_back
+from katana_cc.process.takeback import Work, clear_up_once, take_back
 from katana_cc.process.target import Target
-from katana_cc.process.threads import is_dead
 from katana_cc.process.unwinders import must_register
 from katana_cc.telling import TellWait, silent
 
 DEFAULT_WAIT = 5.0
-_LOOKING = 1.0  # seconds in which children are looked for, at least
-_MISSED = 3  # looks one after the other that give nothing but processes that have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,7 @@ def apply_patch(
     dry_run: bool = False,
     hook_timeout: float = DEFAULT_TIMEOUT,
     must_match: bool = True,
-    select: Callable[[], Iterable[int]] | None = None,
+    select: Select | None = None,
     at: str = "",
     tell: TellWait = silent,
     coroutines: Coroutines = Coroutines.FIND_OUT,
@@ -130,7 +125,7 @@ def apply_patch(
     """
     works: list[Work] = []
     skipped: list[OfProcess] = []
-    looks = _Looks(pids, None if dry_run else select, wait)
+    looks = Looks(pids, None if dry_run else select, wait, "processes without the patch")
     try:
         try:
             for todo in looks:
@@ -181,63 +176,6 @@ def _report(work: Work, dry_run: bool) -> ApplyReport:
     return ApplyReport(*head, *pauses, *found, work.leftover, work.hooks, work.forecast)
 
 
-class _Looks:
-    """The processes to be patched: those that were found first, and children that were forked before their parent's
-    commit.  Iterating gives the pids of each look that are new; `done` is told what came of them.
-
-    There is an end to it: a child of a process that was patched carries the patch.  What is started meanwhile (a
-    library's short commands) may have no end, and is patched as far as it is met, but does not make another look.
-    """
-
-    def __init__(self, pids: Iterable[int], select: Callable[[], Iterable[int]] | None, wait: float) -> None:
-        self._todo = list(dict.fromkeys(pids))
-        self._select = select
-        self._limit = max(wait, _LOOKING)
-        self._deadline = 0.0
-        self._seen = set(self._todo)
-        self._starts: set[bytes] = set()
-        self._missed = 0
-        self._again = True
-        self.is_first = True
-
-    def __iter__(self) -> Iterator[list[int]]:
-        while self._again and self._todo:
-            self._again = False
-            yield self._todo
-            self.is_first = False
-
-    def done(self, works: Sequence[Work], missed: int) -> None:
-        """What the last look gave was patched, as far as that was to be done; look again.
-
-        Args:
-            missed: how many ended before they were looked at; each may have forked before.
-        """
-        to_patch = [w for w in works if w.before is None]
-        is_forked = any(self.is_first or w.target.start in self._starts for w in to_patch)
-        self._missed = self._missed + 1 if missed and not is_forked else 0
-        self._starts |= {w.target.start for w in works}
-        for work in works:
-            if work.before is not None or work.is_out:
-                work.target.close()  # there may be thousands
-        if self._select is None or not (is_forked or 0 < self._missed <= _MISSED):
-            return
-        now = time.monotonic()
-        self._deadline = self._deadline or now + self._limit
-        found: list[int] = []
-        with contextlib.suppress(TargetError):  # the tree has ended
-            found = list(self._select())
-        left_out = {w.target.pid for w in works if w.is_out}
-        self._todo = [pid for pid in found if pid not in self._seen - left_out]
-        self._seen = set(found)  # a process id that ended may come again
-        self._again = True
-        if self._todo and now > self._deadline:
-            raise BusyError(
-                f"processes without the patch are forked all the time: for {self._limit:g} s each look found another",
-                where=f"pid {self._todo[0]}",
-                remedy="nothing was touched; wait longer (--wait), or patch them when fewer are forked",
-            )
-
-
 def _plan_all(
     po: PatchObject,
     patch_id: str,
@@ -247,49 +185,15 @@ def _plan_all(
     *,
     is_named: bool,
 ) -> list[Work]:
-    """Plan in all of them, so that of each is told what is in the way.
-
-    Args:
-        skipped: gets those that have ended, or run another build by now; of processes that were named none may.
-    """
+    """Plan in all of them; `skipped` gets those that have ended."""
     works: list[Work] = []
-    told: list[OfProcess] = []
-    errors: list[KatanaError] = []
-    try:
-        for pid in pids:
-            target = None
-            try:
-                target = Target(pid)
-                target.refuse_if_traced()
-                plan = prepare(target, po, patch_id, granted)
-                before = ProcessOutcome.ALREADY if plan.is_applied else None
-                works.append(Work(target=target, plan=plan, before=before))
-                told.append(works[-1].told())
-                target.start  # noqa: B018  (while it can be read)
-            except (KatanaError, OSError) as error:
-                is_gone = target.has_gone() if target is not None else is_dead(pid)
-                name = target.name if target is not None else "?"
-                if target is not None:
-                    target.close()
-                # Of many processes some end, or are no business of ours.
-                if not is_named and (is_gone or isinstance(error, NotThisBuildError)):
-                    skipped.append(ended(pid))
-                elif isinstance(error, KatanaError):
-                    errors.append(error)
-                    told.append(of_error(pid, name, error))
-                else:
-                    raise
-            except BaseException:
-                if target is not None:
-                    target.close()
-                raise
-        if errors:
-            errors[0].processes = tuple(told)
-            raise errors[0]
-    except BaseException:
-        for work in works:
-            work.target.close()
-        raise
+
+    def plan(target: Target) -> Work:
+        target.refuse_if_traced()
+        plan = prepare(target, po, patch_id, granted)
+        return Work(target=target, plan=plan, before=ProcessOutcome.ALREADY if plan.is_applied else None)
+
+    open_all(pids, plan, works, skipped, is_named=is_named)
     return works
 
 
@@ -369,7 +273,7 @@ def _inject(work: Work) -> None:
     if work.plan.existing is None:
         work.plan, work.map_pause_us = inject(work.target, work.plan)
         work.is_injected = True
-    work.memfd = memfd_of(work.target.pid, work.plan.base)
+    work.memfd = work.target.memfd_at(work.plan.base)
 
 
 def _stock(work: Work, wait: float) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from katana_cc.errors import KatanaError, PartlyError
+from katana_cc.errors import KatanaError, PartlyError, TargetError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
+from katana_cc.process.identify import NotThisBuildError
 from katana_cc.process.target import Target
-from katana_cc.process.threads import status_fields
+from katana_cc.process.threads import has_ended, process_name
 
 _ENDED = "it ended meanwhile, or became another program"
 
@@ -58,7 +59,60 @@ def of_error(pid: int, name: str, error: KatanaError) -> OfProcess:
 
 def ended(pid: int) -> OfProcess:
     """One that ended before it was looked at."""
-    return OfProcess(pid, status_fields(pid).get("Name", "?"), ProcessOutcome.SKIPPED, _ENDED)
+    return OfProcess(pid, process_name(pid), ProcessOutcome.SKIPPED, _ENDED)
+
+
+def open_all(
+    pids: Iterable[int],
+    look: Callable[[Target], SomeMember],
+    members: list[SomeMember],
+    skipped: list[OfProcess],
+    *,
+    is_named: bool,
+) -> None:
+    """Open all of them and look at each, so that of each is told what is in the way.
+
+    Args:
+        members: gets them.
+        skipped: gets those that have ended, or became another program; of processes that were named none may.
+
+    Raises:
+        KatanaError: the first that was in the way; nothing is open then.
+    """
+    told: list[OfProcess] = []
+    errors: list[KatanaError] = []
+    try:
+        for pid in pids:
+            target = None
+            try:
+                target = Target(pid)
+                target.start  # noqa: B018  (while it can be read)
+                members.append(look(target))
+                told.append(members[-1].told())
+            except Exception as error:
+                is_gone = target.has_gone() if target is not None else isinstance(error, TargetError) and has_ended(pid)
+                name = target.name if target is not None else "?"
+                if target is not None:
+                    target.close()
+                # Of many processes some end, or are no business of ours.
+                if not is_named and (is_gone or isinstance(error, NotThisBuildError)):
+                    skipped.append(ended(pid))
+                elif isinstance(error, KatanaError):
+                    errors.append(error)
+                    told.append(of_error(pid, name, error))
+                else:
+                    raise
+            except BaseException:
+                if target is not None:
+                    target.close()
+                raise
+        if errors:
+            errors[0].processes = tuple(told)
+            raise errors[0]
+    except BaseException:
+        for member in members:
+            member.target.close()
+        raise
 
 
 def in_each(members: Iterable[SomeMember], step: Callable[[SomeMember], None], *, may_end: bool) -> None:
@@ -75,8 +129,8 @@ def in_each(members: Iterable[SomeMember], step: Callable[[SomeMember], None], *
             continue
         try:
             step(member)
-        except (KatanaError, OSError) as error:
-            # Whatever was in the way, it is no more.
+        except Exception as error:
+            # Whatever was in the way, it is no more; of one that is ending, memory and /proc are half there.
             if may_end and member.target.has_gone():
                 member.is_out = True
                 continue

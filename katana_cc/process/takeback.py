@@ -10,7 +10,7 @@ What a child inherited is known by its mapping: it is of the same memfd as its p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from katana_cc.errors import KatanaError, RefusedError
@@ -18,16 +18,18 @@ from katana_cc.process.carry import Cargo
 from katana_cc.process.commit import CommitReport, Outcome
 from katana_cc.process.forecast import Forecast
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun
+from katana_cc.process.inforce import ledgers_in_force
 from katana_cc.process.inject import unmap
 from katana_cc.process.ledger import Ledger
+from katana_cc.process.looks import Select
 from katana_cc.process.members import Member
 from katana_cc.process.objects import Objects
 from katana_cc.process.plan import Plan
 from katana_cc.process.registration import may_be_registered, withdraw
-from katana_cc.process.revert import Wishes, ledgers_in_force, revert_one
+from katana_cc.process.revert import Wishes, revert_one
 from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, give_back
 from katana_cc.process.switching import Coroutines
-from katana_cc.process.target import Target, read_map
+from katana_cc.process.target import Target
 
 _LOOKS = 10  # a parent that was reverted forks no more children with the patch
 
@@ -71,11 +73,11 @@ def clear_up_once(work: Work, wait: float) -> None:
         work.leftover = clear_up(work.objects, work.report, wait)
 
 
-def take_back(works: Sequence[Work], wait: float, look: Callable[[], Iterable[int]] | None) -> list[Member]:
+def take_back(works: Sequence[Work], wait: float, select: Select | None) -> list[Member]:
     """Take back what was done, parents first; each process knows how that went.
 
     Args:
-        look: gives the process ids once more; None: no other process belongs to it.
+        select: gives the process ids once more; None: no other process belongs to it.
 
     Returns:
         Children that had inherited the patch, and were reverted too.
@@ -90,14 +92,12 @@ def take_back(works: Sequence[Work], wait: float, look: Callable[[], Iterable[in
             clear_up_once(work, wait)
         _revert(work, work.target.pid, work, wait)
     committed = {w.memfd: w for w in works if w.report is not None and w.memfd}
-    if look is None or not committed:
+    if select is None or not committed:
         return []
     known = {w.target.pid for w in works if not (w.is_child and w.before is not None)}
     children: list[Member] = []
     for _ in range(_LOOKS):
-        found = []
-        with contextlib.suppress(KatanaError):  # the tree has ended
-            found = [pid for pid in look() if pid not in known]
+        found = [pid for pid in select().pids if pid not in known]
         known.update(found)
         fresh = [child for pid in found if (child := _reverted_child(pid, committed, wait)) is not None]
         if not fresh:
@@ -140,12 +140,6 @@ def _reverted_child(pid: int, committed: dict[int, Work], wait: float) -> Member
             return child
     except KatanaError:
         return None
-
-
-def memfd_of(pid: int, base: int) -> int:
-    """The inode of the mapping of ours at `base`."""
-    region = read_map(pid).at(base)
-    return region.inode if region is not None else 0
 
 
 def _replaced_in(target: Target, plan: Plan) -> Ledger | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +19,10 @@ from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
-from katana_cc.process.threads import is_dead, status_fields
+from katana_cc.process.threads import has_ended, status_fields
 
 AT_ENTRY: Final = 9  # where the program itself begins; elf.h
 _AT_RANDOM: Final = 25  # where 16 random bytes are; getauxval(3)
-_ENDING: Final = 0.2  # seconds
 MEMFD_PREFIX = "/memfd:katana:"
 
 
@@ -112,18 +110,8 @@ class Target:
             )
 
     def has_gone(self) -> bool:
-        """Whether what was opened is no more: the process has ended, or became another program.
-
-        The end comes in steps, of which ptrace tells the first and /proc the last: who asks has met one of them, so
-        that the last is given a moment.
-        """
-        deadline = time.monotonic() + _ENDING
-        while True:
-            if is_dead(self.pid) or not self._has_memory():
-                return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
+        """Whether what was opened is no more: the process has ended, or became another program."""
+        return not self._has_memory() or has_ended(self.pid)
 
     def _has_memory(self) -> bool:
         """Whether the address space that was opened is still there."""
@@ -177,6 +165,11 @@ class Target:
                 error.where = error.where or self.where
                 raise
             yield PatchMapping(region.start, base, end, name, ledger)
+
+    def memfd_at(self, base: int) -> int:
+        """The inode of the mapping of ours at `base`, which forks share; 0: there is none."""
+        region = self.read_map().at(base)
+        return region.inode if region is not None else 0
 
     def auxiliary(self, kind: int) -> int:
         """A value of the auxiliary vector (AT_*, elf.h); 0 when it is not there."""

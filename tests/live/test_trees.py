@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import threading
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from katana_cc.errors import TargetError
-from katana_cc.process import apply, survey
+from katana_cc.cli.main import main
+from katana_cc.errors import BusyError, TargetError
+from katana_cc.process import apply, revert, survey
+from katana_cc.process.target import Target
 from katana_cc.process.threads import is_dead
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
@@ -101,7 +104,9 @@ def states(root: int) -> set[tuple[str, ...]]:
     found = set()
     for pid in survey.tree_pids(root):
         with contextlib.suppress(TargetError, OSError):
-            found.add(tuple(p.state for p in survey.process_status(pid).patches))
+            state = tuple(p.state for p in survey.process_status(pid).patches)
+            if Path(f"/proc/{pid}/maps").read_bytes():  # it did not end while it was looked at
+                found.add(state)
     return found
 
 
@@ -121,6 +126,115 @@ def test_children_that_are_forked_meanwhile_are_patched_too(
         forked = int(server.ask("w"))
         while int(server.ask("w")) < forked + 10:
             pass
+
+
+@situation(43, "children forked meanwhile, when the patch is taken out")
+def test_children_that_are_forked_meanwhile_are_reverted_too(tmp_path: Path, forking: tuple[Built, Built]) -> None:
+    """A bug: a worker that was forked before its parent's revert keeps the patch, and all is said to be well."""
+    patch = write_patch(tmp_path, patch_from(*forking, ("answer",)))
+    with serving(forking[0].output) as server:
+        for _ in range(3):
+            assert katana("apply", patch, "--tree", server.pid).returncode == 0
+            report = katana_json("revert", "--tree", server.pid)
+            assert states(server.pid) <= {("reverted",), ()}
+            assert report["counts"]["reverted"] >= 3
+            assert server.ask("a 5") == "6"
+
+
+@situation(43, "one child busy: none is reverted", REFUSED)
+def test_tree_with_a_busy_child_keeps_the_patch(tmp_path: Path, prefork: tuple[Built, Built]) -> None:
+    """A bug: those that come before the busy one are reverted."""
+    patch = write_patch(tmp_path, patch_from(*prefork, ("answer",)))
+    with serving(prefork[0].output) as server:
+        children = [int(x) for x in server.line().split()]
+        pids = [server.pid, *children]
+        assert katana("apply", patch, "--tree", server.pid).returncode == 0
+        before = [code_of(pid) for pid in pids]
+        assert server.ask("i 1") == "inside"
+        done = katana("revert", "--tree", server.pid, "--wait", "0.1", "--json")
+        assert done.returncode == 4, done.stderr
+        told = json.loads(done.stdout)
+        assert {p["pid"]: p["outcome"] for p in told["processes"]} == {
+            server.pid: "not tried",
+            children[0]: "not tried",
+            children[1]: "busy",
+        }
+        assert (told["counts"]["not tried"], told["counts"]["busy"], told["counts"]["reverted"]) == (2, 1, 0)
+        assert [code_of(pid) for pid in pids] == before
+        assert [server.ask("a 0 5"), server.ask("a 2 5")] == ["51", "51"]
+        assert server.ask("l 1") == "-9"
+        assert katana("revert", "--tree", server.pid).returncode == 0
+
+
+@pytest.mark.parametrize("words", ["--tree", "--all"])
+def test_parents_are_patched_before_their_children(
+    tmp_path: Path, prefork: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """A bug: what a parent forks after its child's commit runs the old code."""
+    po = patch_from(*prefork, ("answer",))
+    patch = write_patch(tmp_path, po)
+    with serving(prefork[0].output) as server:
+        children = [int(x) for x in server.line().split()]
+        selection = [words, str(server.pid)] if words == "--tree" else [words]
+        for module, command in ((apply, ["apply", str(patch)]), (revert, ["revert", identity(po)])):
+            order: list[int] = []
+            real = module.run
+
+            def recording(target: Target, *arguments: Any, order: list[int] = order, real: Any = real) -> None:
+                order.append(target.pid)
+                real(target, *arguments)
+
+            monkeypatch.setattr(module, "run", recording)
+            assert main([*command, *selection]) == 0
+            assert order[:3] == [server.pid, *children]
+
+
+class Failing:
+    """What fails with an error in place of the commit of one process, once it is called `after` times for it."""
+
+    def __init__(self, module: Any, monkeypatch: pytest.MonkeyPatch, pid: int, after: int = 0) -> None:
+        self._real = module.run
+        self._pid = pid
+        self._left = after
+        self.before_it_fails: Any = None
+        monkeypatch.setattr(module, "run", self)
+
+    def __call__(self, target: Target, *arguments: Any, **more: Any) -> None:
+        if target.pid == self._pid:
+            self._left -= 1
+            if self._left < 0:
+                if self.before_it_fails is not None:
+                    self.before_it_fails()
+                raise BusyError("never a safe moment", where=target.where)
+        self._real(target, *arguments, **more)
+
+
+def test_what_was_reverted_gets_its_patch_back(
+    tmp_path: Path, prefork: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: a tree of which some run the old code and others the new."""
+    po = patch_from(*prefork, ("answer",))
+    with serving(prefork[0].output) as server:
+        pids = [server.pid, *(int(x) for x in server.line().split())]
+        assert katana("apply", write_patch(tmp_path, po), "--tree", server.pid).returncode == 0
+        before = [code_of(pid) for pid in pids]
+        failing = Failing(revert, monkeypatch, pids[2], after=1)
+        asked: list[str] = []
+        failing.before_it_fails = lambda: asked.append(server.ask("a 2 5"))
+        with pytest.raises(BusyError) as raised:
+            revert.revert_patch(pids, identity(po), must_match=False)
+        assert asked == ["6"], "it was reverted before"
+        assert [(p.pid, str(p.outcome)) for p in raised.value.processes] == [
+            (pids[0], "taken back"),
+            (pids[1], "taken back"),
+            (pids[2], "busy"),
+        ]
+        assert [code_of(pid) for pid in pids] == before
+        assert [server.ask(f"a {n} 5") for n in range(3)] == ["51"] * 3
+        assert states(server.pid) == {("applied",)}
+        monkeypatch.undo()
+        revert.revert_patch(pids, identity(po))
+        assert [server.ask(f"a {n} 5") for n in range(3)] == ["6"] * 3
 
 
 def test_programs_that_are_started_all_the_time_do_not_keep_it_going(tmp_path: Path) -> None:
