@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from katana_cc.errors import BusyError, TargetError
+from katana_cc.errors import BusyError, PartlyError, TargetError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
 from katana_cc.process import apply as apply_module
-from katana_cc.process import ptrace_binding, takeback
+from katana_cc.process import ptrace_binding, revert, takeback
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.heap import find_allocator, look
 from katana_cc.process.imports import Linker
@@ -24,6 +24,7 @@ from katana_cc.process.target import Target
 from katana_cc.telling import TellWait
 from tests.live.programs import HEAD
 from tests.live.server import Server, katana, katana_json, mappings, serving
+from tests.live.test_trees import Failing
 from tests.support.project import Project, Result, Variant
 
 SOURCE = (
@@ -386,6 +387,25 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
         assert used[0] == used[1]
         assert len(apply_patch(po, patch_id(data), [first.pid, second.pid])) == 2
         assert (ask(first, "s"), ask(second, "s")) == (before, before)
+
+
+def test_objects_that_went_back_are_told_of(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process fails behind the trial, when the first has its old objects back: the ledger alone cannot make
+    them new again, and nobody is told that nothing was touched."""
+    data, po = read_patch(str(two.patch))
+    with serving(two.program) as first, serving(two.program) as second:
+        ask(first, "a 40")
+        before = ask(first, "s")
+        apply_patch(po, patch_id(data), [first.pid, second.pid])
+        Failing(revert, monkeypatch, second.pid, after=1)
+        with pytest.raises(PartlyError, match="live data has its old layout again") as raised:
+            revert.revert_patch([first.pid, second.pid])
+        assert [str(p.outcome) for p in raised.value.processes] == ["stuck", "busy"]
+        assert mappings(second.pid)
+        monkeypatch.undo()
+        reports = revert.revert_patch([first.pid, second.pid])
+        assert [str(r.outcome) for r in reports] == ["nothing to revert", "reverted"]
+        assert ask(first, "s") == before
 
 
 def test_cycle_is_walked_once(two: Two, server: Server) -> None:

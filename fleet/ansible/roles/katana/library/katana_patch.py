@@ -77,9 +77,10 @@ def main() -> None:
     processes = [p for build in builds for p in build["processes"]]
     applied = [p["pid"] for p in processes if p["outcome"] in NOW]
     already = [p["pid"] for p in processes if p["outcome"] == "already applied"]
+    stuck = [p["pid"] for p in processes if p["outcome"] == "stuck"]
     result = {"builds": builds, "applied": applied, "already": already, "status": status, "stderr": errors}
     if status:
-        module.fail_json(msg=errors.strip() or f"katana update ended with {status}", changed=bool(applied), **result)
+        module.fail_json(msg=errors.strip() or f"katana update ended with {status}", changed=bool(applied or stuck), **result)
     module.exit_json(changed=bool(applied), **result)
 
 
