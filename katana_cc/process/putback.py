@@ -85,9 +85,9 @@ def _put_back_in(member: Member, reverted: Reverted, wait: float) -> None:
         with Target(member.target.pid) as target:
             _apply_again(target, reverted, wait)
         member.is_undone = True
-    except KatanaError as error:
+    except Exception as error:
         if not member.target.has_gone():
-            member.stuck = f"the patch stays reverted: {error.what}"
+            member.stuck = f"the patch stays reverted: {error.what if isinstance(error, KatanaError) else error}"
 
 
 def _standing(target: Target, ledger: Ledger) -> Bytes | None:

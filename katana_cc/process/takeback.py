@@ -122,9 +122,9 @@ def _revert(member: Member, pid: int, work: Work, wait: float) -> None:
             before = _replaced_in(again, work.plan)
             revert_one(again, work.plan.patch_id, wait, wishes, back_to=before, coroutines=work.coroutines)
         member.is_undone = True
-    except KatanaError as error:
+    except Exception as error:
         if not member.target.has_gone():
-            member.stuck = f"the patch stays applied: {error.what}"
+            member.stuck = f"the patch stays applied: {error.what if isinstance(error, KatanaError) else error}"
 
 
 def _reverted_child(pid: int, committed: dict[int, Work], wait: float) -> Member | None:

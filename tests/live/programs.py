@@ -260,7 +260,7 @@ int main(void) {
 )
 
 # A parent and two children, each of which forks workers all the time: some end at once, some after a while, and some
-# fork another before.  "w": how many so far.
+# fork another before.  "w": how many so far; "k": a child that stays.
 FORKING = (
     HEAD
     + r"""
@@ -289,7 +289,11 @@ int main(void) {
   char line[200];
   while (fgets(line, sizeof line, stdin)) {
     if (line[0] == 'a') printf("%d\n", answer(atoi(line + 2)));
-    else printf("%lu\n", *forked);
+    else if (line[0] == 'k') {
+      pid_t pid = fork();
+      if (!pid) { prctl(PR_SET_PDEATHSIG, SIGKILL); for (;;) pause(); }
+      printf("%d\n", pid);
+    } else printf("%lu\n", *forked);
     fflush(stdout);
   }
   return 0;

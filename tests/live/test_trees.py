@@ -237,6 +237,44 @@ def test_what_was_reverted_gets_its_patch_back(
         assert [server.ask(f"a {n} 5") for n in range(3)] == ["6"] * 3
 
 
+def failing_late(server: Server, module: Any, monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
+    """Let a child fail when its parent is done, and has forked one more since: the process id of that one."""
+    forked: list[int] = []
+    failing = Failing(module, monkeypatch, survey.tree_pids(server.pid)[1], after)
+    failing.before_it_fails = lambda: forked.append(int(server.ask("k")))
+    return forked
+
+
+def test_children_that_inherited_a_patch_are_reverted_with_their_parent(
+    tmp_path: Path, forking: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: another process is in the way, and what a parent forked when it was patched keeps the patch."""
+    patch = write_patch(tmp_path, patch_from(*forking, ("answer",)))
+    with serving(forking[0].output) as server:
+        forked = failing_late(server, apply, monkeypatch, 0)
+        assert main(["apply", str(patch), "--tree", str(server.pid)]) == 4
+        assert [p.state for p in survey.process_status(forked[0]).patches] == ["reverted"]
+        assert not any("applied" in state for state in states(server.pid))
+        assert server.ask("a 5") == "6"
+        monkeypatch.undo()
+        assert katana("apply", patch, "--tree", server.pid).returncode == 0
+        assert states(server.pid) == {("applied",)}
+
+
+def test_children_that_lack_a_patch_get_it_back_with_their_parent(
+    tmp_path: Path, forking: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: another process is in the way, and what a parent forked when it was reverted runs the old code."""
+    patch = write_patch(tmp_path, patch_from(*forking, ("answer",)))
+    with serving(forking[0].output) as server:
+        assert katana("apply", patch, "--tree", server.pid).returncode == 0
+        forked = failing_late(server, revert, monkeypatch, 1)
+        assert main(["revert", "--tree", str(server.pid)]) == 4
+        assert [p.state for p in survey.process_status(forked[0]).patches] == ["applied"]
+        assert states(server.pid) == {("applied",)}
+        assert server.ask("a 5") == "51"
+
+
 def test_programs_that_are_started_all_the_time_do_not_keep_it_going(tmp_path: Path) -> None:
     """A bug: with a library that short commands load, `--all` finds another process at each look, and never ends."""
     old, new = build(tmp_path / "old", "server", COUNTER), build(tmp_path / "new", "server", TIMES_TEN)
