@@ -329,6 +329,35 @@ def test_a_process_that_ends_meanwhile_is_left_out(
         assert one.ask("a 1") == "11"
 
 
+@pytest.mark.parametrize("step", ["prepare", "inject", "_commit", "run"])
+def test_a_process_that_becomes_another_program_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A bug: a child that was forked to run another program keeps its parent from being patched."""
+    source = COUNTER.replace("/*OTHER*/", 'if (x == 77) execl("/bin/cat", "cat", (char *)0);')
+    old = build(tmp_path / "old", "server", source)
+    new = build(tmp_path / "new", "server", source.replace("/*ANSWER*/", "calls += 2;"))
+    po = patch_from(old, new, ("answer",))
+    with serving(old.output) as one, serving(old.output) as two:
+        real = getattr(apply, step)
+        count = 0
+
+        def becoming(*arguments: Any, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == 2:
+                two.tell("o 77")
+                while Path(f"/proc/{two.pid}/comm").read_text() != "cat\n":
+                    pass
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(apply, step, becoming)
+        reports = apply.apply_patch(po, identity(po), [one.pid, two.pid], must_match=False)
+        assert {r.pid: str(r.outcome) for r in reports} == {one.pid: "applied", two.pid: "skipped"}
+        assert two.ask("hello") == "hello"
+        assert [one.ask("a 1"), one.ask("c")] == ["2", "3"]
+
+
 @pytest.mark.parametrize("step", ["prepare", "inject", "run"])
 def test_a_named_process_that_ends_meanwhile_keeps_the_others_as_they_were(
     counter: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch, step: str
