@@ -135,8 +135,8 @@ def apply_patch(
                 for work in fresh:
                     work.is_child = not looks.is_first
                     work.coroutines = coroutines
-                    if at:
-                        work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
+                    work.at = at
+                in_each(fresh, _find_entry, may_end=not is_named)
                 in_each(fresh, lambda work: _look(work, dry_run), may_end=not is_named)
                 if dry_run:
                     seconds = max(0.1, SECONDS / max(1, len(fresh)))
@@ -195,6 +195,11 @@ def _plan_all(
 
     open_all(pids, plan, works, skipped, is_named=is_named)
     return works
+
+
+def _find_entry(work: Work) -> None:
+    if work.at:
+        work.entries = (entry_of(work.target, work.plan.module, work.plan.po, work.at),)
 
 
 def _foretell(work: Work, seconds: float) -> None:

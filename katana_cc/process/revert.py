@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from katana_cc.errors import RefusedError
+from katana_cc.errors import KatanaError, RefusedError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
@@ -134,7 +134,9 @@ def revert_patch(
                 looks.done(fresh, len(todo) - len(fresh))
         except BaseException as error:
             done = [w.reverted() for w in works if w.report is not None]
-            is_whole = len(done) == sum(w.before is None and not w.is_out for w in works)
+            # Interrupted behind the last write, with nothing more to be looked for.
+            is_whole = select is None and not isinstance(error, KatanaError)
+            is_whole = is_whole and len(done) == sum(w.before is None and not w.is_out for w in works)
             children = [] if is_whole else put_back(done, (w.target.pid for w in works), wait, select)
             carriers = [w for w in works if must_match or w.before is None]
             told = {p.pid: p for p in (*skipped, *(m.told() for m in (*carriers, *children)))}

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import pytest
 
-from katana_cc.errors import BusyError, PartlyError
+from katana_cc.errors import BusyError, PartlyError, TargetError
 from katana_cc.outcomes import APPLYING, REVERTING
 from katana_cc.patch.model import PatchObject
 from katana_cc.process import apply, putback, revert
+from katana_cc.process.survey import Found
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import INSIDE, PREFORK
-from tests.live.server import Server, identity, katana, serving, write_patch
+from tests.live.server import Server, identity, katana, serving, tracing, write_patch
 from tests.live.test_trees import Failing
 
 NEW = INSIDE.replace("/*ANSWER*/", "static int news; news++; return 10 * x + news;")
@@ -159,6 +160,21 @@ def test_patch_that_cannot_be_put_back_has_a_status_of_its_own(
     assert "the patch stays reverted: never a safe moment" in str(raised.value)
     assert quiet.ask("a 1") == "2"
     assert busy.ask("a 1") == "11"
+
+
+def test_child_that_cannot_be_reverted_brings_the_patch_back(several: Several) -> None:
+    """A bug: what is found at a later look is in the way, and those before it stay reverted."""
+    parent, child = several.quiet, several.busy
+    apply.apply_patch(several.po, identity(several.po), [parent.pid, child.pid])
+    every = Found((parent.pid, child.pid), ())
+    with tracing(child.pid), pytest.raises(TargetError, match="already traced") as raised:
+        revert.revert_patch([parent.pid], must_match=False, select=lambda: every)
+    assert {p.pid: str(p.outcome) for p in raised.value.processes} == {parent.pid: "taken back", child.pid: "failed"}
+    assert parent.ask("a 1") == "11"
+    assert [r.pid for r in revert.revert_patch([parent.pid], must_match=False, select=lambda: every)] == list(
+        every.pids
+    )
+    assert (parent.ask("a 1"), child.ask("a 1")) == ("2", "2")
 
 
 def test_interrupted_with_one_half_done_says_so(several: Several, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import shutil
@@ -18,9 +17,8 @@ import pytest
 
 from katana_cc.cli.release import release
 from katana_cc.release.naming import name_release
-from tests.live.conftest import PTRACE_SEIZE
 from tests.live.programs import HEAD
-from tests.live.server import katana, katana_json, serving
+from tests.live.server import katana, katana_json, serving, tracing
 from tests.support.project import Build, Project
 
 ANSWER = "static int asked; int answer(int x) { asked += 2 * x; return (asked & 1) + x + %d; }"
@@ -142,26 +140,6 @@ def test_all_processes(fleet: Fleet) -> None:
         done = katana_json("update", "--all", "--url", fleet.mirror)
         assert {p["pid"] for b in done["builds"] for p in b["processes"]} == {one.pid, two.pid}
         assert (one.ask("a 1"), two.ask("a 1")) == ("4", "4")
-
-
-@contextmanager
-def tracing(pid: int) -> Iterator[None]:
-    """A process is traced, as by a debugger: by a thread, whose end lets go of it."""
-    is_traced, is_done = threading.Event(), threading.Event()
-
-    def trace() -> None:
-        assert ctypes.CDLL(None).ptrace(PTRACE_SEIZE, pid, 0, 0) == 0
-        is_traced.set()
-        is_done.wait()
-
-    thread = threading.Thread(target=trace)
-    thread.start()
-    assert is_traced.wait(10)
-    try:
-        yield
-    finally:
-        is_done.set()
-        thread.join()
 
 
 def test_what_came_of_each_of_several(fleet: Fleet) -> None:
