@@ -138,10 +138,11 @@ def revert_patch(
             is_whole = select is None and not isinstance(error, KatanaError)
             is_whole = is_whole and len(done) == sum(w.before is None and not w.is_out for w in works)
             children = [] if is_whole else put_back(done, (w.target.pid for w in works), wait, select)
-            carriers = [w for w in works if must_match or w.before is None]
-            told = {p.pid: p for p in (*skipped, *(m.told() for m in (*carriers, *children)))}
+            told = {p.pid: p for p in (*skipped, *(m.told() for m in (*works, *children)))}
             told |= {p.pid: p for p in getattr(error, "processes", ())}
-            raised = failed(error, list(told.values()))
+            # Of many processes most carry nothing.
+            of_these = [p for p in told.values() if must_match or p.outcome is not ProcessOutcome.NOTHING]
+            raised = failed(error, of_these)
             if raised is error:
                 raise
             raise raised from error
