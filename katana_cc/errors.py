@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from katana_cc.outcomes import OfProcess, ProcessOutcome
+
 
 class ExitStatus(IntEnum):
     """Exit statuses of every `katana` command."""
@@ -20,18 +22,22 @@ class ExitStatus(IntEnum):
     INVALID_PATCH = 7
     HOOK = 9  # 8 is taken: `katana diff --exit-code`, a decision is needed
     HOOK_AFTER = 10
+    PARTLY = 11
 
 
 class KatanaError(Exception):
-    """Base of all errors a user can meet.  `remedy` says what to do next."""
+    """Base of all errors a user can meet.  `remedy` says what to do next, `processes` what came of each process where
+    several were to be patched; `outcome` is that of the one that it is about."""
 
     status: ExitStatus = ExitStatus.USAGE
+    outcome: ProcessOutcome = ProcessOutcome.FAILED
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.remedy = remedy
+        self.processes: tuple[OfProcess, ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
@@ -48,24 +54,33 @@ class RefusedError(KatanaError):
     """It could be done, but it would not be right; nothing was touched."""
 
     status = ExitStatus.REFUSED
+    outcome = ProcessOutcome.REFUSED
 
 
 class HookError(KatanaError):
     """A function of the user's that was to run before said no, faulted or took too long; nothing was changed."""
 
     status = ExitStatus.HOOK
+    outcome = ProcessOutcome.REFUSED
 
 
 class BusyError(KatanaError):
     """No safe point in time was found; nothing was touched."""
 
     status = ExitStatus.BUSY
+    outcome = ProcessOutcome.BUSY
 
 
 class TargetError(KatanaError):
     """The target cannot be reached, or died."""
 
     status = ExitStatus.UNREACHABLE
+
+
+class PartlyError(KatanaError):
+    """It could not be done in all processes, nor undone in those where it was: they do not all run the same."""
+
+    status = ExitStatus.PARTLY
 
 
 class StoreError(KatanaError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from katana_cc.cli.grants import add_grants, function_name, grants_of
 from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import (
     add_selection,
+    again,
     candidates,
     passed_over_json,
     status_of,
@@ -21,6 +22,7 @@ from katana_cc.cli.selection import (
 from katana_cc.cli.signed import add_trust, policy_of, read_signed
 from katana_cc.cli.stacked import add_on, put_on
 from katana_cc.errors import ExitStatus, RefusedError
+from katana_cc.outcomes import APPLYING, ProcessOutcome, count_line, counts_json
 from katana_cc.patch.codec import patch_id
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
@@ -73,16 +75,15 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     build_id = po.identity.from_build_id
     listing = candidates(arguments)
     passed_over: set[int] = set()
-    if listing is None:
-        pids, select = arguments.pid, None
-    else:
 
-        def select() -> list[int]:
-            found = survey.pids_mapping(listing(), build_id)
-            passed_over.update(found.passed_over)
-            return list(found.pids)
+    def search(pids: Iterable[int]) -> survey.Found:
+        found = survey.pids_mapping(pids, build_id)
+        passed_over.update(found.passed_over)
+        return found
 
-        pids = select()
+    pids = arguments.pid
+    if listing is not None:
+        pids = search(listing()).pids
         if not pids and not passed_over and arguments.tree is not None:
             raise RefusedError(
                 f"no process of the tree runs {po.identity.output} with build-id {build_id}",
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             dry_run=arguments.dry_run,
             hook_timeout=arguments.hook_timeout,
             must_match=listing is None,
-            select=select,
+            select=again(listing, search),
             at=arguments.at or "",
             tell=shown.waiting,
             coroutines=Coroutines(arguments.coroutines),
@@ -110,6 +111,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         result = {
             "patch": identity,
             "processes": [_as_json(r) for r in reports],
+            "counts": counts_json((r.outcome for r in reports), APPLYING),
             "passed_over": passed_over_json(over),
         }
         print(json.dumps(result, indent=2))
@@ -130,9 +132,11 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
 
 def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
     for report in reports:
-        plan = report.plan
+        if report.outcome is ProcessOutcome.SKIPPED:
+            continue  # where processes come and go there may be many: they are counted
         head = f"pid {report.pid} ({report.name}): {report.outcome}"
         if report.commit is not None:
+            plan = report.plan
             tries = f" after {report.commit.tries} tries" if report.commit.tries > 1 else ""
             print(f"{head}{tries}: {edited(len(plan.ledger.edits), report.commit.threads, report.commit.pause_us)}")
             for line in (*_replaced_lines(plan), *_moved_lines(report), *map(clean, hook_lines(report.hooks))):
@@ -143,8 +147,7 @@ def _print(reports: Sequence[ApplyReport], *, every: bool) -> None:
             for line in _dry_run_lines(report, every=every):
                 print(f"  {line}")
     if len(reports) > 1:
-        counts = {outcome: sum(r.outcome == outcome for r in reports) for outcome in {r.outcome for r in reports}}
-        print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+        print(count_line(r.outcome for r in reports))
 
 
 def _replaced_lines(plan: Plan) -> list[str]:
@@ -194,6 +197,8 @@ def _dry_run_lines(report: ApplyReport, *, every: bool) -> list[str]:
 
 
 def _as_json(report: ApplyReport) -> dict[str, Any]:
+    if report.outcome is ProcessOutcome.SKIPPED:
+        return {"pid": report.pid, "name": report.name, "outcome": report.outcome}
     plan, commit = report.plan, report.commit
     cargo = commit.cargo if commit else None
     seen = cargo or report.seen

@@ -14,10 +14,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from katana_cc import __version__
 from katana_cc.errors import ExitStatus, KatanaError, UsageError
+from katana_cc.outcomes import APPLYING, REVERTING, count_line, counts_json
 from katana_cc.settings import export, say
 
 COMMANDS: Final = {
@@ -132,10 +133,19 @@ def include_folder() -> Path:
     return Path(sys.prefix) / "libexec" / "katana" / "include"
 
 
+def _processes_json(program: str, error: KatanaError) -> dict[str, Any]:
+    """What came of each process, where processes were to be patched."""
+    if not error.processes:
+        return {}
+    counts = counts_json((p.outcome for p in error.processes), REVERTING if program.endswith("revert") else APPLYING)
+    return {"processes": [p.as_json() for p in error.processes], "counts": counts}
+
+
 def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json: bool = False) -> int:
     """Run `action`; turn the errors a user can meet into one message and their exit status.
 
-    With `as_json` the error is also printed to stdout as {"error": {...}}, so that a script need not read words.
+    With `as_json` the error is also printed to stdout as {"error": {...}}, so that a script need not read words; where
+    processes were to be patched, with what came of each.
     """
     try:
         status = action()
@@ -143,7 +153,11 @@ def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json
     except KatanaError as error:
         if as_json:
             detail = {"what": error.what, "where": error.where, "remedy": error.remedy, "status": int(error.status)}
-            print(json.dumps({"error": detail}, indent=2))
+            print(json.dumps({"error": detail, **_processes_json(program, error)}, indent=2))
+        elif len(error.processes) > 1:
+            for process in error.processes:
+                print(process.line)
+            print(count_line(p.outcome for p in error.processes))
         print(f"{program}: {error}", file=sys.stderr)
         return int(error.status)
     except BrokenPipeError:

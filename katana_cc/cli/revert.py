@@ -12,6 +12,7 @@ from katana_cc.cli.grants import variable_name
 from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import (
     add_selection,
+    again,
     candidates,
     passed_over_json,
     status_of,
@@ -19,6 +20,7 @@ from katana_cc.cli.selection import (
     untangle,
 )
 from katana_cc.errors import ExitStatus, UsageError
+from katana_cc.outcomes import REVERTING, ProcessOutcome, count_line, counts_json
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
@@ -85,6 +87,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             must_match=listing is None,
             wishes=Wishes(tuple(arguments.follow), tuple(arguments.discard), tuple(arguments.only_reached)),
             hook_timeout=arguments.hook_timeout,
+            select=again(listing, survey.patched_pids),
             tell=shown.waiting,
             coroutines=Coroutines(arguments.coroutines),
         )
@@ -94,10 +97,16 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     status = ExitStatus.HOOK_AFTER if failed else status_of(found.passed_over)
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
-        processes = [_as_json(r) for r in reports]
-        print(json.dumps({"processes": processes, "passed_over": passed_over_json(found.passed_over)}, indent=2))
+        result = {
+            "processes": [_as_json(r) for r in reports],
+            "counts": counts_json((r.outcome for r in reports), REVERTING),
+            "passed_over": passed_over_json(found.passed_over),
+        }
+        print(json.dumps(result, indent=2))
         return status
     for report in reports:
+        if report.outcome is ProcessOutcome.SKIPPED:
+            continue  # where processes come and go there may be many: they are counted
         line = f"pid {report.pid} ({report.name}): {report.outcome}"
         if report.ledger is not None and report.commit is not None:
             done = edited(len(report.ledger.edits), report.commit.threads, report.commit.pause_us)
@@ -115,6 +124,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             print(f"  {line}")
         for name in report.kept:
             print(f"  {name} was written to after it got its new initial value, and keeps what it holds")
+    if len(reports) > 1:
+        print(count_line(r.outcome for r in reports))
     if not reports:
         where = "no process that could be read" if found.passed_over else "no process"
         print(f"nothing to revert: {where} carries {'the' if arguments.patch else 'a'} patch")

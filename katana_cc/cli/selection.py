@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from katana_cc.errors import ExitStatus
+from katana_cc.errors import ExitStatus, TargetError
 from katana_cc.process import survey
 from katana_cc.process.hooks import DEFAULT_TIMEOUT
 from katana_cc.process.switching import Coroutines
@@ -90,7 +90,23 @@ def candidates(arguments: argparse.Namespace) -> Callable[[], list[int]] | None:
     if arguments.tree is not None:
         root: int = arguments.tree
         return lambda: survey.tree_pids(root)
-    return survey.all_pids
+    return survey.all_parents_first
+
+
+def again(
+    listing: Callable[[], list[int]] | None, search: Callable[[Iterable[int]], survey.Found]
+) -> Callable[[], survey.Found] | None:
+    """How to search once more through the processes of --tree or --all; None for --pid."""
+    if listing is None:
+        return None
+
+    def look() -> survey.Found:
+        try:
+            return search(listing())
+        except TargetError:  # the tree has ended
+            return survey.Found((), ())
+
+    return look
 
 
 def passed_over_json(passed_over: Sequence[int]) -> dict[str, Any]:

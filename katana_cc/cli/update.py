@@ -12,14 +12,24 @@ from typing import Any
 
 from katana_cc.cli.grants import add_grants, grants_of
 from katana_cc.cli.progress import progress
-from katana_cc.cli.selection import add_selection, candidates, passed_over_json, status_of, tell_passed_over, untangle
+from katana_cc.cli.selection import (
+    add_selection,
+    again,
+    candidates,
+    passed_over_json,
+    status_of,
+    tell_passed_over,
+    untangle,
+)
 from katana_cc.cli.signed import add_trust, policy_of
 from katana_cc.errors import ExitStatus, KatanaError, UsageError
+from katana_cc.outcomes import APPLYING, OfProcess, ProcessOutcome, count_line, counts_json
 from katana_cc.patch.needs import Grant
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
 from katana_cc.process.switching import Coroutines
+from katana_cc.process.threads import process_name
 from katana_cc.release.places import place
 from katana_cc.release.update import Found, Mirrors
 from katana_cc.report.hooks import failures
@@ -83,6 +93,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     if arguments.json:
         result = {
             "builds": [_as_json(d) for d in done],
+            "counts": counts_json((p.outcome for d in done for p in _told(d)), APPLYING),
             "errors": [_error(e) for e in failed],
             "unreachable": [str(e.where) for e in mirrors.unreachable],
             "passed_over": passed_over_json(running.passed_over),
@@ -106,10 +117,6 @@ def _update(
     assert found.entry is not None
     build_id = found.build_id
 
-    def select() -> list[int]:
-        assert listing is not None
-        return list(survey.pids_mapping(listing(), build_id).pids)
-
     try:
         refuse_unless_ready(found.patch, granted)
         reports = apply_patch(
@@ -121,7 +128,7 @@ def _update(
             dry_run=arguments.dry_run,
             hook_timeout=arguments.hook_timeout,
             must_match=listing is None,
-            select=None if listing is None else select,
+            select=again(listing, lambda pids: survey.pids_mapping(pids, build_id)),
             tell=tell,
             coroutines=Coroutines(arguments.coroutines),
         )
@@ -137,7 +144,7 @@ def _status(
     statuses = [e.status for e in errors if e not in mirrors.unreachable]
     statuses += [ExitStatus.REFUSED for d in done for r in d.reports if r.refusal]
     if statuses:
-        return statuses[0]
+        return ExitStatus.PARTLY if ExitStatus.PARTLY in statuses else statuses[0]
     if mirrors.are_all_down:
         return ExitStatus.UNREACHABLE
     if any(failures(r.hooks) for d in done for r in d.reports):
@@ -152,8 +159,11 @@ def _print(done: Sequence[_Done], *, is_sure: bool) -> None:
         head = f"{entry.output}: {entry.from_release or d.found.build_id[:12]} -> {entry.to_release}"
         if d.error is not None:
             print(f"{_PROGRAM}: {clean(str(d.error))}", file=sys.stderr)
-            print(f"{head}: not applied to {_processes(d.pids)}")
+            for process in _told(d):
+                print(f"{head}: {process.line}")
         for report in d.reports:
+            if report.outcome is ProcessOutcome.SKIPPED:
+                continue
             line = f"{head}: pid {report.pid} ({report.name}): {report.outcome}"
             if report.commit is not None:
                 commit = report.commit
@@ -161,12 +171,11 @@ def _print(done: Sequence[_Done], *, is_sure: bool) -> None:
             print(line)
             for text in failures(report.hooks):
                 print(f"{_PROGRAM}: pid {report.pid}: {clean(text)}; the patch is applied", file=sys.stderr)
+    outcomes = [p.outcome for d in done for p in _told(d)]
+    if len(outcomes) > 1:
+        print(count_line(outcomes))
     if not done and is_sure:
         print("nothing to do: no mirror has a patch for what runs there")
-
-
-def _processes(pids: Sequence[int]) -> str:
-    return f"{'pid' if len(pids) == 1 else 'pids'} {', '.join(map(str, pids))}"
 
 
 def _as_json(d: _Done) -> dict[str, Any]:
@@ -191,8 +200,19 @@ def _as_json(d: _Done) -> dict[str, Any]:
         ],
     }
     if error is not None:
-        result |= {"error": _error(error), "processes": [{"pid": pid, "outcome": "not applied"} for pid in d.pids]}
+        result |= {"error": _error(error), "processes": [p.as_json() for p in _told(d)]}
     return result
+
+
+def _told(d: _Done) -> tuple[OfProcess, ...]:
+    """What came of each process of a build."""
+    error = d.error
+    if error is None:
+        return tuple(OfProcess(r.pid, r.name, r.outcome) for r in d.reports)
+    # What speaks against the patch speaks against it in all of them.
+    return error.processes or tuple(
+        OfProcess(pid, process_name(pid), error.outcome, error.what, error.remedy) for pid in d.pids
+    )
 
 
 def _error(error: KatanaError) -> dict[str, Any]:

@@ -17,42 +17,41 @@ looking again (`select`), and patched too.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
+from katana_cc.errors import BusyError, RefusedError
+from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind, PatchObject
 from katana_cc.patch.needs import Grant
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
-from katana_cc.process.commit import Commit, CommitReport, Outcome, run
+from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.entries import entry_of
 from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
-from katana_cc.process.identify import NotThisBuildError
-from katana_cc.process.inject import inject, unmap
+from katana_cc.process.inject import inject
 from katana_cc.process.ledger import Ledger
+from katana_cc.process.looks import Looks, Select
+from katana_cc.process.members import failed, in_each, open_all
 from katana_cc.process.objections import StrayWordsError, judge
-from katana_cc.process.objects import Objects
 from katana_cc.process.phases import Bytes, Phase, Step
 from katana_cc.process.plan import Plan, prepare
 from katana_cc.process.preview import preview, refuse_early
-from katana_cc.process.registration import may_be_registered, register, withdraw
-from katana_cc.process.revert import Wishes, revert_one
+from katana_cc.process.registration import register
 from katana_cc.process.supply import (
     NOTHING_LEFT,
     Leftover,
-    clear_up,
     explaining,
-    give_back,
     objects_of,
     stock,
     supplied,
 )
 from katana_cc.process.switching import Coroutines
+from katana_cc.process.takeback import Work, clear_up_once, take_back
 from katana_cc.process.target import Target
 from katana_cc.process.unwinders import must_register
 from katana_cc.telling import TellWait, silent
@@ -62,17 +61,17 @@ DEFAULT_WAIT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ApplyReport:
-    """What came of one process.  `outcome`: "applied", "already applied", "would apply" or "would be refused" (dry
-    run); `commit` is None unless a stop was made; `seen` is what the variables that would move held in a dry run, and
-    `refusal` what speaks against it; `map_pause_us` is how long one thread stood while the mapping was made,
-    `register_pause_us` while the new frames were registered (0: no need, or done before); `leftover` is what became of
-    the old blocks of objects on the heap; `hooks` are those of the user's that ran: one after the patch may have
-    failed; `forecast` (dry run) tells which replaced functions are on stacks."""
+    """What came of one process.  `planned` is None for one that was skipped, `commit` unless a stop was made; `seen` is
+    what the variables that would move held in a dry run, and `refusal` what speaks against it; `map_pause_us` is how
+    long one thread stood while the mapping was made, `register_pause_us` while the new frames were registered (0: no
+    need, or done before); `leftover` is what became of the old blocks of objects on the heap; `hooks` are those of the
+    user's that ran: one after the patch may have failed; `forecast` (dry run) tells which replaced functions are on
+    stacks."""
 
     pid: int
     name: str
-    outcome: str
-    plan: Plan
+    outcome: ProcessOutcome
+    planned: Plan | None
     commit: CommitReport | None = None
     map_pause_us: float = 0.0
     register_pause_us: float = 0.0
@@ -82,36 +81,11 @@ class ApplyReport:
     hooks: tuple[HookRun, ...] = ()
     forecast: Forecast | None = None
 
-
-@dataclass(slots=True)
-class _Work:
-    """One process under way; the only mutable thing here, and it stays in this module."""
-
-    target: Target
-    plan: Plan
-    is_injected: bool = False
-    map_pause_us: float = 0.0
-    register_pause_us: float = 0.0
-    outcome: Outcome = field(default_factory=Outcome)
-    seen: Cargo | None = None
-    refusal: RefusedError | None = None
-    objects: Objects | None = None
-    wanted: dict[int, int] = field(default_factory=dict)
-    leftover: Leftover = NOTHING_LEFT
-    is_cleared: bool = False
-    hooks: tuple[HookRun, ...] = ()
-    may_have_escaped: bool = False  # a hook ran: something may lead into the mapping
-    is_reset: bool = False
-    hook_timeout: float = DEFAULT_TIMEOUT
-    at: str = ""
-    coroutines: Coroutines = Coroutines.FIND_OUT
-    entries: tuple[int, ...] = ()
-    forecast: Forecast | None = None
-
     @property
-    def report(self) -> CommitReport | None:
-        """How the commit went; None as long as it was not done."""
-        return self.outcome.report
+    def plan(self) -> Plan:
+        """What was planned: there is a plan of every process that was not skipped."""
+        assert self.planned is not None
+        return self.planned
 
 
 def apply_patch(
@@ -124,7 +98,7 @@ def apply_patch(
     dry_run: bool = False,
     hook_timeout: float = DEFAULT_TIMEOUT,
     must_match: bool = True,
-    select: Callable[[], Iterable[int]] | None = None,
+    select: Select | None = None,
     at: str = "",
     tell: TellWait = silent,
     coroutines: Coroutines = Coroutines.FIND_OUT,
@@ -149,48 +123,57 @@ def apply_patch(
     Raises:
         KatanaError: by its kind why nothing was done (see errors.ExitStatus).
     """
-    works: list[_Work] = []
-    reports: list[ApplyReport] = []
+    works: list[Work] = []
+    skipped: list[OfProcess] = []
+    looks = Looks(pids, None if dry_run else select, wait, "processes without the patch")
     try:
         try:
-            todo = list(dict.fromkeys(pids))
-            seen = set(todo)
-            while todo:
-                fresh = _plan_all(po, patch_id, todo, granted, must_match, None if dry_run else wait)
+            for todo in looks:
+                is_named = must_match and looks.is_first
+                fresh = _plan_all(po, patch_id, todo, granted, skipped, None if dry_run else wait, is_named=is_named)
                 works.extend(fresh)
-                for work in fresh if at else ():
-                    work.at, work.entries = at, (entry_of(work.target, work.plan.module, po, at),)
                 for work in fresh:
+                    work.is_child = not looks.is_first
                     work.coroutines = coroutines
-                    _look(work, dry_run)
-                    if dry_run and not work.plan.is_applied:
-                        work.forecast = forecast(work.target, work.plan.guards, max(0.1, SECONDS / len(fresh)))
-                if not dry_run:
-                    _inject_and_commit(fresh, wait, hook_timeout, tell)
-                todo = [] if select is None or dry_run else [p for p in select() if p not in seen]
-                seen.update(todo)
-                must_match = False
+                    work.at = at
+                in_each(fresh, _find_entry, may_end=not is_named)
+                in_each(fresh, lambda work: _look(work, dry_run), may_end=not is_named)
+                if dry_run:
+                    seconds = max(0.1, SECONDS / max(1, len(fresh)))
+                    in_each(fresh, functools.partial(_foretell, seconds=seconds), may_end=not is_named)
+                else:
+                    _inject_and_commit(fresh, wait, hook_timeout, tell, may_end=not is_named)
+                looks.done(fresh, len(todo) - len(fresh))
         except BaseException as error:
-            stuck = _roll_back(works, wait)
-            if stuck and isinstance(error, KatanaError):
-                error.remedy = "; ".join(filter(None, (error.remedy, *stuck)))
-            raise
+            children = take_back(works, wait, select)
+            told = {p.pid: p for p in (*skipped, *(m.told() for m in (*works, *children)))}
+            told |= {p.pid: p for p in getattr(error, "processes", ())}
+            raised = failed(error, list(told.values()))
+            if raised is error:
+                raise
+            raise raised from error
         # From here on the patch is in, whatever the hooks say.
         for work in works:
             if work.report is not None:
                 ledger = work.plan.ledger
-                work.hooks += run_hooks_after(work.target, ledger, HookKind.AFTER, wait, hook_timeout)
+                runs = run_hooks_after(work.target, ledger, HookKind.AFTER, wait, hook_timeout)
+                if not (any(r.failure for r in runs) and not must_match and work.target.has_gone()):
+                    work.hooks += runs
     finally:
         for work in works:
             work.target.close()
-    for work in works:
-        would = "would be refused" if work.refusal else "would apply"
-        outcome = "already applied" if work.plan.is_applied else would if dry_run else "applied"
-        pauses = work.map_pause_us, work.register_pause_us
-        found = work.seen, work.refusal
-        head = work.target.pid, work.target.name, outcome, work.plan, work.report
-        reports.append(ApplyReport(*head, *pauses, *found, work.leftover, work.hooks, work.forecast))
-    return tuple(reports)
+    reports = [_report(work, dry_run) for work in works if not work.is_out]
+    skipped += [work.told() for work in works if work.is_out]
+    return *reports, *(ApplyReport(p.pid, p.name, p.outcome, None) for p in skipped)
+
+
+def _report(work: Work, dry_run: bool) -> ApplyReport:
+    would = ProcessOutcome.WOULD_BE_REFUSED if work.refusal else ProcessOutcome.WOULD_APPLY
+    outcome = work.before or (would if dry_run else ProcessOutcome.APPLIED)
+    pauses = work.map_pause_us, work.register_pause_us
+    found = work.seen, work.refusal
+    head = work.target.pid, work.target.name, outcome, work.plan, work.report
+    return ApplyReport(*head, *pauses, *found, work.leftover, work.hooks, work.forecast)
 
 
 def _plan_all(
@@ -198,38 +181,38 @@ def _plan_all(
     patch_id: str,
     pids: Iterable[int],
     granted: Sequence[Grant],
-    must_match: bool,
+    skipped: list[OfProcess],
     wait: float | None,
-) -> list[_Work]:
-    """`wait`: for another katana that is at work there; None: nothing will be changed."""
-    works = []
-    try:
-        for pid in pids:
-            target = None
-            try:
-                target = Target(pid)
-                target.refuse_if_traced()
-                if wait is not None:
-                    target.claim(wait)
-                works.append(_Work(target, prepare(target, po, patch_id, granted)))
-            except (NotThisBuildError, TargetError) as error:
-                if target is not None:
-                    target.close()
-                # Of many processes some end, or are no business of ours; of named ones none may.
-                if must_match or (isinstance(error, TargetError) and _is_there(pid)):
-                    raise
-            except BaseException:
-                if target is not None:
-                    target.close()
-                raise
-    except BaseException:
-        for work in works:
-            work.target.close()
-        raise
+    *,
+    is_named: bool,
+) -> list[Work]:
+    """Plan in all of them; `skipped` gets those that have ended.
+
+    `wait`: for another katana that is at work there; None: nothing will be changed.
+    """
+    works: list[Work] = []
+
+    def plan(target: Target) -> Work:
+        target.refuse_if_traced()
+        if wait is not None:
+            target.claim(wait)
+        plan = prepare(target, po, patch_id, granted)
+        return Work(target=target, plan=plan, before=ProcessOutcome.ALREADY if plan.is_applied else None)
+
+    open_all(pids, plan, works, skipped, is_named=is_named)
     return works
 
 
-def _carry(work: _Work) -> Carry | None:
+def _find_entry(work: Work) -> None:
+    if work.at:
+        work.entries = (entry_of(work.target, work.plan.module, work.plan.po, work.at),)
+
+
+def _foretell(work: Work, seconds: float) -> None:
+    work.forecast = forecast(work.target, work.plan.guards, seconds)
+
+
+def _carry(work: Work) -> Carry | None:
     """The variables of a process that move; None when none does."""
     plan = work.plan
     if not plan.ledger.moves_data or plan.is_applied or plan.takes_over_moves:
@@ -245,7 +228,7 @@ def _carry(work: _Work) -> Carry | None:
     return Carry(passages, plan.ledger.edits, own, module, work.target.where, "apply it with", work.objects, deniable)
 
 
-def _look(work: _Work, dry_run: bool) -> None:
+def _look(work: Work, dry_run: bool) -> None:
     """Look at the variables that move: refuse at once what would be refused later; in a dry run, remember it."""
     carry = _carry(work)
     if carry is None:
@@ -262,7 +245,7 @@ def _look(work: _Work, dry_run: bool) -> None:
     work.refusal = error
 
 
-def _seen(work: _Work, carry: Carry, dry_run: bool) -> RefusedError | None:
+def _seen(work: Work, carry: Carry, dry_run: bool) -> RefusedError | None:
     """What speaks against it, as of now."""
     try:
         if dry_run:
@@ -276,48 +259,40 @@ def _seen(work: _Work, carry: Carry, dry_run: bool) -> RefusedError | None:
     return None
 
 
-def _is_there(pid: int) -> bool:
-    with contextlib.suppress(KatanaError), Target(pid) as target:
-        return bool(target.read_map().regions)
-    return False
+def _inject_and_commit(
+    works: Sequence[Work], wait: float, hook_timeout: float, tell: TellWait, *, may_end: bool
+) -> None:
+    each = functools.partial(in_each, works, may_end=may_end)
+    each(_inject)
+    each(lambda work: _register(work, wait))
+    each(lambda work: _run_before(work, wait, hook_timeout))
+    each(lambda work: _stock(work, wait))
+    commits: dict[int, Callable[[], None]] = {}
 
+    def make_ready(work: Work) -> None:
+        work.hook_timeout = hook_timeout
+        commits[work.target.pid] = _commit(work, wait, tell)
 
-def _inject_and_commit(works: Sequence[_Work], wait: float, hook_timeout: float, tell: TellWait) -> None:
-    for work in works:
-        if work.plan.is_applied:
-            continue
-        if work.plan.existing is None:
-            work.plan, work.map_pause_us = inject(work.target, work.plan)
-            work.is_injected = True
-    for work in works:
-        if not work.plan.is_applied:
-            _register(work, wait)
-    for work in works:
-        if not work.plan.is_applied:
-            _run_before(work, wait, hook_timeout)
-    for work in works:
-        if work.objects is not None:
-            stock(work.objects, work.wanted, wait)
-    commits = []
-    for work in works:
-        if not work.plan.is_applied:
-            work.hook_timeout = hook_timeout
-            commits.append(_commit(work, wait, tell))
+    each(make_ready)
     # From here on only bytes of functions and data are exchanged: while one process is done, others run the old code.
-    for commit in commits:
-        commit()
+    each(lambda work: commits[work.target.pid]())
     for work in works:
-        _clear_up(work, wait)
+        clear_up_once(work, wait)
 
 
-def _clear_up(work: _Work, wait: float) -> None:
-    """Free, once, what a commit left of blocks."""
-    if work.report is not None and not work.is_cleared:
-        work.is_cleared = True
-        work.leftover = clear_up(work.objects, work.report, wait)
+def _inject(work: Work) -> None:
+    if work.plan.existing is None:
+        work.plan, work.map_pause_us = inject(work.target, work.plan)
+        work.is_injected = True
+    work.memfd = work.target.memfd_at(work.plan.base)
 
 
-def _run_before(work: _Work, wait: float, timeout: float) -> None:
+def _stock(work: Work, wait: float) -> None:
+    if work.objects is not None:
+        stock(work.objects, work.wanted, wait)
+
+
+def _run_before(work: Work, wait: float, timeout: float) -> None:
     """Run what the user wants to run before, unless a katana died when it had begun to write: then it has run."""
     plan, target = work.plan, work.target
     if plan.found is Bytes.TORN or not any(h.kind is HookKind.BEFORE for h in plan.ledger.hooks):
@@ -331,7 +306,7 @@ def _run_before(work: _Work, wait: float, timeout: float) -> None:
     refuse_failed(target, work.hooks, "nothing was changed, except by what hooks did themselves")
 
 
-def _register(work: _Work, wait: float) -> None:
+def _register(work: Work, wait: float) -> None:
     """Register the new frames, unless an earlier katana did; where no exception has to pass, only if it can be done."""
     reused = None if work.is_injected or work.plan.existing is None else work.plan.existing.ledger
     ledger = work.plan.ledger if reused is None else reused
@@ -346,7 +321,7 @@ def _register(work: _Work, wait: float) -> None:
             raise
 
 
-def _commit(work: _Work, wait: float, tell: TellWait) -> Callable[[], None]:
+def _commit(work: Work, wait: float, tell: TellWait) -> Callable[[], None]:
     """What commits it, with all that can be known before."""
     plan, target = work.plan, work.target
     reused = None if work.is_injected else plan.existing
@@ -374,49 +349,3 @@ def _commit(work: _Work, wait: float, tell: TellWait) -> Callable[[], None]:
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
     return lambda: supplied(work.objects, wait, lambda: run(target, commit, tables.unwinder, wait, work.outcome, tell))
-
-
-def _roll_back(works: Iterable[_Work], wait: float) -> list[str]:
-    """Take back what was done; a sentence for each process in which the patch had to stay."""
-    stuck = []
-    for work in works:
-        if work.report is not None:
-            with contextlib.suppress(KatanaError):
-                _clear_up(work, wait)
-            try:
-                with Target(work.target.pid) as again:
-                    wishes = Wishes(discards_all=True)
-                    before = _replaced_in(again, work.plan)
-                    revert_one(again, work.plan.patch_id, wait, wishes, back_to=before, coroutines=work.coroutines)
-            except KatanaError as error:
-                if _is_there(work.target.pid):
-                    stuck.append(f"the patch stays applied to pid {work.target.pid}: {error.what}")
-            continue
-        give_back(work.objects, wait)
-        with contextlib.suppress(KatanaError):
-            if work.is_injected and not work.may_have_escaped:
-                with Target(work.target.pid) as again:
-                    _remove(again, work.plan, wait)
-    return stuck
-
-
-def _replaced_in(target: Target, plan: Plan) -> Ledger | None:
-    """The patch that was in force before, as it stands now."""
-    bases = [g.base for g in plan.leaving]
-    return next((m.ledger for m in target.patches if m.base in bases and m.ledger is not None), None)
-
-
-def _remove(target: Target, plan: Plan, wait: float) -> None:
-    """Take out a mapping that nothing led into.  Frames that an unwinder knows go first; if they cannot, all stays.
-
-    The process may have called execve since, or be another of the same number: then it is not there.
-    """
-    ours = plan.patch_id, Phase.MAPPED
-    at_base = [m for m in target.patches if m.base == plan.base and m.ledger is not None]
-    found = [m for m in at_base if m.ledger is not None and (m.ledger.patch_id, m.ledger.state) == ours]
-    if not found:
-        return
-    if may_be_registered(target, plan.ledger):
-        withdraw(target, plan.ledger, wait)
-    else:
-        unmap(target, plan.base, plan.layout.size, found[0].inode)

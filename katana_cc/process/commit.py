@@ -62,7 +62,7 @@ class Commit:
     comparison: the writable part of a patch that is applied once more.  `carry`: the variables that move;
     `handover`: what calls functions of the program's that make some of them.  `entries`: the addresses of the function
     that a thread has to enter first, which the user calls `named`.  `leaving`: the ledgers, by base and state, of
-    patches that go as this one comes.  `coroutines`: what the user says of them.
+    patches that go as this one comes.  `coroutines`: what the user says of them.  `is_trial`: everything but to write.
     """
 
     ledger_base: int
@@ -79,6 +79,7 @@ class Commit:
     named: str = ""
     leaving: tuple[tuple[int, Phase], ...] = ()
     coroutines: Coroutines = Coroutines.FIND_OUT
+    is_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,8 @@ def _try(
                                 if commit.handover is not None:
                                     cargo = commit.handover.made(threads, commit.carry, cargo)
                             report = CommitReport(count, waiting.tries, 0.0, 0.0, 0, cargo)
-                            _write(target, commit, writes, threads, cargo)
+                            if not commit.is_trial:
+                                _write(target, commit, writes, threads, cargo)
                             outcome.report = report  # for which no memory is needed any more
                         else:
                             waiting.found_inside(threads.order, threads.registers, finder, busy)

@@ -6,14 +6,13 @@ patch again uses it again.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
-from katana_cc.errors import KatanaError, RefusedError, TargetError
+from katana_cc.errors import KatanaError, RefusedError
+from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
 from katana_cc.process.carry import Carry
@@ -22,11 +21,15 @@ from katana_cc.process.commit import Commit, CommitReport, Outcome, run
 from katana_cc.process.follow import back
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
+from katana_cc.process.inforce import ledgers_in_force, torn_with
 from katana_cc.process.ledger import Ledger, MemoryEdit
+from katana_cc.process.looks import Looks, Select
+from katana_cc.process.members import Member, failed, in_each, open_all
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
-from katana_cc.process.phases import Bytes, Phase, Step
+from katana_cc.process.phases import Bytes, Step
 from katana_cc.process.preview import preview, refuse_early, wanted
+from katana_cc.process.putback import Reverted, put_back
 from katana_cc.process.standing import standings
 from katana_cc.process.succession import exchanged, guards_of, standing_bytes
 from katana_cc.process.supply import (
@@ -41,20 +44,19 @@ from katana_cc.process.supply import (
 )
 from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target
-from katana_cc.process.threads import is_dead
 from katana_cc.telling import TellWait, silent
 
 
 @dataclass(frozen=True, slots=True)
 class RevertReport:
-    """What came of one process.  `outcome`: "reverted", or "nothing to revert"; then `others` are the PO-IDs of what is
-    applied there instead of the patch that was named.  `kept` are variables that had been given their new initial value
-    and were written to since: they were left alone.  `leftover` is what became of the blocks of objects on the heap;
-    `hooks` are those of the user's that ran: one after the revert may have failed."""
+    """What came of one process.  With nothing to revert, `others` are the PO-IDs of what is applied there instead of
+    the patch that was named.  `kept` are variables that had been given their new initial value and were written to
+    since: they were left alone.  `leftover` is what became of the blocks of objects on the heap; `hooks` are those of
+    the user's that ran: one after the revert may have failed."""
 
     pid: int
     name: str
-    outcome: str
+    outcome: ProcessOutcome
     ledger: Ledger | None
     commit: CommitReport | None
     others: tuple[str, ...] = ()
@@ -86,96 +88,176 @@ def revert_patch(
     must_match: bool = True,
     wishes: Wishes = NO_WISHES,
     hook_timeout: float = DEFAULT_TIMEOUT,
+    select: Select | None = None,
     tell: TellWait = silent,
     coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> tuple[RevertReport, ...]:
     """Revert a patch (any beginning of its identity; empty: the only one there) in every process, or in none.
 
-    What is meant must be one patch, the same in all processes: with several, taking all of them out is never guessed.
-    Without `must_match`, processes that end meanwhile are left out.  `tell` hears what is waited for.
+        every process:  open                  which patch is meant: one, the same in all
+        every process:  look at variables     those that move back: whether they may, as things are now
+        every process:  hooks                 what the user wants to run before
+        every process:  trial                 a short stop each: whether there is a moment when no thread is inside
+        every process:  revert                a short stop each
+        every process:  hooks                 what the user wants to run after
+        on failure:     put the patch back where it was taken out (`putback`)
 
-    Processes are checked first; when one fails later, those already reverted stay so and the error says which: a patch
-    cannot be applied again without its patch object.
+    With several patches, taking all of them out is never guessed.  Without `must_match`, processes that end meanwhile
+    are left out.  `select` gives the pids once more, to find children that were forked before their parent's revert.
+    `tell` hears what is waited for.
 
     Raises:
         KatanaError: by its kind why it was not done.
     """
-    targets: list[Target] = []
+    works: list[_Work] = []
+    skipped: list[OfProcess] = []
+    looks = Looks(pids, select, wait, "processes with the patch")
+    how = functools.partial(_prepared, wait=wait, hook_timeout=hook_timeout, tell=tell, coroutines=coroutines)
+    meant = patch_id
     try:
-        found: dict[str, list[tuple[Target, Ledger]]] = {}
-        ready: list[Target] = []
-        for pid in dict.fromkeys(pids):
-            try:
-                target = Target(pid)
-                targets.append(target)
-                in_force = ledgers_in_force(target, patch_id)
-                if in_force or must_match:
-                    target.refuse_if_traced()
-                    target.claim(wait)
-                    in_force = ledgers_in_force(target, patch_id)  # another katana may have changed it meanwhile
-            except TargetError:
-                if must_match or Path(f"/proc/{pid}/exe").exists():
-                    raise
-                continue
-            if in_force or must_match:
-                ready.append(target)
-            for ledger in in_force:
-                found.setdefault(ledger.patch_id, []).append((target, ledger))
-        _refuse_several(found)
-        meant = next(iter(found), patch_id)
-        # From here on it is fixed which patch is meant.
-        for carriers in found.values():
-            for target, ledger in carriers:
-                carry = _explained(target, ledger, _carry(target, ledger, ledger.edits, wishes))
-                if carry is not None:
-                    refuse_early(target, carry)
-        ran: dict[int, tuple[HookRun, ...]] = {}
-        for target, ledger in (c for carriers in found.values() for c in carriers):
-            if (
-                standings(target.memory, [x.ledger for x in target.patches if x.ledger is not None])[ledger.base]
-                is Bytes.NEW
-            ):
-                ran[target.pid] = run_hooks(target, ledger, HookKind.BEFORE_REVERT, wait, hook_timeout)
-                refuse_failed(target, ran[target.pid], "nothing was reverted; the patch stays")
-        reports: list[RevertReport] = []
-        how = functools.partial(_prepared, tell=tell, coroutines=coroutines)
-        reverts = []
-        for target in ready:
-            with _left_out_if_gone(target, must_match):
-                reverts.append((target, how(target, meant, wait, wishes, hook_timeout)))
-        # From here on only bytes are exchanged: while one process is done, others run the new code.
-        for target, revert in reverts:
-            report = None
-            try:
-                with _left_out_if_gone(target, must_match):
-                    report = revert()
-            except KatanaError as error:
-                done = ", ".join(str(r.pid) for r in reports if r.outcome == "reverted")
-                if done:
-                    error.remedy = f"{error.remedy}; already reverted: {done}".lstrip("; ")
+        try:
+            for todo in looks:
+                is_named = must_match and looks.is_first
+                fresh = _open_all(todo, meant, skipped, wait, is_named=is_named)
+                works += fresh
+                if looks.is_first:
+                    meant = _the_one(fresh, patch_id)
+                # From here on it is fixed which patch is meant.
+                each = functools.partial(in_each, fresh, may_end=not is_named)
+                each(lambda work: _look(work, wishes))
+                each(lambda work: _run_before(work, wait, hook_timeout))
+                each(functools.partial(_make_ready, patch_id=meant, wishes=wishes, how=how))
+                if len([w for w in fresh if w.before is None]) > 1:
+                    each(lambda work: _try(work, wait, tell))
+                # From here on only bytes are exchanged: while one process is done, others run the new code.
+                each(_revert)
+                looks.done(fresh, len(todo) - len(fresh))
+        except BaseException as error:
+            done = [w.reverted() for w in works if w.report is not None]
+            # Interrupted behind the last write, with nothing more to be looked for.
+            is_whole = select is None and not isinstance(error, KatanaError)
+            is_whole = is_whole and len(done) == sum(w.before is None and not w.is_out for w in works)
+            children = [] if is_whole else put_back(done, (w.target.pid for w in works), wait, select)
+            told = {p.pid: p for p in (*skipped, *(m.told() for m in (*works, *children)))}
+            told |= {p.pid: p for p in getattr(error, "processes", ())}
+            # Of many processes most carry nothing.
+            of_these = [p for p in told.values() if must_match or p.outcome is not ProcessOutcome.NOTHING]
+            raised = failed(error, of_these)
+            if raised is error:
                 raise
-            if report is not None and (must_match or report.ledger is not None):
-                reports.append(report)
+            raise raised from error
         # From here on it is out, whatever the hooks say.
-        return tuple(
-            replace(report, hooks=ran.get(target.pid, ()) + _ran_after(target, report, wait, hook_timeout))
-            for report in reports
-            for target in ready
-            if target.pid == report.pid
-        )
+        told_of = [w for w in works if not w.is_out and (must_match or w.before is None)]
+        reports = [_report(work, wait, hook_timeout) for work in told_of]
+        skipped += [work.told() for work in works if work.is_out]
+        return *reports, *(RevertReport(p.pid, p.name, p.outcome, None, None) for p in skipped)
     finally:
-        for target in targets:
-            target.close()
+        for work in works:
+            work.target.close()
 
 
-@contextlib.contextmanager
-def _left_out_if_gone(target: Target, must_match: bool) -> Iterator[None]:
-    """Pass over a process that ends meanwhile, unless it was asked for by its pid."""
+@dataclass(slots=True, kw_only=True)
+class _Work(Member):
+    """One process under way.  `ledgers` are those of the patch that is meant; none: it does not carry it."""
+
+    ledgers: tuple[Ledger, ...]
+    others: tuple[str, ...]
+    ran: tuple[HookRun, ...] = ()
+    ready: _Ready | None = None
+    report: RevertReport | None = None
+
+    def reverted(self) -> Reverted:
+        """What is needed to put the patch back."""
+        assert self.ready is not None
+        is_whole = not self.ready.is_torn
+        edits = self.ready.commit.edits if is_whole else ()
+        return Reverted(self, self.ready.ledger, edits, self.ready.memfd)
+
+    def told(self) -> OfProcess:
+        """What came of it, where not all could be done."""
+        if self.report is not None and not (self.is_undone or self.stuck or self.is_out):
+            return OfProcess(self.target.pid, self.target.name, ProcessOutcome.REVERTED)
+        return Member.told(self)
+
+
+def _open_all(
+    pids: Iterable[int], patch_id: str, skipped: list[OfProcess], wait: float, *, is_named: bool
+) -> list[_Work]:
+    """Find the patch in all of them, so that of each is told what is in the way.
+
+    Args:
+        skipped: gets those that have ended; of processes that were named none may.
+    """
+    works: list[_Work] = []
+
+    def look(target: Target) -> _Work:
+        in_force = tuple(ledgers_in_force(target, patch_id))
+        if in_force or is_named:
+            target.refuse_if_traced()
+            target.claim(wait)
+            in_force = tuple(ledgers_in_force(target, patch_id))  # another katana may have changed it meanwhile
+        before = None if in_force else ProcessOutcome.NOTHING
+        others = () if in_force else tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
+        return _Work(target=target, before=before, ledgers=in_force, others=others)
+
+    open_all(pids, look, works, skipped, is_named=is_named)
+    return works
+
+
+def _the_one(works: Iterable[_Work], patch_id: str) -> str:
+    """The patch that is meant; raises RefusedError that lists them, when there are several."""
+    found: dict[str, list[tuple[Target, Ledger]]] = {}
+    for work in works:
+        for ledger in work.ledgers:
+            found.setdefault(ledger.patch_id, []).append((work.target, ledger))
+    _refuse_several(found)
+    return next(iter(found), patch_id)
+
+
+def _look(work: _Work, wishes: Wishes) -> None:
+    for ledger in work.ledgers:
+        carry = _explained(work.target, ledger, _carry(work.target, ledger, ledger.edits, wishes))
+        if carry is not None:
+            refuse_early(work.target, carry)
+
+
+def _run_before(work: _Work, wait: float, timeout: float) -> None:
+    for ledger in work.ledgers:
+        every = [x.ledger for x in work.target.patches if x.ledger is not None]
+        if standings(work.target.memory, every).get(ledger.base) is Bytes.NEW:
+            work.ran = run_hooks(work.target, ledger, HookKind.BEFORE_REVERT, wait, timeout)
+            refuse_failed(work.target, work.ran, "nothing was reverted; the patch stays")
+
+
+def _make_ready(work: _Work, patch_id: str, wishes: Wishes, how: Callable[..., _Ready | None]) -> None:
+    work.ready = how(work.target, patch_id, wishes=wishes)
+    if work.ready is None:  # somebody else was quicker
+        work.before = ProcessOutcome.NOTHING
+
+
+def _try(work: _Work, wait: float, tell: TellWait) -> None:
+    """Find out whether there is a moment when it may be reverted, before the first process is."""
+    assert work.ready is not None
+    trial = replace(work.ready.commit, carry=None, handover=None, is_trial=True)
+    run(work.target, trial, work.ready.tables.unwinder, wait, Outcome(), tell)
+
+
+def _revert(work: _Work) -> None:
+    assert work.ready is not None
+    outcome = Outcome()
     try:
-        yield
-    except TargetError:
-        if must_match or not is_dead(target.pid):
-            raise
+        work.report = work.ready.run(outcome)
+    except BaseException:
+        if outcome.report is not None:  # whatever failed, it did so behind the last write
+            work.report = work.ready.report(outcome.report, NOTHING_LEFT)
+        raise
+
+
+def _report(work: _Work, wait: float, timeout: float) -> RevertReport:
+    if work.report is None:
+        head = work.target.pid, work.target.name, ProcessOutcome.NOTHING
+        return RevertReport(*head, None, None, work.others)
+    return replace(work.report, hooks=work.ran + _ran_after(work.target, work.report, wait, timeout))
 
 
 def _ran_after(target: Target, report: RevertReport, wait: float, timeout: float) -> tuple[HookRun, ...]:
@@ -199,44 +281,6 @@ def _refuse_several(found: Mapping[str, Sequence[tuple[Target, Ledger]]]) -> Non
         f"{len(found)} different patches are meant, and nothing was reverted:{''.join(lines)}",
         remedy="name the one to take out: add its PO-ID (the beginning is enough), or the file of the patch object",
     )
-
-
-def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
-    """The ledgers of the patches in force whose identity begins so.
-
-    Raises:
-        RefusedError: the bytes at the edits of one were altered by someone else.
-    """
-    ledgers = [m.ledger for m in target.patches if m.ledger is not None]
-    found = standings(target.memory, ledgers)
-    meant = [x for x in ledgers if x.patch_id.startswith(patch_id.lower())]
-    altered = next((x for x in meant if found[x.base] is Bytes.FOREIGN), None)
-    if altered is not None:
-        raise RefusedError(
-            f"the jumps of patch {altered.patch_id} were altered by someone else",
-            where=target.where,
-            remedy="remove what altered them (a breakpoint, another patcher), or restart the process",
-        )
-    in_force = [x for x in meant if found[x.base] is Bytes.NEW]
-    # Of those of which one was to take the place of the others, the one that came stands for all.
-    torn: dict[tuple[str, int], Ledger] = {}
-    for x in sorted((x for x in meant if found[x.base] is Bytes.TORN), key=lambda x: x.state is Phase.REVERTING):
-        torn.setdefault((x.from_build_id, x.bias), x)
-    return [*in_force, *torn.values()]
-
-
-def _torn_with(target: Target, ledger: Ledger) -> list[Ledger]:
-    """The patches that are half applied together with this one."""
-    ledgers = [m.ledger for m in target.patches if m.ledger is not None]
-    found = standings(target.memory, ledgers)
-    here = ledger.from_build_id, ledger.bias
-    return [
-        x
-        for x in ledgers
-        if found[x.base] is found[ledger.base] is Bytes.TORN
-        and (x.from_build_id, x.bias) == here
-        and x.base != ledger.base
-    ]
 
 
 def _carry(target: Target, ledger: Ledger, edits: Iterable[MemoryEdit], wishes: Wishes) -> Carry | None:
@@ -290,7 +334,11 @@ def revert_one(
     coroutines: Coroutines = Coroutines.FIND_OUT,
 ) -> RevertReport:
     """Revert in one process: to the build it was started from, or to the patch whose place this one has taken."""
-    return _prepared(target, patch_id, wait, wishes, hook_timeout, back_to, coroutines=coroutines)()
+    ready = _prepared(target, patch_id, wait, wishes, hook_timeout, back_to, coroutines=coroutines)
+    if ready is None:
+        carried = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
+        return RevertReport(target.pid, target.name, ProcessOutcome.NOTHING, None, None, carried)
+    return ready.run(Outcome())
 
 
 def _prepared(
@@ -302,16 +350,14 @@ def _prepared(
     back_to: Ledger | None = None,
     tell: TellWait = silent,
     coroutines: Coroutines = Coroutines.FIND_OUT,
-) -> Callable[[], RevertReport]:
-    """What reverts it, with all that can be known before."""
+) -> _Ready | None:
+    """What reverts it, with all that can be known before; None when nothing is to be reverted."""
     in_force = ledgers_in_force(target, patch_id)
     _refuse_several({ledger.patch_id: [(target, ledger)] for ledger in in_force})
     ledger = in_force[0] if in_force else None
     if ledger is None:
-        carried = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
-        nothing = RevertReport(target.pid, target.name, "nothing to revert", None, None, carried)
-        return lambda: nothing
-    others = _torn_with(target, ledger)
+        return None
+    others = torn_with(target, ledger)
     if others and any(x.moves_data for x in (ledger, *others)):
         raise RefusedError(
             f"patch {ledger.patch_id} was taking the place of another when a katana was killed, and live data has "
@@ -349,32 +395,43 @@ def _prepared(
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]
     tables = FrameTables(target.memory, target.modules, ledgers)
     tables.preload(target.modules)
-    return functools.partial(_run, target, ledger, commit, carry, tables, kept, wait, tell)
+    is_torn = bool(others) or any(there[e] != e.replacement for e in ledger.fixed)
+    return _Ready(target, ledger, commit, carry, tables, kept, wait, tell, target.memfd_at(ledger.base), is_torn)
 
 
-def _run(
-    target: Target,
-    ledger: Ledger,
-    commit: Commit,
-    carry: Carry | None,
-    tables: FrameTables,
-    kept: tuple[str, ...],
-    wait: float,
-    tell: TellWait,
-) -> RevertReport:
-    objects = carry.objects if carry is not None else None
-    outcome = Outcome()
-    try:
-        if carry is not None and objects is not None:
-            stock(objects, wanted(target, carry), wait)
-        supplied(objects, wait, lambda: run(target, commit, tables.unwinder, wait, outcome, tell))
-    except BaseException:
-        if outcome.report is not None:
-            clear_up(objects, outcome.report, wait)
-        else:
-            give_back(objects, wait)
-        raise
-    assert outcome.report is not None
-    report = outcome.report
-    leftover = clear_up(objects, report, wait)
-    return RevertReport(target.pid, target.name, "reverted", ledger, report, kept=kept, leftover=leftover)
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A revert of one process that is prepared; `is_torn`: its patch is half applied."""
+
+    target: Target
+    ledger: Ledger
+    commit: Commit
+    carry: Carry | None
+    tables: FrameTables
+    kept: tuple[str, ...]
+    wait: float
+    tell: TellWait
+    memfd: int
+    is_torn: bool
+
+    def run(self, outcome: Outcome) -> RevertReport:
+        """Do it; `outcome` knows whether it was done, whatever fails."""
+        target, wait = self.target, self.wait
+        objects = self.carry.objects if self.carry is not None else None
+        try:
+            if self.carry is not None and objects is not None:
+                stock(objects, wanted(target, self.carry), wait)
+            supplied(objects, wait, lambda: run(target, self.commit, self.tables.unwinder, wait, outcome, self.tell))
+        except BaseException:
+            if outcome.report is not None:
+                clear_up(objects, outcome.report, wait)
+            else:
+                give_back(objects, wait)
+            raise
+        assert outcome.report is not None
+        return self.report(outcome.report, clear_up(objects, outcome.report, wait))
+
+    def report(self, report: CommitReport, leftover: Leftover) -> RevertReport:
+        """What came of it."""
+        head = self.target.pid, self.target.name, ProcessOutcome.REVERTED, self.ledger, report
+        return RevertReport(*head, kept=self.kept, leftover=leftover)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import KatanaError, TargetError
+from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.standing import standings
@@ -77,17 +78,35 @@ def tree_pids(root: int) -> list[int]:
     Raises:
         TargetError: there is no such process.
     """
-    children: dict[int, list[int]] = {}
-    for pid in all_pids():
-        parent = _parent_of(pid)
-        if parent is not None:
-            children.setdefault(parent, []).append(pid)
+    children = _children(all_pids())
     if not Path(f"/proc/{root}").exists():
         raise TargetError(f"there is no process {root}", where=f"pid {root}")
     found = [root]
     for pid in found:
         found.extend(children.get(pid, ()))
     return [p for p in found if p != os.getpid()]
+
+
+def all_parents_first() -> list[int]:
+    """Every process but this one, parents first, which process ids do not tell: they begin anew some time."""
+    pids = all_pids()
+    children = _children(pids)
+    descendants = {pid for each in children.values() for pid in each}
+    found = [pid for pid in pids if pid not in descendants]
+    found += [pid for parent in children.keys() - set(pids) for pid in children[parent]]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return found
+
+
+def _children(pids: Iterable[int]) -> dict[int, list[int]]:
+    """The children of each process that has any."""
+    children: dict[int, list[int]] = {}
+    for pid in pids:
+        parent = _parent_of(pid)
+        if parent is not None:
+            children.setdefault(parent, []).append(pid)
+    return children
 
 
 def _parent_of(pid: int) -> int | None:
@@ -100,10 +119,12 @@ def _parent_of(pid: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The processes a search found, and those it could not look into, for want of permission."""
+    """The processes a search found, and those it could not look into, for want of permission; how many were gone before
+    they were looked into."""
 
     pids: tuple[int, ...]
     passed_over: tuple[int, ...]
+    vanished: int = 0
 
 
 def pids_mapping(pids: Iterable[int], build_id: str) -> Found:
@@ -127,18 +148,27 @@ def running_builds(pids: Iterable[int], *, must_match: bool) -> Running:
     """
     builds: dict[str, list[int]] = {}
     passed_over = []
+    told: list[OfProcess] = []
+    errors: list[KatanaError] = []
     for pid in pids:
         try:
             with Target(pid) as target:
                 found = {m.build_id for m in target.modules if m.build_id}
-        except (OSError, KatanaError):
+                told.append(OfProcess(pid, target.name, ProcessOutcome.NOT_TRIED))
+        except (OSError, KatanaError) as error:
             if must_match:
-                raise
-            if _is_forbidden(pid):
+                if not isinstance(error, KatanaError):
+                    raise
+                errors.append(error)
+                told.append(OfProcess(pid, "?", error.outcome, error.what, error.remedy))
+            elif _is_forbidden(pid):
                 passed_over.append(pid)
             continue
         for build_id in found:
             builds.setdefault(build_id, []).append(pid)
+    if errors:
+        errors[0].processes = tuple(told)
+        raise errors[0]
     return Running({build_id: tuple(pids) for build_id, pids in builds.items()}, tuple(passed_over))
 
 
@@ -148,7 +178,7 @@ def patched_pids(pids: Iterable[int]) -> Found:
 
 
 def _search(pids: Iterable[int], fits: Callable[[int], bool]) -> Found:
-    found, passed_over = [], []
+    found, passed_over, vanished = [], [], 0
     for pid in pids:
         try:
             if fits(pid):
@@ -157,7 +187,9 @@ def _search(pids: Iterable[int], fits: Callable[[int], bool]) -> Found:
             # Most that cannot be read have ended, or are kernel threads: they run no build.
             if _is_forbidden(pid):
                 passed_over.append(pid)
-    return Found(tuple(found), tuple(passed_over))
+            elif not Path(f"/proc/{pid}").exists():
+                vanished += 1
+    return Found(tuple(found), tuple(passed_over), vanished)
 
 
 def _maps_build(pid: int, build_id: str) -> bool:

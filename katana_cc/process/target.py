@@ -5,6 +5,7 @@ Everything here reads only; nothing is stopped or traced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
-from katana_cc.process.threads import status_fields
+from katana_cc.process.threads import has_ended, status_fields
 
 AT_ENTRY: Final = 9  # where the program itself begins; elf.h
+_AT_RANDOM: Final = 25  # where 16 random bytes are; getauxval(3)
 MEMFD_PREFIX = "/memfd:katana:"
 
 
@@ -126,6 +128,22 @@ class Target:
                 remedy="end that debugger or tracer, then try again",
             )
 
+    def has_gone(self) -> bool:
+        """Whether what was opened is no more: the process has ended, or became another program."""
+        return not self._has_memory() or has_ended(self.pid)
+
+    def _has_memory(self) -> bool:
+        """Whether the address space that was opened is still there."""
+        try:
+            starts = [r.start for r in self.regions.regions if r.permissions.startswith("r")]
+        except TargetError:
+            return False
+        for start in starts:
+            with contextlib.suppress(TargetError):
+                self.memory.read(start, 1)
+                return True
+        return False
+
     def read_map(self) -> MemoryMap:
         """The memory map as it is now."""
         return read_map(self.pid)
@@ -174,6 +192,11 @@ class Target:
                 raise
             yield PatchMapping(region.start, base, end, name, ledger, region.inode)
 
+    def memfd_at(self, base: int) -> int:
+        """The inode of the mapping of ours at `base`, which forks share; 0: there is none."""
+        region = self.read_map().at(base)
+        return region.inode if region is not None else 0
+
     def auxiliary(self, kind: int) -> int:
         """A value of the auxiliary vector (AT_*, elf.h); 0 when it is not there."""
         try:
@@ -182,6 +205,14 @@ class Target:
             return 0
         words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - 7, 8)]
         return dict(zip(words[::2], words[1::2], strict=False)).get(kind, 0)
+
+    @cached_property
+    def start(self) -> bytes:
+        """What tells the start of one program from every other, and is the same in all that it forks: the random bytes
+        that the kernel gave it.  Empty where they cannot be read."""
+        with contextlib.suppress(TargetError):
+            return self.memory.read(self.auxiliary(_AT_RANDOM), 16)
+        return b""
 
     def program_module(self) -> Module | None:
         """The program itself (not a library): the module that holds the entry point's program headers."""

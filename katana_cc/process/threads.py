@@ -29,6 +29,7 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
+_ENDING = 0.2  # seconds
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -55,10 +56,29 @@ def thread_name(pid: int, tid: int) -> str:
     return status_fields(pid, tid).get("Name", "?")
 
 
+def process_name(pid: int) -> str:
+    """A process's comm; "?" when it is gone."""
+    return status_fields(pid).get("Name", "?")
+
+
 def is_dead(pid: int) -> bool:
     """Whether nothing is left of a process but zombies: the end of its first thread is not told to a tracer before that
     of the others, which takes its time on a busy machine (ptrace(2))."""
     return all(status_fields(pid, tid).get("State", "X")[:1] in "ZX" for tid in list_threads(pid))
+
+
+def has_ended(pid: int) -> bool:
+    """The same of one that could not be reached.
+
+    The end comes in steps, of which ptrace tells the first and /proc the last: who asks has met one of them, so that
+    the last is given a moment.
+    """
+    deadline = time.monotonic() + _ENDING
+    while not is_dead(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def waiting_at(pid: int, tid: int) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ HEAD = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -251,6 +252,48 @@ int main(void) {
       write(to[n][1], &x, sizeof x); read(from[2][0], &byte, 1); printf("inside\n");
     }
     else if (line[0] == 'l') { write(gate[1], "x", 1); read(from[n][0], &x, sizeof x); printf("%d\n", x); }
+    fflush(stdout);
+  }
+  return 0;
+}
+"""
+)
+
+# A parent and two children, each of which forks workers all the time: some end at once, some after a while, and some
+# fork another before.  "w": how many so far; "k": a child that stays.
+FORKING = (
+    HEAD
+    + r"""
+static volatile unsigned long *forked;
+NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
+static void worker(int n) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (n % 3 == 2 && !fork()) { prctl(PR_SET_PDEATHSIG, SIGKILL); usleep(50000); _exit(answer(0) == 0); }
+  usleep(n % 5 * 30000); _exit(answer(0) == 0);
+}
+static void *fork_workers(void *unused) {
+  for (int n = 0;; n++) {
+    pid_t pid = fork();
+    if (!pid) worker(n);
+    __atomic_add_fetch(forked, 1, __ATOMIC_RELAXED);
+    usleep(5000);
+    while (waitpid(-1, 0, WNOHANG | __WALL) > 0) {}
+  }
+  return unused;
+}
+int main(void) {
+  forked = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  for (int n = 0; n < 2; n++) if (!fork()) { prctl(PR_SET_PDEATHSIG, SIGKILL); fork_workers(0); }
+  pthread_t t; pthread_create(&t, 0, fork_workers, 0);
+  say("ready");
+  char line[200];
+  while (fgets(line, sizeof line, stdin)) {
+    if (line[0] == 'a') printf("%d\n", answer(atoi(line + 2)));
+    else if (line[0] == 'k') {
+      pid_t pid = fork();
+      if (!pid) { prctl(PR_SET_PDEATHSIG, SIGKILL); for (;;) pause(); }
+      printf("%d\n", pid);
+    } else printf("%lu\n", *forked);
     fflush(stdout);
   }
   return 0;

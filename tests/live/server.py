@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 from katana_cc.patch.codec import encode, patch_id
 from katana_cc.patch.model import PatchObject
 from tests.support import forks
+
+_PTRACE_SEIZE = 0x4206
 
 
 class Server:
@@ -78,6 +82,26 @@ def serving(*words: str | Path) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+@contextmanager
+def tracing(pid: int) -> Iterator[None]:
+    """A process is traced, as by a debugger: by a thread, whose end lets go of it."""
+    is_traced, is_done = threading.Event(), threading.Event()
+
+    def trace() -> None:
+        assert ctypes.CDLL(None).ptrace(_PTRACE_SEIZE, pid, 0, 0) == 0
+        is_traced.set()
+        is_done.wait()
+
+    thread = threading.Thread(target=trace)
+    thread.start()
+    assert is_traced.wait(10)
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def write_patch(folder: Path, po: PatchObject, name: str = "patch.kpo") -> Path:

@@ -169,7 +169,7 @@ def test_a_process_that_ends_meanwhile_is_left_out_of_all(
 
         monkeypatch.setattr(revert, "_prepared", killing)
         reports = revert.revert_patch([one.pid, two.pid], identity(po), must_match=False)
-        assert [r.pid for r in reports] == [one.pid]
+        assert [(r.pid, str(r.outcome)) for r in reports] == [(one.pid, "reverted"), (two.pid, "skipped")]
         assert one.ask("a 1") == "2"
 
 

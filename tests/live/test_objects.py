@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from katana_cc.cpu.native import system as cpu
-from katana_cc.errors import BusyError, TargetError
+from katana_cc.errors import BusyError, PartlyError, TargetError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
 from katana_cc.process import apply as apply_module
-from katana_cc.process import ptrace_binding
+from katana_cc.process import ptrace_binding, revert, takeback
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.heap import find_allocator, look
 from katana_cc.process.imports import Linker
@@ -26,6 +26,7 @@ from katana_cc.process.threads import list_threads
 from katana_cc.telling import TellWait
 from tests.live.programs import HEAD
 from tests.live.server import Server, katana, katana_json, mappings, serving
+from tests.live.test_trees import Failing
 from tests.support.project import Project, Result, Variant
 
 SOURCE = (
@@ -363,10 +364,12 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     data, po = read_patch(str(two.patch))
     real = apply_module._commit
 
-    def second_fails(work: apply_module._Work, wait: float, tell: TellWait) -> None:
-        if work.target.pid == second.pid:
-            raise BusyError("never a safe moment")
-        real(work, wait, tell)
+    def never() -> None:
+        raise BusyError("never a safe moment")
+
+    def second_fails(work: takeback.Work, wait: float, tell: TellWait) -> Callable[[], None]:
+        commit = real(work, wait, tell)
+        return never if work.target.pid == second.pid else commit
 
     with serving(two.program) as first, serving(two.program) as second:
         for server in (first, second):
@@ -374,8 +377,9 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
         before = ask(first, "s")
         with monkeypatch.context() as patched:
             patched.setattr(apply_module, "_commit", second_fails)
-            with pytest.raises(BusyError, match="never a safe moment"):
+            with pytest.raises(BusyError, match="never a safe moment") as raised:
                 apply_patch(po, patch_id(data), [first.pid, second.pid])
+        assert [str(p.outcome) for p in raised.value.processes] == ["taken back", "busy"]
         used = []
         for server in (first, second):
             assert ask(server, "s") == before
@@ -385,6 +389,25 @@ def test_all_or_none(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
         assert used[0] == used[1]
         assert len(apply_patch(po, patch_id(data), [first.pid, second.pid])) == 2
         assert (ask(first, "s"), ask(second, "s")) == (before, before)
+
+
+def test_objects_that_went_back_are_told_of(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process fails behind the trial, when the first has its old objects back: the ledger alone cannot make
+    them new again, and nobody is told that nothing was touched."""
+    data, po = read_patch(str(two.patch))
+    with serving(two.program) as first, serving(two.program) as second:
+        ask(first, "a 40")
+        before = ask(first, "s")
+        apply_patch(po, patch_id(data), [first.pid, second.pid])
+        Failing(revert, monkeypatch, second.pid, after=1)
+        with pytest.raises(PartlyError, match="live data has its old layout again") as raised:
+            revert.revert_patch([first.pid, second.pid])
+        assert [str(p.outcome) for p in raised.value.processes] == ["stuck", "busy"]
+        assert mappings(second.pid)
+        monkeypatch.undo()
+        reports = revert.revert_patch([first.pid, second.pid])
+        assert [str(r.outcome) for r in reports] == ["nothing to revert", "reverted"]
+        assert ask(first, "s") == before
 
 
 def test_cycle_is_walked_once(two: Two, server: Server) -> None:

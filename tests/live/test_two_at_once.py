@@ -13,7 +13,7 @@ import pytest
 from katana_cc.errors import RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
-from katana_cc.process import apply, plan
+from katana_cc.process import apply, plan, takeback
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.revert import revert_patch
 from katana_cc.process.target import Target
@@ -91,7 +91,7 @@ def test_what_a_process_has_become_is_not_touched(tmp_path: Path, monkeypatch: p
     old = build(tmp_path / "old", "server", source)
     po = patch_from(old, build(tmp_path / "new", "server", TIMES_TEN), ("answer",))
     unmapped = []
-    monkeypatch.setattr(apply, "unmap", lambda *words: unmapped.append(words))
+    monkeypatch.setattr(takeback, "unmap", lambda *words: unmapped.append(words))
     with serving(old.output) as server:
 
         def committing(*_: object) -> None:

@@ -18,7 +18,7 @@ import pytest
 from katana_cc.cli.release import release
 from katana_cc.release.naming import name_release
 from tests.live.programs import HEAD
-from tests.live.server import katana, katana_json, serving
+from tests.live.server import katana, katana_json, serving, tracing
 from tests.support.project import Build, Project
 
 ANSWER = "static int asked; int answer(int x) { asked += 2 * x; return (asked & 1) + x + %d; }"
@@ -132,7 +132,7 @@ def test_every_process_comes_to_the_newest(fleet: Fleet) -> None:
         assert {p["pid"] for b in done["builds"] for p in b["processes"]} == set(pids[:2])
         assert [s.ask("a 10") for s in servers] == ["13", "13", "13"]
         again = katana("update", "--pid", *pids, *words)
-        assert (again.returncode, again.stdout.count("already applied")) == (0, 2)
+        assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "2 already applied")
 
 
 def test_all_processes(fleet: Fleet) -> None:
@@ -140,6 +140,32 @@ def test_all_processes(fleet: Fleet) -> None:
         done = katana_json("update", "--all", "--url", fleet.mirror)
         assert {p["pid"] for b in done["builds"] for p in b["processes"]} == {one.pid, two.pid}
         assert (one.ask("a 1"), two.ask("a 1")) == ("4", "4")
+
+
+def test_what_came_of_each_of_several(fleet: Fleet) -> None:
+    """A bug: a script cannot tell which processes are as they were, and why."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with serving(fleet.builds[0].path) as one, serving(fleet.builds[1].path) as two:
+        words = ("update", "--url", fleet.mirror, "--json", "--pid")
+        done = katana(*words, one.pid, two.pid, ended.pid)
+        result = json.loads(done.stdout)
+        assert (done.returncode, result["error"]["status"]) == (5, 5)
+        assert {p["pid"]: p["outcome"] for p in result["processes"]} == {
+            one.pid: "not tried",
+            two.pid: "not tried",
+            ended.pid: "failed",
+        }
+        assert (result["counts"]["not tried"], result["counts"]["failed"]) == (2, 1)
+        with tracing(two.pid):
+            done = katana(*words, one.pid, two.pid)
+        result = json.loads(done.stdout)
+        assert done.returncode == 5
+        told = {p["pid"]: p["outcome"] for b in result["builds"] for p in b["processes"]}
+        assert told == {one.pid: "applied", two.pid: "failed"}
+        assert (result["counts"]["applied"], result["counts"]["failed"]) == (1, 1)
+        text = katana("update", "--url", fleet.mirror, "--pid", one.pid, two.pid)
+        assert (text.returncode, text.stdout.splitlines()[-1]) == (0, "1 applied, 1 already applied")
 
 
 def test_bundle_is_signed_as_openssl_would(fleet: Fleet) -> None:

@@ -77,10 +77,11 @@ def main() -> None:
     processes = [p for build in builds for p in build["processes"]]
     applied = [p["pid"] for p in processes if p["outcome"] in NOW]
     already = [p["pid"] for p in processes if p["outcome"] == "already applied"]
+    has_changed = bool(applied) or any(p["outcome"] == "stuck" for p in processes)
     result = {"builds": builds, "applied": applied, "already": already, "status": status, "stderr": errors}
     if status:
-        module.fail_json(msg=errors.strip() or f"katana update ended with {status}", changed=bool(applied), **result)
-    module.exit_json(changed=bool(applied), **result)
+        module.fail_json(msg=errors.strip() or f"katana update ended with {status}", changed=has_changed, **result)
+    module.exit_json(changed=has_changed, **result)
 
 
 if __name__ == "__main__":
