@@ -60,7 +60,8 @@ class Needles:
 
     def learn(self, guards: Iterable[int]) -> bool:
         """Look for what is hidden by these, too; whether one of them is new."""
-        new = [g for g, _ in Counter(guards).most_common(_MOST_GUARDS) if g not in self._guards]
+        found = [g for g, _ in Counter(guards).most_common(_MOST_GUARDS) if g not in self._guards]
+        new = found[: _MOST_GUARDS - len(self._guards)]  # of all glibc's threads it is the same
         for guard in new:
             self._guards.append(guard)
             self._hidden += ((guard, *pattern) for pattern in _patterns(self.plain.ranges, guard))
@@ -141,7 +142,7 @@ class Hunt:
         """All there is now, by address.
 
         Args:
-            stacks: (thread id, stack pointer) of each stopped thread; none while threads run.
+            stacks: (thread id, stack pointer) of stopped threads, of whose stacks all below is left out.
 
         Raises:
             OSError: the process is gone.

@@ -59,6 +59,7 @@ _ROUNDS: Final = 5  # over what changed, before each stop
 _LITTLE: Final = 1 << 18  # bytes that another round is not worth
 _SHARE: Final = 10  # of the time between two stops in which a target runs, as a multiple of the stop
 _LEAST_STACK: Final = 2048  # MINSIGSTKSZ: the kernel takes no smaller one
+_LARGEST_GUARD: Final = 1 << 16  # before a stack; what glibc keeps free behind an arena is larger
 _IN_FORCE: Final = (Bytes.NEW, Bytes.TORN, Bytes.FOREIGN)
 
 
@@ -307,7 +308,7 @@ class _Attempt:
                 w.why = why
         for i, tid in enumerate(threads.order):
             look.in_thread(tid, _row(threads, i), is_first=i == 0)
-        for trace in self._hunt.look(regions, stacks):
+        for trace in self._hunt.look(regions, _own_stacks(self._target.pid, threads, regions)):
             look.in_memory(trace, is_stopped=True)
         look.by_kernel()
         clear = look.judge()
@@ -323,6 +324,10 @@ class _Attempt:
             clear = look.judge()
             for w in look.without_use_by([w for w in clear if w.has_frames], clear):
                 _unmap(remote, w)
+            on = [p for i in range(len(threads.order)) for p in (_row(threads, i)[cpu.SP], _row(threads, i)[cpu.PC])]
+            for r in filter(is_scratch, regions.regions):
+                if not any(r.start <= p < r.end for p in on):
+                    remote.syscall(cpu.SYS_MUNMAP, r.start, r.size)
         return [w for w in clear if w.has_frames]
 
     def _is_fit(self, threads: Threads, i: int) -> bool:
@@ -408,6 +413,22 @@ def _guards(target: Target, threads: Threads) -> list[int]:
             pointer = _row(threads, i)[cpu.THREAD_POINTER]
             found.append(int.from_bytes(target.memory.read(pointer + (at or 0), 8), "little"))
     return found
+
+
+def _own_stacks(pid: int, threads: Threads, regions: MemoryMap) -> list[tuple[int, int]]:
+    """(thread id, stack pointer) of the threads that are surely on the stacks which they were born with: below is
+    nothing that lives.  Another thread may be on one that malloc gave, where anything may lie below."""
+    result = []
+    for i, tid in enumerate(threads.order):
+        pointer, thread = _row(threads, i)[cpu.SP], _row(threads, i)[cpu.THREAD_POINTER]
+        region = regions.at(pointer)
+        if region is None:
+            continue
+        guard = regions.at(region.start - 1)
+        is_made = guard is not None and guard.permissions.startswith("---") and guard.size <= _LARGEST_GUARD
+        if region.path == "[stack]" if tid == pid else is_made and pointer < thread < region.end:
+            result.append((tid, pointer))
+    return result
 
 
 def _waiting(pid: int) -> list[tuple[int, int]]:

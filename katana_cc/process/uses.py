@@ -24,6 +24,7 @@ from katana_cc.process.maps import MemoryMap
 from katana_cc.process.remote import StoppedThread
 from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target
 from katana_cc.process.threads import status_fields
+from katana_cc.process.words import WORD
 
 HIDDEN: Final = " (hidden by glibc)"
 _ACTION: Final = 32  # struct kernel_sigaction: handler, flags, restorer, mask
@@ -244,9 +245,11 @@ class Look:
     def in_thread(self, tid: int, words: memoryview, *, is_first: bool) -> None:
         """The registers of a stopped thread, and what signals that wait for it bring along; those of the process with
         the first thread."""
-        for index, value in enumerate(words):
+        for trace in self._needles.found(bytes(words), 0):
+            index, between = divmod(trace.address, WORD)
             name = "the pc" if index == cpu.PC else cpu.GENERAL_REGISTERS.get(index, f"register {index}")
-            self.note(value, lambda name=name: f"thread {tid}, {name}", is_passing=True)  # type: ignore[misc]
+            if not between:
+                self.note(trace.value, lambda name=name: f"thread {tid}, {name}", is_passing=True)  # type: ignore[misc]
         with contextlib.suppress(ProcessLookupError):
             state = pt.read_extended_state(tid)
             for start, end in cpu.ALL_VECTOR_RANGES:

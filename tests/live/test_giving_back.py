@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import HEAD
 from tests.live.server import Server, code_of, katana, mappings, serving, write_patch
 from tests.live.situations import REFUSED, situation
+from tests.live.test_stacking import V1, V2, V3, Program
+from tests.live.test_torture import NEW as THROUGH_NEW
+from tests.live.test_torture import OLD as THROUGH_OLD
+from tests.live.test_torture import Victim, _of_code, _of_frames
+from tests.support.project import Project, Variant
+from tests.support.strike import strike
 
 WHOLE = bool(os.environ.get("KATANA_TORTURE"))
 pytestmark = pytest.mark.timeout(7200 if WHOLE else 300)
@@ -346,3 +354,84 @@ def test_fifty_different_patches(two: tuple[Built, Path], tmp_path: Path) -> Non
             revert(server)
             assert lines(server) == before
         assert server.ask("a 1") == "2"
+
+
+@situation(47, "memory of a patch whose variables a later one uses is given back with that one's")
+def test_what_a_later_patch_uses_stays_as_long_as_that_does(tmp_path: Path) -> None:
+    """A bug: variables that the later patch goes on with are gone."""
+    program = Program(Project(tmp_path, Variant("gcc", "-O2", "pie")), V1, V2, V3)
+    with serving(program.old.path) as server:
+        before, code = lines(server), code_of(server.pid)
+        apply(server, program.patches[0])
+        assert server.ask("f 0") == "1000"
+        apply(server, program.patches[1])
+        assert server.ask("f 0") == "2000"
+        (found,) = outcomes(server, "--wait", "0", status=3)
+        assert found["outcome"] == "in use"
+        assert any(u["place"].endswith("which stays") for u in found["uses"])
+        assert (server.ask("f 0"), server.ask("t 0")) == ("2000", "three")
+        assert revert(server).count("gave back") == 2
+        assert (lines(server), code_of(server.pid)) == (before, code)
+        assert (server.ask("f 5"), server.ask("t 0")) == ("5", "one")
+
+
+@pytest.fixture(scope="module", params=[_of_code, _of_frames], ids=["code", "frames"])
+def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    """A program whose threads are in the patched functions all the time; in C++, exceptions pass through these."""
+    made: Victim = request.param(tmp_path_factory.mktemp("giving"))
+    made.again()
+    yield made
+    made.server.close()
+
+
+@situation(47, "memory given back under load, with frames that unwinders know")
+def test_memory_is_given_back_under_load(victim: Victim) -> None:
+    """A bug: an exception finds frames that are gone, or they keep the memory for good."""
+    victim.again()
+    for _ in range(20 if WHOLE else 4):
+        assert victim.run("apply") == ""
+        assert victim.server.ask("?") == THROUGH_NEW
+        done = katana("revert", "--pid", victim.pid, "--give-back", "--wait", "20")
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        assert mappings(victim.server.pid) == []
+        assert victim.server.ask("?") == THROUGH_OLD
+        assert code_of(victim.server.pid) == victim.code
+
+
+@situation(49, "katana killed at each system call of giving memory back (a few in make test)")
+@pytest.mark.parametrize("option", ["--give-back", "--only-give-back"])
+def test_katana_killed_while_it_gives_memory_back(victim: Victim, option: str) -> None:
+    """A bug: a mapping of which a part is gone, a crash, or one that the next katana cannot give back."""
+    victim.again()
+    words = ["revert", "--pid", victim.pid, "--wait", "20", option]
+
+    def begin() -> int:
+        assert victim.run("apply") == ""
+        if option == "--only-give-back":
+            assert victim.run("revert") == ""
+        return len(mappings(victim.server.pid))
+
+    parts = begin()
+    calls = strike(words, lambda _: False, lambda _: None).calls
+    assert mappings(victim.server.pid) == []
+    assert len(calls) > 50
+    for number in range(1, len(calls) + 1, 1 if WHOLE else len(calls) // 6):
+        where = f"{option}, at call {number} of {len(calls)}"
+        assert begin() == parts
+        strike(words, partial(_reached, number), lambda pid: os.kill(pid, signal.SIGKILL))
+        assert victim.server.ended is None, (where, victim.server.ended)
+        left = [m for m in mappings(victim.server.pid) if "katana:stack" not in m]
+        assert len(left) in (0, parts), (where, left)
+        halves = ("14 1021", "1014 21") if option == "--give-back" else ()  # of a revert that was struck
+        assert victim.server.ask("?") in (THROUGH_OLD, THROUGH_NEW, *halves), where
+        if number % 2 and mappings(victim.server.pid):
+            assert victim.run("apply") == "", where
+            assert victim.server.ask("?") == THROUGH_NEW, where
+        done = katana("revert", "--pid", victim.pid, "--give-back", "--wait", "20")
+        assert done.returncode == 0, (where, done.stdout, done.stderr)
+        assert mappings(victim.server.pid) == [], where
+        assert victim.server.ask("?") == THROUGH_OLD, where
+
+
+def _reached(number: int, calls: Sequence[int]) -> bool:
+    return len(calls) == number
