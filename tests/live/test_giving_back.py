@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from katana_cc.process import everywhere, giving_back, uses
+from katana_cc.process.giving_back import give_memory_back
+from katana_cc.process.target import Target
+from katana_cc.process.uses import Fate
 from tests.live.handmade import Built, build, patch_from
-from tests.live.programs import HEAD
+from tests.live.programs import HEAD, SECCOMP
 from tests.live.server import Server, code_of, katana, mappings, serving, write_patch
 from tests.live.situations import REFUSED, situation
 from tests.live.test_stacking import V1, V2, V3, Program
@@ -45,6 +49,9 @@ void (*on_signal)(int);
 int epoll = -1, ends[2];
 unsigned char *volatile made;
 static volatile int is_spinning;
+// What new code calls has to be in a static program.
+void *volatile linked[] = {epoll_create1, epoll_ctl, sigaltstack, sigqueue, sigemptyset, sigaddset, sigprocmask,
+                           timer_create, mprotect, memcpy, getpid, read, _setjmp};
 NOINLINE void wipe(void);
 void *spin(void *);
 NOINLINE void begin(void *(*what)(void *), void *argument);
@@ -90,10 +97,11 @@ NOINLINE void forget(void) {
   is_spinning = 0;
 }
 int main(int argc, char **argv) {
-  say("ready");
   char line[200];
   on_heap = calloc(4, sizeof *on_heap); packed = calloc(1, sizeof *packed);
   made = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  wipe();
+  say("ready");
   while (wipe(), fgets(line, sizeof line, stdin)) {
     int x = atoi(line + 2);
     switch (line[0]) {
@@ -435,3 +443,112 @@ def test_katana_killed_while_it_gives_memory_back(victim: Victim, option: str) -
 
 def _reached(number: int, calls: Sequence[int]) -> bool:
     return len(calls) == number
+
+
+@situation(45, "memory given back: static executable, static-PIE, non-PIE")
+@pytest.mark.parametrize("link", [("-no-pie",), ("-static",), ("-static-pie",)], ids=lambda w: w[0][1:])
+def test_other_executables(tmp_path: Path, link: tuple[str, ...]) -> None:
+    """A bug: numbers are taken for addresses, or addresses that glibc hides are not seen."""
+    flags = ("-O2", "-fno-pie" if link[0] != "-static-pie" else "-fPIE")
+    old = build(tmp_path / "old", "server", PROGRAM, flags=flags, link=link)
+    new = build(tmp_path / "new", "server", new_source(1), flags=flags, link=link)
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer", "stay")))
+    with serving(old.output) as server:
+        before = lines(server)
+        apply(server, patch)
+        assert server.ask("k 4") == "101"
+        assert "(hidden by glibc) leads to keep_place+0x" in revert(server, status=3)
+        assert server.ask("u 0") == "done"
+        assert [m["outcome"] for m in outcomes(server, status=0)] == ["given back"]
+        assert (server.ask("a 1"), lines(server)) == ("2", before)
+
+
+@situation(46, "memory given back under seccomp; of a process that SIGSTOP stopped")
+def test_confined_and_stopped(tmp_path: Path, two: tuple[Built, Path], server: Server) -> None:
+    """A bug: the process is killed for a system call of ours, or goes on."""
+    old = build(tmp_path / "old", "server", SECCOMP)
+    new = build(tmp_path / "new", "server", SECCOMP.replace("/*ANSWER*/", "if (x < 100) return 100 + x;"))
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer",)))
+    with serving(old.output) as confined:
+        assert confined.ask("go") == "confined"
+        apply(confined, patch)
+        assert confined.ask("a 1") == "101"
+        assert "gave back" in revert(confined)
+        assert (confined.ask("a 1"), mappings(confined.pid)) == ("2", [])
+    apply(server, two[1])
+    os.kill(server.pid, signal.SIGSTOP)
+    assert "gave back" in revert(server)
+    assert os.waitpid(server.pid, os.WUNTRACED | os.WNOHANG)[0] == server.pid
+    assert mappings(server.pid) == []
+    os.kill(server.pid, signal.SIGCONT)
+    assert server.ask("a 1") == "2"
+
+
+def test_guard_that_is_not_where_the_kernel_put_it(
+    two: tuple[Built, Path], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may have wiped the kernel's random bytes.  A bug: what glibc hides is not seen."""
+    monkeypatch.setattr(everywhere, "first_guard", lambda _: [])
+    apply(server, two[1])
+    assert server.ask("k 4") == "101"
+    assert katana("revert", "--pid", server.pid).returncode == 0
+    (report,) = give_memory_back([server.pid], wait=0.2)
+    assert [u.thing.partition("+")[0] for u in report.mappings[0].uses] == ["keep_place"]
+    assert report.tries == 1  # which the stop had told
+
+
+def test_another_katana_at_work(two: tuple[Built, Path], server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be about to use the mapping again.  A bug: jumps lead to memory that is gone."""
+    apply(server, two[1])
+    assert katana("revert", "--pid", server.pid).returncode == 0
+    look_ahead = giving_back._Attempt._look_ahead
+
+    def begun_meanwhile(attempt: giving_back._Attempt) -> None:
+        look_ahead(attempt)
+        apply(server, two[1])
+
+    monkeypatch.setattr(giving_back._Attempt, "_look_ahead", begun_meanwhile)
+    (report,) = give_memory_back([server.pid])
+    assert (report.mappings[0].fate, report.mappings[0].why) == (
+        Fate.UNKNOWN,
+        "another katana is at work in the process",
+    )
+    assert server.ask("a 1") == "101"
+
+
+def test_frames_are_known_again_where_the_memory_stays_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something comes up between both stops.  A bug: an exception that passes there ends the process."""
+    victim = _of_frames(tmp_path)
+    victim.again()
+    try:
+        assert victim.run("apply") == ""
+        assert victim.run("revert") == ""
+        judge = uses.Look.judge
+        withdrawn: list[bool] = []
+
+        def found_later(look: uses.Look) -> list[uses.Wanted]:
+            clear = judge(look)
+            for w in clear:
+                if w.was_withdrawn:
+                    withdrawn.append(True)
+                    w.uses = [uses.Use("somewhere", "something")]
+            return [w for w in clear if not w.uses]
+
+        monkeypatch.setattr(uses.Look, "judge", found_later)
+        (report,) = give_memory_back([victim.server.pid], wait=20)
+        assert withdrawn
+        assert report.mappings[0].fate is Fate.IN_USE
+        with Target(victim.server.pid) as target:
+            (mapping,) = target.patches
+            assert mapping.ledger is not None
+            assert mapping.ledger.is_registered
+        monkeypatch.undo()
+        assert victim.run("apply") == ""
+        assert victim.server.ask("?") == THROUGH_NEW
+        done = katana("revert", "--pid", victim.pid, "--give-back", "--wait", "20")
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        assert victim.server.ask("?") == THROUGH_OLD
+    finally:
+        victim.server.close()
