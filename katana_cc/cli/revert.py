@@ -8,6 +8,14 @@ import re
 import sys
 from typing import Any
 
+from katana_cc.cli.giving_back import (
+    add_giving_back,
+    give_back_only,
+    given_back,
+    memory_json,
+    print_given_back,
+    worst,
+)
 from katana_cc.cli.grants import variable_name
 from katana_cc.cli.progress import progress
 from katana_cc.cli.selection import (
@@ -73,12 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when this variable, or an object of this type, moves back, lose the values of fields that the old layout "
         "has no room for",
     )
+    add_giving_back(parser)
 
 
 def run(arguments: argparse.Namespace) -> ExitStatus:
     """Reverts, and says what was done to whom."""
     listing = candidates(arguments)
     found = survey.Found(tuple(arguments.pid), ()) if listing is None else survey.patched_pids(listing())
+    if arguments.only_give_back:
+        return give_back_only(arguments, found, _identity(arguments.patch), must_match=listing is None)
     with progress("waiting", quiet=arguments.json) as shown:
         reports = revert_patch(
             found.pids,
@@ -94,7 +105,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     failed = [f"pid {r.pid} ({r.name}): {text}" for r in reports for text in failures(r.hooks)]
     for text in failed:
         print(f"katana revert: {clean(text)}; the patch is reverted", file=sys.stderr)
-    status = ExitStatus.HOOK_AFTER if failed else status_of(found.passed_over)
+    given = given_back(arguments, found, _identity(arguments.patch), must_match=listing is None)
+    status = ExitStatus.HOOK_AFTER if failed else worst(given) or status_of(found.passed_over)
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
         result = {
@@ -102,7 +114,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             "counts": counts_json((r.outcome for r in reports), REVERTING),
             "passed_over": passed_over_json(found.passed_over),
         }
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result | memory_json(arguments, given), indent=2))
         return status
     for report in reports:
         if report.outcome is ProcessOutcome.SKIPPED:
@@ -129,6 +141,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     if not reports:
         where = "no process that could be read" if found.passed_over else "no process"
         print(f"nothing to revert: {where} carries {'the' if arguments.patch else 'a'} patch")
+    print_given_back(given)
     return status
 
 

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
 
 def _patch_lines(patch: survey.PatchStatus) -> list[str]:
     ledger = patch.ledger
-    kept = ", memory kept" if patch.state == "reverted" else ""
+    kept = f", {patch.size} bytes kept" if patch.state in ("reverted", "prepared", "unloaded") else ""
     kept += f" (in use by {', '.join(patch.used_by)})" if patch.used_by else ""
     if ledger is None:
         return [f"{patch.state:8} {patch.name}: a katana died before anything led to it ({patch.size} bytes)"]

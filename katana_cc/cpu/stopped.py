@@ -93,6 +93,10 @@ class System(Protocol):
         """[start, end) of registers in them."""
 
     @property
+    def ALL_VECTOR_RANGES(self) -> tuple[tuple[int, int | None], ...]:
+        """The same with those that no compiler uses."""
+
+    @property
     def RED_ZONE(self) -> int:
         """Bytes below the stack pointer that belong to the function."""
 
@@ -122,6 +126,12 @@ class System(Protocol):
     def SYS_CLOSE(self) -> int: ...
     @property
     def SYS_MEMFD_CREATE(self) -> int: ...
+    @property
+    def SYS_RT_SIGACTION(self) -> int: ...
+    @property
+    def SYS_SIGALTSTACK(self) -> int: ...
+    @property
+    def SYS_KCMP(self) -> int: ...
     @property
     def SYS_PERF_EVENT_OPEN(self) -> int: ...
     @property
@@ -155,6 +165,20 @@ class System(Protocol):
     def switches_stacks(self, code: bytes) -> bool:
         """Whether code has in it what glibc's `swapcontext` and `setcontext` alone have; false where that is not
         known."""
+
+    @property
+    def POINTER_GUARD(self) -> int | None:
+        """How far from the thread pointer the word lies with which glibc hides addresses; None: in no thread."""
+
+    def mangled(self, address: int, guard: int) -> int:
+        """An address as glibc hides it in a jmp_buf and in lists of functions (PTR_MANGLE)."""
+
+    def unmangled(self, word: int, guard: int) -> int:
+        """The inverse."""
+
+    def displaced(self, code: bytes, address: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """(address of a field, where it leads) of all that may be fields of code which lead into [low, high) by their
+        distance, wherever instructions begin."""
 
     def keeps_arguments(self, words: Words) -> bool:
         """Whether the kernel keeps the arguments of the system call for itself (or may)."""

@@ -104,7 +104,7 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """No catchable signal may stretch the stop, or end us within it."""
     everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
@@ -181,7 +181,7 @@ def _try(
             gc.collect()  # a look leaves much
         try:
             suspects.refuse_early(waiting)
-            with uncollected(), _undisturbed(), first_in_line(), spared():
+            with uncollected(), undisturbed(), first_in_line(), spared():
                 begun = time.perf_counter_ns()
                 try:
                     threads.seize()

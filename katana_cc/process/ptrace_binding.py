@@ -43,6 +43,7 @@ _GETREGS: Final = 12
 _SETREGS: Final = 13
 _DETACH: Final = 17
 _SYSCALL: Final = 24
+_SETOPTIONS: Final = 0x4200
 _GETEVENTMSG: Final = 0x4201
 _GETREGSET: Final = 0x4204
 _SETREGSET: Final = 0x4205
@@ -114,6 +115,11 @@ def _request(operation: int, tid: int, address: int = 0, data: int = 0) -> int:
 def seize(tid: int, options: int) -> None:
     """Begin to trace without stopping (PTRACE_SEIZE)."""
     _request(_SEIZE, tid, 0, options)
+
+
+def set_options(tid: int, options: int) -> None:
+    """Others than it was seized with; the thread must be stopped."""
+    _request(_SETOPTIONS, tid, 0, options)
 
 
 def interrupt(tid: int) -> None:
@@ -224,6 +230,21 @@ def pending_signals(tid: int, shared: bool) -> list[int]:
     """Numbers of the signals queued for the thread, or (`shared`) for its process."""
     got = _request(_PEEKSIGINFO, tid, _PEEK_ADDRESS[shared], _SIGINFO_ADDRESS)
     return [struct.unpack_from("<i", _siginfo, i * _SIGINFO_BYTES)[0] for i in range(got)] if got else []
+
+
+def queued_words(tid: int, shared: bool) -> list[int]:
+    """What the signals queued for the thread, or (`shared`) for its process, bring along: the words of their siginfo
+    that may be an address (si_addr, si_value)."""
+    words: list[int] = []
+    first = 0
+    while True:
+        which = ctypes.create_string_buffer(struct.pack("<QIi", first, shared, _SIGINFO_COUNT), 16)
+        got = _request(_PEEKSIGINFO, tid, ctypes.addressof(which), _SIGINFO_ADDRESS)
+        for i in range(got):
+            words += struct.unpack_from("<QQ", _siginfo, i * _SIGINFO_BYTES + 16)
+        first += got
+        if got < _SIGINFO_COUNT:
+            return words
 
 
 def event_message(tid: int) -> int:

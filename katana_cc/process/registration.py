@@ -6,7 +6,7 @@ frame afterwards, and is asked first where it has written its record already: a 
 
 Frames stay registered as long as their memory is mapped, after a revert too: pointers to new functions may have
 escaped, and an exception that passes through one must find its way.  They are taken out again only together with a
-mapping that nothing ever led into.
+mapping that nothing leads into.
 """
 
 from __future__ import annotations
@@ -58,16 +58,29 @@ def withdraw(target: Target, ledger: Ledger, wait: float) -> CallReport:
     """
 
     def work(calls: _Calls) -> None:
-        for r in ledger.registrations:
-            if calls.knows(r):
-                calls.call(r.deregister, "__deregister_frame_info", ledger.eh_frame[0])
-                if calls.knows(r):
-                    raise RefusedError("the frames of a patch could not be taken out again", where=target.where)
-        _note(target, ledger, is_registered=False)
+        _forget(target, ledger, calls)
         start, end = extent(target.read_map(), ledger.base, ledger.size)
         calls.calls.remote.syscall(cpu.SYS_MUNMAP, start, end - start)
 
     return _at_a_safe_point(target, ledger, wait, work)
+
+
+def deregister(target: Target, ledger: Ledger, wait: float) -> CallReport:
+    """Take the frames out of the unwinders; the mapping stays.  Only for one that nothing leads into.
+
+    Raises:
+        BusyError, RefusedError: as `register`.
+    """
+    return _at_a_safe_point(target, ledger, wait, lambda calls: _forget(target, ledger, calls))
+
+
+def _forget(target: Target, ledger: Ledger, calls: _Calls) -> None:
+    for r in ledger.registrations:
+        if calls.knows(r):
+            calls.call(r.deregister, "__deregister_frame_info", ledger.eh_frame[0])
+            if calls.knows(r):
+                raise RefusedError("the frames of a patch could not be taken out again", where=target.where)
+    _note(target, ledger, is_registered=False)
 
 
 def may_be_registered(target: Target, ledger: Ledger) -> bool:

@@ -260,6 +260,10 @@ class Threads:
         with contextlib.suppress(ProcessLookupError):
             pt.write_registers_from(tid, ctypes.addressof(self._buffer) + 8 * at)
 
+    def is_starting(self, tid: int) -> bool:
+        """Whether a stopped thread is in the midst of the system call that makes another one."""
+        return tid in self._in_event
+
     def repair_system_calls(self, timers: Timers | None = None, is_last: bool = True) -> int:
         """Re-enter the system calls that our stop would make return EINTR; how many there were.
 

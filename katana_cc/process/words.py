@@ -226,6 +226,11 @@ class Pages:
         except OSError:
             self._fd = -1  # a kernel without it: everything is read
 
+    @property
+    def are_known(self) -> bool:
+        """Whether the kernel tells."""
+        return self._fd >= 0
+
     def close(self) -> None:
         """Release the file descriptor."""
         if self._fd >= 0:

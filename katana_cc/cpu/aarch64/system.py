@@ -19,7 +19,8 @@ include/uapi/asm-generic/unistd.h; AAPCS64 "Machine registers", AADWARF64 "DWARF
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from katana_cc.cpu.stopped import DwarfNumbers, ReadMemory, RegisterSet, Words
@@ -50,8 +51,20 @@ PC_FOLLOWED_BY: Final = 8
 VECTOR_NOTE: Final = _NT_PRFPREG
 VECTOR_BYTES: Final = 528
 VECTOR_RANGES: Final[tuple[tuple[int, int | None], ...]] = ((0, 512),)
+ALL_VECTOR_RANGES: Final = VECTOR_RANGES
+POINTER_GUARD: Final = None  # a variable of the loader's (glibc: __pointer_chk_guard)
 RED_ZONE: Final = 0  # AAPCS64, "Universal stack constraints": nothing below sp is anyone's
 ADDRESS_LIMIT: Final = 1 << 48
+_PAGE: Final = 4096
+# (mask, value, lowest bit of the distance, its bits): b and bl, b.cond, cbz and cbnz, tbz and tbnz, ldr of a literal.
+_DISTANCES: Final = (
+    (0x7C000000, 0x14000000, 0, 26),
+    (0xFF000000, 0x54000000, 5, 19),
+    (0x7E000000, 0x34000000, 5, 19),
+    (0x7E000000, 0x36000000, 5, 14),
+    (0x3B000000, 0x18000000, 5, 19),
+)
+_ADR_MASK, _ADR = 0x1F000000, 0x10000000  # adr, and adrp with the highest bit
 FIXED_LIMIT: Final = 1 << 48  # no code names an address in 32 bits
 
 SYSCALL_INSTRUCTION: Final = bytes.fromhex("010000d4")  # svc #0
@@ -60,6 +73,9 @@ SYS_MMAP: Final = 222
 SYS_MUNMAP: Final = 215
 SYS_MPROTECT: Final = 226
 SYS_EXIT_GROUP: Final = 94
+SYS_RT_SIGACTION: Final = 134
+SYS_SIGALTSTACK: Final = 132
+SYS_KCMP: Final = 272
 SYS_CLOSE: Final = 57
 SYS_MEMFD_CREATE: Final = 279
 SYS_PERF_EVENT_OPEN: Final = 241
@@ -178,6 +194,36 @@ def was_interrupted(following: bytes) -> bool:
 def switches_stacks(code: bytes) -> bool:  # noqa: ARG001
     """Not known."""
     return False
+
+
+def mangled(address: int, guard: int) -> int:
+    """An address as glibc hides it (PTR_MANGLE)."""
+    return address ^ guard
+
+
+def unmangled(word: int, guard: int) -> int:
+    """The inverse."""
+    return word ^ guard
+
+
+def displaced(code: bytes, address: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """(address of an instruction, where it leads) of all that may lead into [low, high) by their distance; of `adrp`
+    some address in the page that it leads to."""
+    for n, (word,) in enumerate(struct.iter_unpack("<I", code[: len(code) & -4])):
+        at = address + 4 * n
+        for mask, value, shift, bits in _DISTANCES:
+            if word & mask == value:
+                distance = word >> shift & (1 << bits) - 1
+                leads = at + 4 * (distance - (distance >> bits - 1 << bits))
+                if low <= leads < high:
+                    yield at, leads
+        if word & _ADR_MASK == _ADR:
+            distance = word >> 29 & 3 | word >> 3 & 0x1FFFFC
+            distance -= distance >> 20 << 21
+            page = (at & -_PAGE) + _PAGE * distance if word >> 31 else at + distance
+            end = page + _PAGE if word >> 31 else page + 1
+            if page < high and end > low:
+                yield at, max(page, low)
 
 
 def keeps_arguments(words: Words) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from katana_cc.cpu.stopped import DwarfNumbers, ReadMemory, RegisterSet, Words
@@ -39,12 +40,16 @@ DWARF: Final = DwarfNumbers(
 VECTOR_NOTE: Final = 0x202  # NT_X86_XSTATE
 VECTOR_BYTES: Final = 1 << 14
 VECTOR_RANGES: Final = ((160, 416), (576, None))
+ALL_VECTOR_RANGES: Final = ((32, 512), (576, None))  # mm0 to mm7, too
 
 SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
 SPIN: Final = b"\xeb\xfe"  # a jump to itself
 _SYSCALL_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
 _FUNCTION_ARGUMENTS: Final = (RDI, RSI, RDX, RCX, R8, R9)
 RED_ZONE: Final = 128
+POINTER_GUARD: Final = 0x30  # of %fs (glibc: sysdeps/x86_64/nptl/tls.h)
+_GUARD_ROTATION: Final = 17  # 2 * LP_SIZE + 1 (glibc: sysdeps/unix/sysv/linux/x86_64/pointer_guard.h)
+_IMMEDIATES: Final = (0, 1, 2, 4)  # bytes between a distance and the instruction that it counts from
 ADDRESS_LIMIT: Final = 1 << 47
 FIXED_LIMIT: Final = 1 << 31  # absolute 32-bit addresses, sign-extended or not
 
@@ -53,6 +58,9 @@ SYS_MPROTECT: Final = 10
 SYS_MUNMAP: Final = 11
 SYS_CLOSE: Final = 3
 SYS_EXIT_GROUP: Final = 231
+SYS_RT_SIGACTION: Final = 13
+SYS_SIGALTSTACK: Final = 131
+SYS_KCMP: Final = 312
 SYS_MEMFD_CREATE: Final = 319
 SYS_PERF_EVENT_OPEN: Final = 298
 # Bit of a register in perf's masks -> its index here (asm/perf_regs.h).
@@ -179,6 +187,34 @@ def was_interrupted(following: bytes) -> bool:
 def switches_stacks(code: bytes) -> bool:
     """Whether code loads MXCSR from where it is in a ucontext_t of glibc (sys/ucontext.h): no other has that offset."""
     return _LOADS_CONTEXT.search(code) is not None
+
+
+def mangled(address: int, guard: int) -> int:
+    """An address as glibc hides it (PTR_MANGLE)."""
+    word = (address ^ guard) & _MINUS_1
+    return (word << _GUARD_ROTATION | word >> 64 - _GUARD_ROTATION) & _MINUS_1
+
+
+def unmangled(word: int, guard: int) -> int:
+    """The inverse."""
+    return ((word >> _GUARD_ROTATION | word << 64 - _GUARD_ROTATION) & _MINUS_1) ^ guard
+
+
+def displaced(code: bytes, address: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """(address of a field, where it leads) of all 4 bytes whose distance leads into [low, high), behind what may be the
+    opcode of a branch or the ModRM byte of `distance(%rip)`: wrong only on the safe side."""
+    furthest = low - max(_IMMEDIATES)
+    for shift in range(4):
+        distances = array("i", code[shift : max(shift, len(code) - (len(code) - shift) % 4)])
+        for n, distance in enumerate(distances):
+            if furthest <= address + shift + 4 + 4 * n + distance < high:
+                at = shift + 4 * n
+                before = code[at - 1] if at else 0
+                is_operand = before & 0xC7 == 0x05
+                is_branch = before & 0xFE == 0xE8 or (before & 0xF0 == 0x80 and at > 1 and code[at - 2] == 0x0F)
+                for size in _IMMEDIATES[: 4 if is_operand else int(is_branch)]:
+                    if low <= (leads := address + at + 4 + size + distance) < high:
+                        yield address + at, leads
 
 
 def keeps_arguments(words: Words) -> bool:
