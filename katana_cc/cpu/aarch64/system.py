@@ -54,6 +54,7 @@ RED_ZONE: Final = 0  # AAPCS64, "Universal stack constraints": nothing below sp 
 ADDRESS_LIMIT: Final = 1 << 48
 FIXED_LIMIT: Final = 1 << 48  # no code names an address in 32 bits
 
+LIBUNWIND: Final = "aarch64"
 SYSCALL_INSTRUCTION: Final = bytes.fromhex("010000d4")  # svc #0
 SPIN: Final = bytes.fromhex("00000014")  # b .
 SYS_MMAP: Final = 222

@@ -40,6 +40,7 @@ VECTOR_NOTE: Final = 0x202  # NT_X86_XSTATE
 VECTOR_BYTES: Final = 1 << 14
 VECTOR_RANGES: Final = ((160, 416), (576, None))
 
+LIBUNWIND: Final = "x86_64"
 SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
 SPIN: Final = b"\xeb\xfe"  # a jump to itself
 _SYSCALL_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
