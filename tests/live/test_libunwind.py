@@ -27,6 +27,8 @@ from tests.live.server import Server, katana, mappings, serving, write_patch
 from tests.live.situations import situation
 from tests.support.strike import Outcome, strike_program
 
+pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
+
 # `helper`, which stays, tells its frames from the inside out: the names, or where libunwind has none the address.
 WALKER = COUNTER.replace(
     "NOINLINE int helper(int x) { return x + 1; }",
