@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 # What an installation copies: a change in any of it means installing again.
 COPIED := pyproject.toml $(wildcard wrappers/katana-* wrappers/libexec/katana/* wrappers/libexec/katana/include/* cmake/* man/*) \
 	katana_cc/recorder/stage.py $(wildcard katana_cc/recorder/staging/*.py)
-SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld wrappers/libexec/katana/settings .ci/need .ci/run
+SHELL_SCRIPTS := wrappers/katana-cc wrappers/katana-ld wrappers/libexec/katana/ld wrappers/libexec/katana/settings .ci/need .ci/run .ci/skips
 OTHER_SHELL_SCRIPTS := $(shell for f in bench/run examples/*/run; do head -1 "$$f" 2>/dev/null | grep -q 'sh$$' && echo "$$f"; done)
 MINUTES ?= 5
 JOBS ?= $(shell nproc)
@@ -42,6 +42,7 @@ demo: .venv
 
 deps:
 	@PYTHON='$(PYTHON)' .ci/need gcc:gcc g++:g++ make:make headers:libc6-dev ld:binutils eu-elflint:elfutils gdb:gdb strace:strace \
+		perf:linux-perf libunwind.h:libunwind-dev openssl:openssl \
 		shellcheck:shellcheck musl-gcc:musl-tools clang:clang ld.lld:lld ld.mold:mold cmake:cmake ninja:ninja-build venv:python3-venv \
 		dpkg-source:dpkg-dev patch:patch ccache:ccache meson:meson \
 		libtoolize:libtool autoreconf:autoconf automake:automake dwz:dwz patchelf:patchelf debugedit:debugedit man:man-db aarch64-linux-gnu-ld:binutils-aarch64-linux-gnu qemu-aarch64:qemu-user
@@ -76,7 +77,7 @@ fuzz: .venv
 # Whoever patches is struck at every single system call.
 torture: .venv
 	KATANA_TORTURE=1 KATANA_TESTS=all $(RUN) --dist worksteal tests/live/test_torture.py tests/live/test_torture_paths.py \
-		tests/live/test_torture_calls.py tests/live/test_stacking.py tests/live/test_transparency.py
+		tests/live/test_torture_calls.py tests/live/test_libunwind.py tests/live/test_stacking.py tests/live/test_transparency.py
 
 soak: .venv
 	KATANA_SOAK=$${KATANA_SOAK:-600} $(BIN)/python3 -m pytest -s tests/live/test_soak.py

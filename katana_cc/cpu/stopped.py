@@ -109,6 +109,10 @@ class System(Protocol):
         """Where those end that code of a program linked for fixed addresses can name."""
 
     @property
+    def LIBUNWIND(self) -> str:
+        """What libunwind calls it, in names of functions."""
+
+    @property
     def SYSCALL_INSTRUCTION(self) -> bytes: ...
     @property
     def SPIN(self) -> bytes:

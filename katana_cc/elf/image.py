@@ -38,6 +38,7 @@ _IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
 _FRAMES: Final = struct.Struct(
     "<4BiI"
 )  # version, encodings: 4 bytes relative to the field, count, relative to the section
+FRAME_TABLE_AT: Final = _FRAMES.size  # in .eh_frame_hdr; 8 bytes an FDE
 _NOTE: Final = struct.Struct("<III4s16s")  # its name is "GNU", its contents 16 bytes of digest
 
 

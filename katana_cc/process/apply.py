@@ -310,7 +310,7 @@ def _register(work: Work, wait: float) -> None:
     """Register the new frames, unless an earlier katana did; where no exception has to pass, only if it can be done."""
     reused = None if work.is_injected or work.plan.existing is None else work.plan.existing.ledger
     ledger = work.plan.ledger if reused is None else reused
-    if not ledger.registrations or ledger.is_registered:
+    if not ledger.records or ledger.is_registered:
         return
     required = must_register(work.plan.po)
     try:

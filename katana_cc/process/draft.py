@@ -8,18 +8,18 @@ from katana_cc.cpu.choice import of
 from katana_cc.cpu.native import code as cpu
 from katana_cc.elf import constants as c
 from katana_cc.patch.model import BroughtKind, PatchObject
-from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, MemoryEdit, Registration
+from katana_cc.process.ledger import CodeRange, HookEntry, Ledger, Listing, MemoryEdit, Registration
 from katana_cc.process.link import CODE, DATA, PAGE, Layout, group_of
 from katana_cc.process.modules import Module
 from katana_cc.process.moves import Kind, Move, entry
 from katana_cc.process.phases import Phase
 from katana_cc.process.succession import residents_of
-from katana_cc.process.unwinders import FrameRegistry
+from katana_cc.process.unwinders import Unwinders
 
 
 def ledger_of(
     po: PatchObject, patch_id: str, module: Module, layout: Layout | None, base: int,
-    edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...], registries: tuple[FrameRegistry, ...],
+    edits: tuple[MemoryEdit, ...], old: tuple[CodeRange, ...], unwinders: Unwinders,
     moves: tuple[Move, ...] = (), kinds: tuple[Kind, ...] = (),
 ) -> Ledger:  # fmt: skip
     """The ledger, as it is before the commit; without `layout` one of the same size but for edits and ranges."""
@@ -39,17 +39,21 @@ def ledger_of(
         new.extend(CodeRange("import stub", base + at, cpu.STUB_SIZE) for at in layout.stubs.values())
         new.extend(CodeRange("veneer", base + at, cpu.VENEER_SIZE) for at in layout.veneers.values())
     identity = po.identity
+    records = [base + at for at in layout.records] if layout else [0] * unwinders.count
     return Ledger(
         Phase.MAPPED, base, layout.size if layout else 0, patch_id,
         identity.from_build_id, identity.to_build_id, identity.from_release, identity.to_release, identity.output,
         module.bias, (base + layout.eh_frame[0], layout.eh_frame[1]) if layout else (0, 0),
         tuple((base + p.offset, p.size, p.protection) for p in layout.parts) if layout else (),
         edits, old, tuple(new), tuple(data),
-        tuple(Registration(*r, base + (layout.records[n] if layout else 0)) for n, r in enumerate(registries)),
+        tuple(Registration(*r, at) for r, at in zip(unwinders.registries, records, strict=False)),
         moves=moves, kinds=kinds,
         hooks=tuple(HookEntry(h.kind, h.name, entry(po, h.symbol, layout, base)) for h in po.hooks),
         residents=residents_of(po, base, layout.sections, layout.heritage) if layout else residents_of(po, 0, {}),
         layouts=po.layouts,
+        listings=tuple(
+            Listing(*x, at) for x, at in zip(unwinders.lists, records[len(unwinders.registries) :], strict=True)
+        ),
     )  # fmt: skip
 
 

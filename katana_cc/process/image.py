@@ -36,7 +36,7 @@ from katana_cc.cpu.native import code as cpu
 from katana_cc.cpu.native import relocations
 from katana_cc.dwarf.frames import Fde, records
 from katana_cc.elf import constants as c
-from katana_cc.elf.image import FrameIndex, ImageSection, ImageSegment, ImageSymbol, write_head
+from katana_cc.elf.image import FRAME_TABLE_AT, FrameIndex, ImageSection, ImageSegment, ImageSymbol, write_head
 from katana_cc.patch.model import PatchObject, PatchSection
 from katana_cc.process.link import CODE, DATA, READ_ONLY, RECORD_SIZE, Layout, group_of, is_import
 from katana_cc.process.memory import Reader
@@ -88,6 +88,19 @@ def ledger_address(memory: Reader, start: int) -> int:
         return start
     programs = _PHDR.iter_unpack(memory.read(start + at, count * entry))
     return start + next((p[3] for p in programs if p[0] == PT_KATANA), 0)
+
+
+def frame_table(memory: Reader, start: int) -> tuple[int, int]:
+    """Of a mapping that begins with a head at `start`: the address of its .eh_frame_hdr, and how many FDEs that lists;
+    (0, 0) when there is none.
+
+    Raises:
+        TargetError: the process is gone.
+    """
+    _, _, _, _, _, at, _, _, _, _, count, _, _, _ = _EHDR.unpack(memory.read(start, _EHDR.size))
+    programs = _PHDR.iter_unpack(memory.read(start + at, count * _PHDR.size))
+    found = next((p for p in programs if p[0] == c.PT_GNU_EH_FRAME), None)
+    return (0, 0) if found is None else (start + found[3], (found[5] - FRAME_TABLE_AT) // 8)
 
 
 def image_file(memory: Reader, start: int, end: int) -> bytes:

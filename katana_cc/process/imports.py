@@ -72,10 +72,11 @@ class Linker:
         return next((s.value for s in found if s is not None), None)
 
     def exports(self, names: Sequence[str]) -> list[tuple[int, ...]]:
-        """The addresses of functions in each module that defines all of them."""
+        """The addresses of functions and variables in each module that defines all of them."""
         result = []
+        kinds = c.STT_FUNC, c.STT_OBJECT
         for module in self._modules:
-            found = [s for name in names if (s := module.lookup(name)) is not None and s.type == c.STT_FUNC]
+            found = [s for name in names if (s := module.lookup(name)) is not None and s.type in kinds]
             if len(found) == len(names):
                 result.append(tuple(s.value for s in found))
         return result

@@ -29,7 +29,7 @@ from katana_cc.process.packing import Cursor, block, text
 from katana_cc.process.phases import Bytes, Phase, judge_bytes
 
 MAGIC: Final = b"KATANALG"
-VERSION: Final = 8
+VERSION: Final = 9
 _OLDEST = 1
 _HEADER = struct.Struct("<8sIIQ16sQQQ")  # magic, version, state, length, checksum, base, size, registered
 HEADER_SIZE: Final = _HEADER.size
@@ -87,6 +87,19 @@ class Registration:
     record: int
 
 
+class Listing(NamedTuple):
+    """How new code is made known to a libunwind of the process (`libunwind.py`): addresses of its `_U_dyn_register`,
+    `_U_dyn_cancel`, `_U_dyn_info_list_addr` and `unw_get_proc_info_by_ip`, of the variable `unw_local_addr_space`, and
+    of the memory for our entries in its list."""
+
+    register: int
+    cancel: int
+    head: int
+    ask: int
+    space: int
+    record: int
+
+
 @dataclass(frozen=True, slots=True)
 class HookEntry:
     """A function of the user's that runs when the patch is applied or reverted: when, what he calls it, and where the
@@ -115,12 +128,12 @@ class Ledger:
 
     `old` are the replaced functions and their parts, `new` the functions that came, `data` the variables that came,
     `eh_frame` the call-frame information of `new` (size 0: none), `parts` (address, size, protection) of the mapping.
-    `registrations` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it is a word of
-    its own, as the state is, and tells what was done last; the unwinders themselves know.  `moves` are the variables
-    that have another layout at another place now, and those whose pointers followed them; `kinds` the types whose
-    objects on the heap have another layout now, and those on the way to them.  `hooks` run in this order.  `residents`
-    is all that came and has a name, `layouts` the aggregates that the new build lays out otherwise; without `is_named`
-    an earlier katana wrote it, which did not tell.
+    `registrations` and `listings` are the unwinders that `eh_frame` is registered with, once `is_registered` is set: it
+    is a word of its own, as the state is, and tells what was done last; the unwinders themselves know.  `moves` are the
+    variables that have another layout at another place now, and those whose pointers followed them; `kinds` the types
+    whose objects on the heap have another layout now, and those on the way to them.  `hooks` run in this order.
+    `residents` is all that came and has a name, `layouts` the aggregates that the new build lays out otherwise; without
+    `is_named` an earlier katana wrote it, which did not tell.
     """
 
     state: Phase
@@ -147,6 +160,12 @@ class Ledger:
     residents: tuple[Resident, ...] = ()
     layouts: tuple[NewLayout, ...] = ()
     is_named: bool = True
+    listings: tuple[Listing, ...] = ()
+
+    @property
+    def records(self) -> tuple[int, ...]:
+        """The memory for what unwinders record of the new frames, by its addresses."""
+        return (*(r.record for r in self.registrations), *(x.record for x in self.listings))
 
     @property
     def fixed(self) -> tuple[MemoryEdit, ...]:
@@ -220,6 +239,9 @@ def _pieces(ledger: Ledger) -> Iterator[bytes]:
     yield struct.pack("<I", len(ledger.layouts))
     for layout in ledger.layouts:
         yield layout.digest + text(layout.name)
+    yield struct.pack("<I", len(ledger.listings))
+    for listing in ledger.listings:
+        yield struct.pack("<6Q", *listing)
 
 
 def encode_state(state: Phase) -> bytes:
@@ -277,11 +299,12 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     is_named = version > 7
     residents = tuple(_resident(cursor) for _ in range(cursor.count() if is_named else 0))
     layouts = tuple(_layout(cursor) for _ in range(cursor.count() if is_named else 0))
+    listings = tuple(Listing(*cursor.take("<6Q")) for _ in range(cursor.count() if version > 8 else 0))
     return Ledger(
         Phase(state), base, size, patch_id, from_id, to_id, from_release, to_release, output, bias,
         (frame_address, frame_size), tuple(parts), tuple(edits), old, new, variables,
         tuple(registrations), version > 1 and bool(registered), moves,
-        kinds, hooks, residents, layouts, is_named,
+        kinds, hooks, residents, layouts, is_named, listings,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ from katana_cc.process.succession import (
     with_values,
 )
 from katana_cc.process.target import PatchMapping, Target
-from katana_cc.process.unwinders import FrameRegistry, registries_for
+from katana_cc.process.unwinders import Unwinders, unwinders_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Plan:
     patch_id: str
     module: Module
     resolution: Resolution
-    registries: tuple[FrameRegistry, ...]
+    unwinders: Unwinders
     tls_offset: int | None
     layout: Layout
     base: int
@@ -170,7 +170,7 @@ def _prepared(
     followed = followed_by(po, granted)
     kinds = kinds_of(po, granted)
     originals = compare_functions(target, module, po, earlier)
-    registries = registries_for(po, module, linker)
+    unwinders = unwinders_for(po, module, linker)
     resolution = linker.resolve(po)
     program = target.program_module()
     tls_offset = thread_pointer_offset(target.memory, module, program is None or program is module)
@@ -180,9 +180,9 @@ def _prepared(
             raise InvalidPatchError(f"the variable {m.name} lies outside the module", where=po.identity.output)
     refuse_other_moves(po, earlier.leaving, moves, kinds, target.where)
     inherited = heritage(po, earlier.leaving, target.where)
-    size = len(ledgers.encode(ledger_of(po, patch_id, module, None, 0, (), (), registries, moves, kinds)))
+    size = len(ledgers.encode(ledger_of(po, patch_id, module, None, 0, (), (), unwinders, moves, kinds)))
     size += edits_room(po, earlier.leaving)
-    layout = dataclasses.replace(lay_out(po, size, len(registries)), heritage=inherited)
+    layout = dataclasses.replace(lay_out(po, size, unwinders.count), heritage=inherited)
     layout = with_head(po, layout)
     base = existing.base if existing else base_for(target.regions, module, layout)
     over = {
@@ -191,8 +191,8 @@ def _prepared(
         if address != base + layout.sections[section]
     }
     plan = Plan(
-        po, patch_id, module, resolution, registries, tls_offset, layout, base, Linked(b"", {}),
-        ledger_of(po, patch_id, module, layout, base, (), (), registries, (), kinds), (), (), existing, earlier.found,
+        po, patch_id, module, resolution, unwinders, tls_offset, layout, base, Linked(b"", {}),
+        ledger_of(po, patch_id, module, layout, base, (), (), unwinders, (), kinds), (), (), existing, earlier.found,
         followed, earlier.leaving, over,
     )  # fmt: skip
     plan = _with_earlier_resolutions(plan, target)
@@ -236,7 +236,7 @@ def relink(plan: Plan, base: int, resolved: dict[int, int]) -> Plan:
     )
     moves = moves_of(plan.po, plan.module.bias, base, plan.layout, linked, plan.followed)
     ledger = ledger_of(
-        plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.registries, moves,
+        plan.po, plan.patch_id, plan.module, plan.layout, base, edits, plan.ledger.old, plan.unwinders, moves,
         with_functions(plan.po, plan.ledger.kinds, base, plan.layout),
     )  # fmt: skip
     layout = with_head(plan.po, plan.layout, base, plan.module.bias)

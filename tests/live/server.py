@@ -19,6 +19,14 @@ from tests.support import forks
 _PTRACE_SEIZE = 0x4206
 
 
+class NotReadyError(AssertionError):
+    """A program said something else than "ready" at its start, or nothing."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"it is not ready: {said!r}")
+        self.said = said
+
+
 class Server:
     """A program with a line protocol on its standard streams."""
 
@@ -30,7 +38,7 @@ class Server:
         first = self.line()
         if first != "ready":
             self.close()
-        assert first == "ready"
+            raise NotReadyError(first)
 
     def line(self) -> str:
         """The next line it says."""

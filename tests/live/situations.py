@@ -1,4 +1,4 @@
-"""Situations of processes and their surroundings (kinds 40 to 50): live tests that say which one they are.
+"""Situations of processes and their surroundings (kinds 40 to 51): live tests that say which one they are.
 
 `@situation(kind, text)` marks a test that shows a situation to work; with `REFUSED`, that it is refused at once, with
 its reason, and the process unharmed.  `make matrix` writes what came of them into docs/support-matrix.md.
@@ -52,6 +52,10 @@ KINDS: Mapping[int, tuple[str, str]] = {
     48: ("target is not the build the patch is for; memory of the function altered by someone else", "must be refused"),
     49: ("patcher killed at any moment; target dies; limits and full disks; patch truncated or bit-flipped", MUST),
     50: ("frames not on the thread's own stack: coroutines, alternate signal stacks", JUDGE),
+    51: (
+        "debugger or profiler afterwards: gdb shows function and line in new code, backtraces cross it; perf names it",
+        MUST,
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from tests.live.debugger import below, differing, gdb, gdb_at, plain, script_of
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import Server, katana, mappings, serving, write_patch
+from tests.live.situations import situation
 from tests.support.project import Build, Project, Variant
 
 SHARED = """\
@@ -172,6 +173,7 @@ def applied(server: Server, patch: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@situation(51, "gdb: function, line, arguments and locals of new code, as of the new build")
 def test_gdb_says_of_new_code_what_it_says_of_the_new_build(builds: Builds) -> None:
     """A bug: a frame without name or line, a wrong argument, local or type, a backtrace that ends in new code."""
     with serving(builds.old.path) as live, serving(builds.new.path) as after:
@@ -191,6 +193,7 @@ def test_gdb_says_of_new_code_what_it_says_of_the_new_build(builds: Builds) -> N
             assert any(re.search(r"(sum|more) = \d", line) for line in said[0][0])
 
 
+@situation(51, "gdb and eu-stack: a thread blocked in new code, to its start")
 def test_a_thread_blocked_in_new_code_is_unwound_to_its_start(builds: Builds) -> None:
     """A bug: gdb and eu-stack stop at the first frame of new code."""
     with serving(builds.old.path) as live, serving(builds.new.path) as after:
@@ -210,6 +213,7 @@ def test_a_thread_blocked_in_new_code_is_unwound_to_its_start(builds: Builds) ->
         assert stacks[0][1] == stacks[1][1]
 
 
+@situation(51, "backtrace() of the C library through new code")
 def test_backtrace_of_the_c_library_goes_through_new_code(builds: Builds) -> None:
     """A bug: the frames of new code are not registered with the unwinder that is loaded, and a crash handler's trace
     ends there."""
@@ -225,6 +229,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     return made(tmp_path_factory.mktemp("one"), variant, suffix, OLD, NEW)
 
 
+@situation(51, "gdb: a breakpoint by line in new code")
 def test_a_breakpoint_in_new_code_stops_there(one: Builds) -> None:
     """A bug: a breakpoint by line is set in the old code only, where nobody comes by."""
     line = next(n for n, text in enumerate(NEW.splitlines(), 1) if "long more" in text)
@@ -264,6 +269,7 @@ def test_after_a_revert_nothing_is_said_of_the_patch(one: Builds) -> None:
         assert katana("status", "--pid", live.pid, "--gdb").stdout.count("add-symbol-file-from-memory") == 1
 
 
+@situation(51, "gdb: new code of a stripped program")
 def test_a_stripped_program_shows_its_new_code(one: Builds, tmp_path: Path) -> None:
     """A bug: what a debugger needs is looked for in the program."""
     program = tmp_path / "stripped"
@@ -362,6 +368,7 @@ HOT = COUNTER.replace(
 )
 
 
+@situation(51, "perf: names of new code, and callers beyond it")
 def test_perf_names_new_code_and_what_called_it(perf: str, tmp_path: Path) -> None:
     """A bug: samples in new code are bare addresses, or callers are lost."""
     flags = ("-O1", "-g")
@@ -407,6 +414,7 @@ def _record(perf: str, server: Server, data: Path, question: str) -> None:
         os.close(fd)
 
 
+@situation(51, "gdb and eu-stack: a core file")
 def test_a_core_file_tells_of_new_code(one: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug: what a debugger needs is in pages that no core file holds."""
     if Path("/proc/sys/kernel/core_pattern").read_text().strip() != "core":

@@ -545,6 +545,7 @@ LINKS = {
     "static": ("-Wl,--no-as-needed", "-static", "-lstdc++"),
     "static-libstdc++": ("-Wl,-Bstatic", "-lstdc++", "-Wl,-Bdynamic", "-static-libgcc"),
     "stripped": (*CXX, "-Wl,-s"),
+    "libunwind": ("-Wl,--no-as-needed", "-lunwind", "-lstdc++"),  # which throws then, in libgcc's place
 }
 
 

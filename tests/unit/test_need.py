@@ -44,6 +44,13 @@ def test_an_ordinary_user_gets_the_command(system: Path) -> None:
     assert done.stderr == "not installed. Please run:\n    sudo apt-get install other-package third-package\n"
 
 
+def test_headers_are_looked_for(system: Path) -> None:
+    """In the folder of the machine's architecture too."""
+    program(system, "id", "echo 1000")
+    assert need(system, "stdio.h:package", "asm/types.h:package").returncode == 0
+    assert need(system, "no-such.h:package").stderr.endswith("apt-get install package\n")
+
+
 def test_root_on_a_debian_gets_it_installed(system: Path) -> None:
     program(system, "id", "echo 0")
     log = system.parent / "log"

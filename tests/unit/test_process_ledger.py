@@ -20,6 +20,7 @@ from katana_cc.process.ledger import (
     CodeRange,
     HookEntry,
     Ledger,
+    Listing,
     MemoryEdit,
     Registration,
     Resident,
@@ -76,7 +77,8 @@ def example(**changes: object) -> Ledger:
         (HookEntry(HookKind.BEFORE_REVERT, "drain", BASE + 0x1040), HookEntry(HookKind.AFTER, "fülle", BASE + 0x1080)),
         (Resident(BroughtKind.VARIABLE, "a.o: f()::count", BASE + 0x2000, 4, bytes(range(32))),
          Resident(BroughtKind.FUNCTION, "grün", 0x5554_1000, 80, UNKNOWN)),
-        (NewLayout("struct conn", bytes(range(1, 33))),),
+        (NewLayout("struct conn", bytes(range(1, 33))),), True,
+        (Listing(0x7E00_1000, 0x7E00_2000, 0x7E00_3000, 0x7E00_4000, 0x7E00_5000, BASE + 0x2200),),
     )  # fmt: skip
     return dataclasses.replace(ledger, **changes)  # type: ignore[arg-type]
 
@@ -95,7 +97,7 @@ def test_header_is_the_specified_one() -> None:
     """A bug: the layout in docs/ledger.md is no longer true."""
     data = encode(example())
     assert data[:8] == b"KATANALG"
-    assert data[8:16] == bytes([8, 0, 0, 0, 2, 0, 0, 0])
+    assert data[8:16] == bytes([9, 0, 0, 0, 2, 0, 0, 0])
     assert int.from_bytes(data[16:24], "little") == len(data) - HEADER_SIZE
     assert int.from_bytes(data[40:48], "little") == BASE
 
@@ -111,7 +113,7 @@ def test_ledger_of_version_1_is_read() -> None:
     """It ends before the registrations, and its last header field means nothing.  A bug: what an earlier katana patched
     can be neither asked nor reverted."""
     ledger = nameless(registrations=(), is_registered=False, moves=(), kinds=(), hooks=())
-    old = earlier(encode(ledger), 1, 32)
+    old = earlier(encode(ledger), 1, 36)
     old[56:64] = bytes([9]) * 8
     assert read_back(bytes(old) + bytes(100)) == ledger
 
@@ -120,36 +122,42 @@ def test_ledger_of_version_1_is_read() -> None:
 def test_ledger_before_variables_moved_is_read(version: int) -> None:
     """It ends before the moves."""
     ledger = nameless(moves=(), kinds=(), hooks=())
-    assert read_back(bytes(earlier(encode(ledger), version, 28)) + bytes(100)) == ledger
+    assert read_back(bytes(earlier(encode(ledger), version, 32)) + bytes(100)) == ledger
 
 
 def test_ledger_before_types_were_walked_is_read() -> None:
     """It ends before the types."""
     ledger = nameless(kinds=(), hooks=(), moves=unmade(example().moves))
-    assert read_back(bytes(earlier(encode(ledger), 4, 24)) + bytes(100)) == ledger
+    assert read_back(bytes(earlier(encode(ledger), 4, 28)) + bytes(100)) == ledger
 
 
 def test_ledger_before_there_were_hooks_is_read() -> None:
     """It ends before the hooks."""
     ledger = nameless(hooks=(), moves=unmade(example().moves), kinds=unmade(example().kinds))
-    assert read_back(bytes(earlier(encode(ledger), 5, 20)) + bytes(100)) == ledger
+    assert read_back(bytes(earlier(encode(ledger), 5, 24)) + bytes(100)) == ledger
 
 
 def test_ledger_before_functions_made_objects_is_read() -> None:
     """It ends before them."""
     ledger = nameless(moves=unmade(example().moves), kinds=unmade(example().kinds))
-    assert read_back(bytes(earlier(encode(ledger), 6, 16)) + bytes(100)) == ledger
+    assert read_back(bytes(earlier(encode(ledger), 6, 20)) + bytes(100)) == ledger
 
 
 def test_ledger_before_things_had_names_is_read() -> None:
     """It ends before them.  A bug: another patch takes its place as if nothing had come with it."""
     ledger = nameless()
-    assert read_back(bytes(earlier(encode(ledger), 7, 8)) + bytes(100)) == ledger
+    assert read_back(bytes(earlier(encode(ledger), 7, 12)) + bytes(100)) == ledger
+
+
+def test_ledger_before_libunwind_was_told_is_read() -> None:
+    """It ends before it."""
+    ledger = example(listings=())
+    assert read_back(bytes(earlier(encode(ledger), 8, 4)) + bytes(100)) == ledger
 
 
 def nameless(**changes: object) -> Ledger:
     """What is read of a ledger that does not tell what came."""
-    return example(**{"residents": (), "layouts": (), "is_named": False, **changes})
+    return example(**{"residents": (), "layouts": (), "is_named": False, "listings": (), **changes})
 
 
 def unmade(of: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -236,8 +244,8 @@ def test_damaged_ledger_is_none(offset: int) -> None:
 def test_later_version_is_refused_by_name() -> None:
     """A bug: a later ledger is misread, and the process with it."""
     data = bytearray(encode(example()))
-    data[8] = 9
-    with pytest.raises(TargetError, match="ledger version 9"):
+    data[8] = 10
+    with pytest.raises(TargetError, match="ledger version 10"):
         read_back(bytes(data))
 
 

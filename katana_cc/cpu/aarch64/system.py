@@ -67,6 +67,7 @@ _DISTANCES: Final = (
 _ADR_MASK, _ADR = 0x1F000000, 0x10000000  # adr, and adrp with the highest bit
 FIXED_LIMIT: Final = 1 << 48  # no code names an address in 32 bits
 
+LIBUNWIND: Final = "aarch64"
 SYSCALL_INSTRUCTION: Final = bytes.fromhex("010000d4")  # svc #0
 SPIN: Final = bytes.fromhex("00000014")  # b .
 SYS_MMAP: Final = 222

@@ -42,6 +42,7 @@ VECTOR_BYTES: Final = 1 << 14
 VECTOR_RANGES: Final = ((160, 416), (576, None))
 ALL_VECTOR_RANGES: Final = ((32, 512), (576, None))  # mm0 to mm7, too
 
+LIBUNWIND: Final = "x86_64"
 SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
 SPIN: Final = b"\xeb\xfe"  # a jump to itself
 _SYSCALL_ARGUMENTS: Final = (RDI, RSI, RDX, R10, R8, R9)
