@@ -4,6 +4,9 @@
     of others                          [rsp, thread pointer): the thread's descriptor lies above its stack
     anything else                      an alternate signal stack, a coroutine: *odd*
 
+An alternate signal stack may also be part of the thread's own, in a frame or among its thread-local variables: then
+what the signal interrupted lies below the stack pointer.  The mark of a signal frame tells of it.
+
 The search looks for the high bytes that all addresses of a range share, in the buffer that was read into.
 """
 
@@ -68,11 +71,26 @@ class Stacks:
         """Index of a thread → (address of the word, its value) of each word that is searched for."""
         result: dict[int, list[tuple[int, int]]] = {}
         for at, value in search.words(self._bulk):
-            i = bisect_right(self._starts, at) - 1
-            while not self.vectors[i][1]:
-                i -= 1
-            result.setdefault(i, []).append((self.vectors[i][0] + at - self._starts[i], value))
+            i, address = self._place(at)
+            result.setdefault(i, []).append((address, value))
         return result
+
+    def signal_frames(self, mark: bytes) -> dict[int, list[int]]:
+        """Index of a thread → addresses of what looks like a signal frame's mark; the frame begins below it."""
+        result: dict[int, list[int]] = {}
+        at = self._bulk.find(mark, 0)
+        while at >= 0:
+            i, address = self._place(at)
+            result.setdefault(i, []).append(address)
+            at = self._bulk.find(mark, at + 1)
+        return result
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """Index of a thread, and address, of what was read to an offset."""
+        i = bisect_right(self._starts, at) - 1
+        while not self.vectors[i][1]:
+            i -= 1
+        return i, self.vectors[i][0] + at - self._starts[i]
 
     def copy(self, i: int) -> bytes:
         """The stack of one thread."""

@@ -19,6 +19,7 @@ include/uapi/asm-generic/unistd.h; AAPCS64 "Machine registers", AADWARF64 "DWARF
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -167,6 +168,11 @@ def runs_supported_code(words: Words) -> bool:
 def in_system_call(words: Words) -> bool:
     """False: a stop does not show it (see above).  So vector registers are always looked at, dead ones too."""
     return words[SYSCALL] & NO_SYSCALL != NO_SYSCALL
+
+
+def signal_frame_mark() -> bytes:
+    """The head of struct fpsimd_context (asm/sigcontext.h)."""
+    return struct.pack("<II", 0x4650_8001, VECTOR_BYTES)[:6]
 
 
 def was_interrupted(following: bytes) -> bool:
