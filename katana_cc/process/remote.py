@@ -31,11 +31,19 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.cpu.native import way_back
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import stuck
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
-from katana_cc.process.threads import is_dead, list_threads, refusal_to_trace, status_fields, thread_name
+from katana_cc.process.threads import (
+    is_dead,
+    is_traced_by_us,
+    list_threads,
+    refusal_to_trace,
+    status_fields,
+    thread_name,
+)
 
 WORD: Final = 8
 _STOP_TIMEOUT: Final = 0.5
@@ -62,6 +70,10 @@ class Returned(NamedTuple):
     signal: int | None
     place: Sequence[int]
     is_clear: bool
+
+
+class _EndedError(TargetError):
+    """The thread has ended, and mostly its process."""
 
 
 class _Way(NamedTuple):
@@ -127,52 +139,45 @@ class RemoteThread:
         return self._registers[cpu.SP], self._registers[cpu.PC]
 
     def _stop_one(self, options: int) -> None:
-        stuck = 0
+        waiting = 0
         why = ""
-        for tid in sorted(list_threads(self._pid)):
-            if thread_name(self._pid, tid).startswith(_WORKER_NAMES):
-                continue  # never runs user code
-            try:
-                pt.seize(tid, options)
-            except ProcessLookupError:
+        for tid in self._candidates():
+            is_again = self._trace(tid, options)
+            if is_again is None:
                 continue
-            except OSError as error:
-                if status_fields(self._pid, tid).get("State", "Z").startswith(("Z", "X")):
-                    continue
-                if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
-                    raise RefusedError(
-                        "the process runs under seccomp, which could kill it for our system calls",
-                        where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
-                        remedy=seccomp_remedy(),
-                    ) from None
-                raise refusal_to_trace(self._pid, error) from None
             self._tid = tid
             self._started = time.perf_counter_ns()
-            pt.interrupt(tid)
-            if self._wait_for_stop(_STOP_TIMEOUT):
+            try:
+                pt.interrupt(tid)
+                if not self._wait_for_stop(_STOP_TIMEOUT):
+                    stuck.leave(tid)
+                    waiting = tid
+                    continue
+                if is_again:
+                    self._set_options(options)
                 self._registers = pt.read_registers(tid)
                 self._mask = pt.read_signal_mask(tid)
-                if not self._is_same_image():
-                    self._let_go()
-                    raise TargetError(
-                        "it runs another program by now (execve)",
-                        where=f"pid {self._pid}",
-                        remedy="nothing was changed; see `katana status`",
-                    )
-                if not cpu.runs_supported_code(self._registers):
-                    pt.detach(tid)
-                    self._tid = 0
-                    continue
-                found = self._unfit(self._registers) if self._unfit else ""
-                if found:
-                    why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
-                    self._let_go()
-                    continue
-                self._leave_sequence()
-                self._prepare_return()
-                pt.write_signal_mask(tid, _ALL_SIGNALS)
-                return
-            stuck = tid  # cannot be detached either before it stops; the kernel does it when we end
+            except (_EndedError, pt.GoneError):
+                continue  # the others may go on
+            if not self._is_same_image():
+                self._let_go()
+                raise TargetError(
+                    "it runs another program by now (execve)",
+                    where=f"pid {self._pid}",
+                    remedy="nothing was changed; see `katana status`",
+                )
+            if not cpu.runs_supported_code(self._registers):
+                pt.detach(tid)
+                continue
+            found = self._unfit(self._registers) if self._unfit else ""
+            if found:
+                why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
+                self._let_go()
+                continue
+            self._leave_sequence()
+            self._prepare_return()
+            pt.write_signal_mask(tid, _ALL_SIGNALS)
+            return
         self._tid = 0
         if why:
             raise BusyError(
@@ -180,13 +185,60 @@ class RemoteThread:
                 where=f"pid {self._pid}",
                 remedy="nothing was touched; wait longer (--wait)",
             )
-        if stuck:
+        if waiting:
             raise BusyError(
-                f"thread {stuck} ({thread_name(self._pid, stuck)}) does not stop",
+                f"thread {waiting} ({thread_name(self._pid, waiting)}) does not stop",
                 where=f"pid {self._pid}",
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _candidates(self) -> Iterator[int]:
+        """The threads, those last that will hardly stop: in vfork, or waiting for a device."""
+        late = []
+        for tid in sorted(list_threads(self._pid)):
+            fields = status_fields(self._pid, tid)
+            if fields.get("Name", "?").startswith(_WORKER_NAMES):
+                continue  # never runs user code
+            if stuck.holds(tid) or fields.get("State", "").startswith("D"):
+                late.append(tid)
+            else:
+                yield tid
+        yield from late
+
+    def _trace(self, tid: int, options: int) -> bool | None:
+        """Trace a thread; whether it was traced by us already (then with other options), None if it has ended."""
+        if stuck.take(tid):
+            return True
+        try:
+            pt.seize(tid, options)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            fields = status_fields(self._pid, tid)
+            if fields.get("State", "Z").startswith(("Z", "X")):
+                return None
+            if is_traced_by_us(fields):
+                return True
+            if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
+                raise self._seccomp_error() from None
+            raise refusal_to_trace(self._pid, error) from None
+        return False
+
+    def _set_options(self, options: int) -> None:
+        """Those that a thread would have been seized with."""
+        try:
+            pt.set_options(self._tid, options)
+        except PermissionError:
+            stuck.let_go(self._tid)
+            raise self._seccomp_error() from None
+
+    def _seccomp_error(self) -> RefusedError:
+        return RefusedError(
+            "the process runs under seccomp, which could kill it for our system calls",
+            where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
+            remedy=seccomp_remedy(),
+        )
 
     def _is_same_image(self) -> bool:
         """Whether the thread still has the memory that the gadgets were found in."""
@@ -238,13 +290,7 @@ class RemoteThread:
 
     def _let_go(self) -> None:
         """Let a thread go on of which nothing was changed."""
-        words = list(self._registers)
-        if changes := self._repair(words):
-            for index, value in changes.items():
-                words[index] = value
-            pt.write_signal_mask(self._tid, self._mask)  # that of the thread, no more that of its call
-            pt.write_registers(self._tid, words)
-        pt.detach(self._tid)
+        stuck.let_go(self._tid)
         self._tid = 0
 
     def _wait_for_stop(self, timeout: float) -> bool:
@@ -259,9 +305,10 @@ class RemoteThread:
                     state = status_fields(self._pid, self._tid).get("State", "X")[:1]
                     if over > _TURN_TIMEOUT or state not in "Rt":  # "t": it has just come to its stop
                         return False
+                stuck.reap()
                 time.sleep(10e-6)
             elif report.gone:
-                raise TargetError("the process died", where=f"pid {self._pid}")
+                raise _EndedError("the process died", where=f"pid {self._pid}")
             elif report.is_signal_delivery:
                 pt.resume(self._tid, report.signal)
             else:
@@ -276,6 +323,7 @@ class RemoteThread:
             if report is None:
                 if time.monotonic() > deadline:
                     return pt.Stop(False, 0, 0)
+                stuck.reap()
                 time.sleep(pause)
                 pause = min(pause * 1.05, _LONGEST_POLL)
             elif report.gone:
