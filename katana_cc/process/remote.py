@@ -13,8 +13,9 @@ kernel's signal code once more: there an interrupted system call is restarted as
 A katana that is killed meanwhile leaves the thread in the middle of all that.  So before anything of it is altered, a
 signal frame of what it was is put below its stack, and whatever it runs returns to the code that goes back there
 (`cpu.interface.WayBack`): between calls it stands in front of that code.  This takes a C library, and a stack that is
-the thread's own (below a coroutine's may lie what is somebody else's); where one is missing, the window of some 100 us
-remains, and all signals that can be caught are blocked in katana.
+surely the thread's own, with room for it (below a coroutine's, and below the end of one in a pool, may lie what is
+somebody else's); where one is missing, the window of some 100 us remains, and all signals that can be caught are
+blocked in katana.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
+from katana_cc.process.stacks import lower_end
 from katana_cc.process.threads import (
     is_dead,
     is_traced_by_us,
@@ -57,6 +59,7 @@ _ALL_SIGNALS: Final = (1 << 64) - 1
 _FAULTS: Final = sum(
     1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 )
+_LENT: Final = 256  # bytes of `scratch`, at most
 _WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
 
 
@@ -257,16 +260,16 @@ class RemoteThread:
 
     def _prepare_return(self) -> None:
         """Put a signal frame below the stack, and the thread in front of the code that goes back by it."""
-        pointer = self._registers[cpu.SP]
-        region = self._gadgets.regions.at(pointer)
-        is_own = region is not None and (
-            region.path == "[stack]" or region.start <= self._registers[cpu.THREAD_POINTER] < region.end
-        )
-        if way_back is None or not self._gadgets.lead_back or region is None or not is_own:
+        if way_back is None or not self._gadgets.lead_back:
+            return
+        end = None
+        with contextlib.suppress(TargetError):
+            end = lower_end(self._registers, self._gadgets.regions, self._memory)
+        if end is None:
             return
         state = pt.read_extended_state(self._tid)
-        at = (pointer - cpu.RED_ZONE - way_back.size_of(state)) & -16
-        if at < region.start:
+        at = (self._registers[cpu.SP] - cpu.RED_ZONE - way_back.size_of(state)) & -16
+        if at - _LENT < end:
             return
         data = self._frame_at(at, state)
         with contextlib.suppress(TargetError):
