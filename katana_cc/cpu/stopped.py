@@ -163,6 +163,9 @@ class System(Protocol):
     def PC_FOLLOWED_BY(self) -> int:
         """Bytes behind the pc in a signal frame that `was_interrupted` looks at."""
 
+    def signal_frame_mark(self) -> bytes:
+        """Bytes that each signal frame has in it, and little else."""
+
     def was_interrupted(self, following: bytes) -> bool:
         """Whether an address in memory may be the pc of what a signal interrupted, as a signal frame keeps it."""
 

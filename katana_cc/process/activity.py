@@ -3,7 +3,8 @@
 A thread is inside a function when its instruction pointer is, or when a return address on its stack leads back into
 it.  Unwinding 256 stacks takes 20 ms; looking for words that could be such a return address takes one: all live stacks
 are read and searched (`stacks`).  Only a thread with a hit is unwound, since a hit may be stale data, and only as far
-as its outermost hit; one on an odd stack always is.
+as its outermost hit; one on an odd stack always is, and one with a signal frame on its stack: what was interrupted may
+lie elsewhere, also below the stack pointer, if the handler's stack is part of the thread's own.
 
 A return address in (start, start + size] belongs to the function: a call may be its last instruction.  An instruction
 pointer in (start, start + size) is inside; at `start` itself nothing has run yet, and the jump is met.  When an unwind
@@ -76,7 +77,9 @@ class Finder:
     Attributes, as of the last `find` that found none:
         decided: the (start, end) of live parts of stacks: what in them leads into a guard is stale.
         own_stacks: (thread id, stack pointer) of each thread, where it is on its own stack; of one in a signal handler
-            with another stack, what it was when the signal came.
+            with another stack, what it was when the signal came: the lowest, if there are several.
+        lowest: (thread id, address): in the mapping there, nothing of that thread lives below; the mapping's start
+            where that is not known, or where it may hold anything else.
         strange: the stack pointers of threads on stacks that are neither their own nor their signal handlers'.
     """
 
@@ -86,6 +89,7 @@ class Finder:
         self._bounds = min(self._starts, default=0), max((g.start + g.size for g in guards), default=0)
         self._bulk = bulk
         self._make_unwinder = make_unwinder
+        self._mark = cpu.signal_frame_mark()
         self._unwinder: Unwinder | None = None
         self._search = Search(
             [(g.start, g.size) for g in guards], lambda value: self.guard_of_return(value) is not None
@@ -94,9 +98,20 @@ class Finder:
         self._studies = 0
         self._deep: list[tuple[int, dict[int, int], _Copy]] = []
         self._known: dict[int, _Known] = {}
+        self._own: dict[int, int] = {}
+        self._elsewhere: list[tuple[int, int]] = []
         self.decided: list[tuple[int, int]] = []
-        self.own_stacks: list[tuple[int, int]] = []
         self.strange: list[int] = []
+
+    @property
+    def own_stacks(self) -> Sequence[tuple[int, int]]:
+        """As above."""
+        return list(self._own.items())
+
+    @property
+    def lowest(self) -> Sequence[tuple[int, int]]:
+        """As above."""
+        return [*self._own.items(), *self._elsewhere]
 
     def find(
         self, pid: int, order: Sequence[int], registers: memoryview, regions: MemoryMap, reread: Callable[[], MemoryMap]
@@ -117,12 +132,13 @@ class Finder:
                 return Activity(tid, guard.name, pc, 0)
         stacks = Stacks(pid, order, registers, regions, reread, self._bulk)
         hits = stacks.hits(self._search)
+        handlers = stacks.signal_frames(self._mark)
         self._left = _PATIENCE if self._studies < DEEP_TRIES else _ALL
         self._deep.clear()
         self._note_usual(order, stacks)
-        for i in sorted(hits.keys() | stacks.odd):
+        for i in sorted(hits.keys() | handlers.keys() | stacks.odd):
             words = registers[i * REGISTER_WORDS : (i + 1) * REGISTER_WORDS]
-            found = self._examine(order[i], words, hits.get(i, []), i, stacks, pid)
+            found = self._examine(order[i], words, hits.get(i, []), handlers.get(i, []), i, stacks, pid)
             if found is not None:
                 return found
         if self._deep:
@@ -186,11 +202,18 @@ class Finder:
         return guard
 
     def _examine(
-        self, tid: int, words: memoryview, hits: list[tuple[int, int]], i: int, stacks: Stacks, pid: int
+        self,
+        tid: int,
+        words: memoryview,
+        hits: list[tuple[int, int]],
+        handlers: list[int],
+        i: int,
+        stacks: Stacks,
+        pid: int,
     ) -> Activity | None:
-        """Unwind a thread with hits, or on an odd stack."""
+        """Unwind a thread with hits, with signal frames (`handlers`), or on an odd stack."""
         is_odd = i in stacks.odd
-        until = _ALL if is_odd else max(at for at, _ in hits)
+        until = _ALL if is_odd else max((*(at for at, _ in hits), *handlers))
         trace, states = self._walk(tid, _numbered(words), _Copy(stacks.vectors[i][0], stacks.copy(i)), until)
         for frame, guard in zip(trace.frames, self.guards_of(trace), strict=True):
             if guard is not None:
@@ -199,15 +222,19 @@ class Finder:
         for frame, guard in known.inside if known is not None else ():
             if frame.depth >= trace.goes_on:
                 return Activity(tid, guard.name, frame.pc, frame.depth - trace.goes_on + len(trace.frames))
-        if is_odd:
-            home = home_stack(tid, pid, words, stacks.regions)
-            if not self._returns(tid, _places(trace, states, known), home):
-                self.strange.append(words[cpu.SP])
-        if trace.is_complete or trace.is_cut:
-            return None
         seen_up_to = max((f.cfa for f in trace.frames), default=0)
         if known is not None:
             seen_up_to = max(seen_up_to, known.furthest)
+        is_seen = trace.is_complete or trace.is_cut
+        if is_odd or handlers:
+            places = _places(trace, states, known)
+            is_lower = any(p.is_exact and p.pointer < words[cpu.SP] for p in places)
+            # Of a signal frame that was not come to: what it interrupted may be anywhere.
+            is_odd = is_odd or is_lower or (not is_seen and max(handlers) >= seen_up_to)
+            home = _home(i, tid, pid, words, stacks)
+            self._note(tid, words[cpu.SP], places, home, stacks.regions, is_seen or not is_odd)
+        if is_seen:
+            return None
         beyond = [value for at, value in hits if is_odd or at >= seen_up_to - 8]
         if is_odd:
             self._bulk.read([home_stack(tid, pid, words, stacks.regions)])
@@ -220,22 +247,34 @@ class Finder:
         return None
 
     def _note_usual(self, order: Sequence[int], stacks: Stacks) -> None:
-        self.strange = []
+        self.strange, self._elsewhere = [], []
         own = [(tid, *stacks.vectors[i]) for i, tid in enumerate(order) if i not in stacks.odd]
         self.decided = [(pointer - cpu.RED_ZONE, pointer + size) for _, pointer, size in own]
-        self.own_stacks = [(tid, pointer) for tid, pointer, _ in own]
+        self._own = {tid: pointer for tid, pointer, _ in own}
 
-    def _returns(self, tid: int, places: Sequence[_Place], home: tuple[int, int]) -> bool:
-        """Whether a thread that is not where its stack is will be there when its signal handler returns; what was seen
-        is noted."""
-        for n, place in enumerate(places):
-            below = place.pointer - cpu.RED_ZONE if place.is_exact else place.pointer
-            if n and place.is_exact and home[0] <= place.pointer < sum(home):
-                self.own_stacks.append((tid, place.pointer))
-                self.decided.append((below, sum(home)))
-                return True
-            self.decided.append((below, place.cfa))
-        return False
+    def _note(
+        self, tid: int, pointer: int, places: Sequence[_Place], home: tuple[int, int], regions: MemoryMap, is_sure: bool
+    ) -> None:
+        """What is known of a thread with handlers, or that is not where its stack is (`home`: start and end).
+
+        `is_sure`: all that they interrupted was seen.
+        """
+        own = [p.pointer for p in places if p.is_exact and home[0] <= p.pointer < home[1]]
+        others = [p for p in places if not home[0] <= p.pointer < home[1]]
+        self.decided += [(p.pointer - cpu.RED_ZONE if p.is_exact else p.pointer, p.cfa) for p in others]
+        starts = [p.pointer for p in others if p.is_exact]
+        if not home[0] <= pointer < home[1]:
+            starts.append(pointer)
+            if not own:
+                self.strange.append(pointer)
+        if own and is_sure:
+            self._own[tid] = min(own)
+            self.decided.append((min(own) - cpu.RED_ZONE, home[1]))
+        else:
+            self._own.pop(tid, None)
+            starts.append(home[0])
+        known = {region.start for at in starts if (region := regions.at(at)) is not None}
+        self._elsewhere += [(tid, start) for start in sorted(known)]
 
     def _walk(
         self, tid: int, values: dict[int, int], copy: _Copy, until: int
@@ -316,13 +355,15 @@ class _Copy:
 
 
 class _States(dict[int, tuple[dict[int, int], int, bool]]):
-    """The states of an unwind; each tells the stack that is read how far it has come."""
+    """The states of an unwind; each tells the stack that is read how far it has come.  One that comes back to lower
+    addresses is not to be gone on from: above it nothing may have changed, and yet there."""
 
     def __init__(self, copy: _Copy) -> None:
         super().__init__()
         self._copy = copy
 
     def __setitem__(self, pointer: int, state: tuple[dict[int, int], int, bool]) -> None:
+        self._copy.is_all &= pointer >= self._copy.floor
         self._copy.floor = pointer
         super().__setitem__(pointer, state)
 
@@ -354,6 +395,15 @@ def _places(
         met = known.walked.states.items()
         found += [_Place(at, frames[n].cfa, exact) for at, (_, n, exact) in met if trace.goes_on <= n < len(frames)]
     return [place for place in found if place.cfa > place.pointer]
+
+
+def _home(i: int, tid: int, pid: int, words: memoryview, stacks: Stacks) -> tuple[int, int]:
+    """Start and end of the stack that a thread was born with."""
+    region = stacks.regions.at(words[cpu.SP])
+    if i in stacks.odd or region is None:
+        start, size = home_stack(tid, pid, words, stacks.regions)
+        return start, start + size
+    return region.start, sum(stacks.vectors[i])
 
 
 def _numbered(words: Sequence[int] | memoryview) -> dict[int, int]:

@@ -123,7 +123,7 @@ def look(
     """Read the variables, and the objects on the heap, and search for words that lead into them.
 
     Args:
-        stacks: (thread id, stack pointer) of each thread whose stack pointer is known.
+        stacks: as of `Finder.lowest`, of the threads of which it is known.
         registers: gives those that lead into what moves.
         kernel: what the kernel keeps for the process (`katana_cc.process.kernel.kept`).
         pages: of the process.

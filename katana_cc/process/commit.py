@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Unwinder
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
@@ -197,7 +196,7 @@ def _try(
                             suspects.look(waiting)
                             writes = _compared(target, commit, prepared, bulk)
                             if commit.carry is not None and rehearsal is not None:
-                                cargo = _cargo(commit.carry, rehearsal, threads)
+                                cargo = _cargo(commit.carry, rehearsal, threads, finder)
                                 if commit.handover is not None:
                                     cargo = commit.handover.made(threads, commit.carry, cargo)
                             report = CommitReport(count, waiting.tries, 0.0, 0.0, 0, cargo)
@@ -253,9 +252,8 @@ def _map_reader(pid: int) -> Callable[[], MemoryMap]:
     return lambda: read_map(pid)
 
 
-def _cargo(carry: Carry, rehearsal: Rehearsal, threads: Threads) -> Cargo:
+def _cargo(carry: Carry, rehearsal: Rehearsal, threads: Threads, finder: Finder) -> Cargo:
     """What is to be written of the variables that move; refuses when they may not."""
-    stacks = [(tid, threads.registers[i * REGISTER_WORDS + cpu.SP]) for i, tid in enumerate(threads.order)]
     if carry.objects is not None:
         rows = range(0, len(threads.order) * REGISTER_WORDS, REGISTER_WORDS)
         words = [threads.registers[at : at + REGISTER_WORDS].tolist() for at in rows]
@@ -264,7 +262,7 @@ def _cargo(carry: Carry, rehearsal: Rehearsal, threads: Threads) -> Cargo:
     def registers(seeker: Seeker) -> Iterator[RegisterWord]:
         return leading(threads.order, threads.registers, seeker)
 
-    cargo = rehearsal.look(stacks, registers)
+    cargo = rehearsal.look(finder.lowest, registers)
     judge(carry, cargo)
     return cargo
 

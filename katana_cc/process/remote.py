@@ -13,8 +13,9 @@ kernel's signal code once more: there an interrupted system call is restarted as
 A katana that is killed meanwhile leaves the thread in the middle of all that.  So before anything of it is altered, a
 signal frame of what it was is put below its stack, and whatever it runs returns to the code that goes back there
 (`cpu.interface.WayBack`): between calls it stands in front of that code.  This takes a C library, and a stack that is
-the thread's own (below a coroutine's may lie what is somebody else's); where one is missing, the window of some 100 us
-remains, and all signals that can be caught are blocked in katana.
+surely the thread's own, with room for it (below a coroutine's, and below the end of one in a pool, may lie what is
+somebody else's); where one is missing, the window of some 100 us remains, and all signals that can be caught are
+blocked in katana.
 """
 
 from __future__ import annotations
@@ -31,11 +32,20 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.cpu.native import way_back
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import stuck
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
-from katana_cc.process.threads import is_dead, list_threads, refusal_to_trace, status_fields, thread_name
+from katana_cc.process.stacks import lower_end
+from katana_cc.process.threads import (
+    is_dead,
+    is_traced_by_us,
+    list_threads,
+    refusal_to_trace,
+    status_fields,
+    thread_name,
+)
 
 WORD: Final = 8
 _STOP_TIMEOUT: Final = 0.5
@@ -49,6 +59,7 @@ _ALL_SIGNALS: Final = (1 << 64) - 1
 _FAULTS: Final = sum(
     1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 )
+_LENT: Final = 256  # bytes of `scratch`, at most
 _WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
 
 
@@ -62,6 +73,10 @@ class Returned(NamedTuple):
     signal: int | None
     place: Sequence[int]
     is_clear: bool
+
+
+class _EndedError(TargetError):
+    """The thread has ended, and mostly its process."""
 
 
 class _Way(NamedTuple):
@@ -127,52 +142,45 @@ class RemoteThread:
         return self._registers[cpu.SP], self._registers[cpu.PC]
 
     def _stop_one(self, options: int) -> None:
-        stuck = 0
+        waiting = 0
         why = ""
-        for tid in sorted(list_threads(self._pid)):
-            if thread_name(self._pid, tid).startswith(_WORKER_NAMES):
-                continue  # never runs user code
-            try:
-                pt.seize(tid, options)
-            except ProcessLookupError:
+        for tid in self._candidates():
+            is_again = self._trace(tid, options)
+            if is_again is None:
                 continue
-            except OSError as error:
-                if status_fields(self._pid, tid).get("State", "Z").startswith(("Z", "X")):
-                    continue
-                if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
-                    raise RefusedError(
-                        "the process runs under seccomp, which could kill it for our system calls",
-                        where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
-                        remedy=seccomp_remedy(),
-                    ) from None
-                raise refusal_to_trace(self._pid, error) from None
             self._tid = tid
             self._started = time.perf_counter_ns()
-            pt.interrupt(tid)
-            if self._wait_for_stop(_STOP_TIMEOUT):
+            try:
+                pt.interrupt(tid)
+                if not self._wait_for_stop(_STOP_TIMEOUT):
+                    stuck.leave(tid)
+                    waiting = tid
+                    continue
+                if is_again:
+                    self._set_options(options)
                 self._registers = pt.read_registers(tid)
                 self._mask = pt.read_signal_mask(tid)
-                if not self._is_same_image():
-                    self._let_go()
-                    raise TargetError(
-                        "it runs another program by now (execve)",
-                        where=f"pid {self._pid}",
-                        remedy="nothing was changed; see `katana status`",
-                    )
-                if not cpu.runs_supported_code(self._registers):
-                    pt.detach(tid)
-                    self._tid = 0
-                    continue
-                found = self._unfit(self._registers) if self._unfit else ""
-                if found:
-                    why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
-                    self._let_go()
-                    continue
-                self._leave_sequence()
-                self._prepare_return()
-                pt.write_signal_mask(tid, _ALL_SIGNALS)
-                return
-            stuck = tid  # cannot be detached either before it stops; the kernel does it when we end
+            except (_EndedError, pt.GoneError):
+                continue  # the others may go on
+            if not self._is_same_image():
+                self._let_go()
+                raise TargetError(
+                    "it runs another program by now (execve)",
+                    where=f"pid {self._pid}",
+                    remedy="nothing was changed; see `katana status`",
+                )
+            if not cpu.runs_supported_code(self._registers):
+                pt.detach(tid)
+                continue
+            found = self._unfit(self._registers) if self._unfit else ""
+            if found:
+                why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
+                self._let_go()
+                continue
+            self._leave_sequence()
+            self._prepare_return()
+            pt.write_signal_mask(tid, _ALL_SIGNALS)
+            return
         self._tid = 0
         if why:
             raise BusyError(
@@ -180,13 +188,60 @@ class RemoteThread:
                 where=f"pid {self._pid}",
                 remedy="nothing was touched; wait longer (--wait)",
             )
-        if stuck:
+        if waiting:
             raise BusyError(
-                f"thread {stuck} ({thread_name(self._pid, stuck)}) does not stop",
+                f"thread {waiting} ({thread_name(self._pid, waiting)}) does not stop",
                 where=f"pid {self._pid}",
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _candidates(self) -> Iterator[int]:
+        """The threads, those last that will hardly stop: in vfork, or waiting for a device."""
+        late = []
+        for tid in sorted(list_threads(self._pid)):
+            fields = status_fields(self._pid, tid)
+            if fields.get("Name", "?").startswith(_WORKER_NAMES):
+                continue  # never runs user code
+            if stuck.holds(tid) or fields.get("State", "").startswith("D"):
+                late.append(tid)
+            else:
+                yield tid
+        yield from late
+
+    def _trace(self, tid: int, options: int) -> bool | None:
+        """Trace a thread; whether it was traced by us already (then with other options), None if it has ended."""
+        if stuck.take(tid):
+            return True
+        try:
+            pt.seize(tid, options)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            fields = status_fields(self._pid, tid)
+            if fields.get("State", "Z").startswith(("Z", "X")):
+                return None
+            if is_traced_by_us(fields):
+                return True
+            if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
+                raise self._seccomp_error() from None
+            raise refusal_to_trace(self._pid, error) from None
+        return False
+
+    def _set_options(self, options: int) -> None:
+        """Those that a thread would have been seized with."""
+        try:
+            pt.set_options(self._tid, options)
+        except PermissionError:
+            stuck.let_go(self._tid)
+            raise self._seccomp_error() from None
+
+    def _seccomp_error(self) -> RefusedError:
+        return RefusedError(
+            "the process runs under seccomp, which could kill it for our system calls",
+            where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
+            remedy=seccomp_remedy(),
+        )
 
     def _is_same_image(self) -> bool:
         """Whether the thread still has the memory that the gadgets were found in."""
@@ -205,16 +260,16 @@ class RemoteThread:
 
     def _prepare_return(self) -> None:
         """Put a signal frame below the stack, and the thread in front of the code that goes back by it."""
-        pointer = self._registers[cpu.SP]
-        region = self._gadgets.regions.at(pointer)
-        is_own = region is not None and (
-            region.path == "[stack]" or region.start <= self._registers[cpu.THREAD_POINTER] < region.end
-        )
-        if way_back is None or not self._gadgets.lead_back or region is None or not is_own:
+        if way_back is None or not self._gadgets.lead_back:
+            return
+        end = None
+        with contextlib.suppress(TargetError):
+            end = lower_end(self._registers, self._gadgets.regions, self._memory)
+        if end is None:
             return
         state = pt.read_extended_state(self._tid)
-        at = (pointer - cpu.RED_ZONE - way_back.size_of(state)) & -16
-        if at < region.start:
+        at = (self._registers[cpu.SP] - cpu.RED_ZONE - way_back.size_of(state)) & -16
+        if at - _LENT < end:
             return
         data = self._frame_at(at, state)
         with contextlib.suppress(TargetError):
@@ -238,13 +293,7 @@ class RemoteThread:
 
     def _let_go(self) -> None:
         """Let a thread go on of which nothing was changed."""
-        words = list(self._registers)
-        if changes := self._repair(words):
-            for index, value in changes.items():
-                words[index] = value
-            pt.write_signal_mask(self._tid, self._mask)  # that of the thread, no more that of its call
-            pt.write_registers(self._tid, words)
-        pt.detach(self._tid)
+        stuck.let_go(self._tid)
         self._tid = 0
 
     def _wait_for_stop(self, timeout: float) -> bool:
@@ -259,9 +308,10 @@ class RemoteThread:
                     state = status_fields(self._pid, self._tid).get("State", "X")[:1]
                     if over > _TURN_TIMEOUT or state not in "Rt":  # "t": it has just come to its stop
                         return False
+                stuck.reap()
                 time.sleep(10e-6)
             elif report.gone:
-                raise TargetError("the process died", where=f"pid {self._pid}")
+                raise _EndedError("the process died", where=f"pid {self._pid}")
             elif report.is_signal_delivery:
                 pt.resume(self._tid, report.signal)
             else:
@@ -276,6 +326,7 @@ class RemoteThread:
             if report is None:
                 if time.monotonic() > deadline:
                     return pt.Stop(False, 0, 0)
+                stuck.reap()
                 time.sleep(pause)
                 pause = min(pause * 1.05, _LONGEST_POLL)
             elif report.gone:

@@ -4,6 +4,9 @@
     of others                          [rsp, thread pointer): the thread's descriptor lies above its stack
     anything else                      an alternate signal stack, a coroutine: *odd*
 
+An alternate signal stack may also be part of the thread's own, in a frame or among its thread-local variables: then
+what the signal interrupted lies below the stack pointer.  The mark of a signal frame tells of it.
+
 The search looks for the high bytes that all addresses of a range share, in the buffer that was read into.
 """
 
@@ -16,13 +19,14 @@ from typing import Final
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.process.maps import MemoryMap
-from katana_cc.process.memory import BulkReader
+from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.threads import list_threads, waiting_at
 
 _ODD_STACK_LIMIT: Final = 1 << 20
 _STACK_LIMIT: Final = 8 << 20
 _USUAL: Final = 1 << 14
+_DESCRIPTOR: Final = 1 << 12  # bytes
 _MAX_FINE_PREFIXES: Final = 64
 _SHORTEST_NEEDLE: Final = 2
 
@@ -68,11 +72,26 @@ class Stacks:
         """Index of a thread → (address of the word, its value) of each word that is searched for."""
         result: dict[int, list[tuple[int, int]]] = {}
         for at, value in search.words(self._bulk):
-            i = bisect_right(self._starts, at) - 1
-            while not self.vectors[i][1]:
-                i -= 1
-            result.setdefault(i, []).append((self.vectors[i][0] + at - self._starts[i], value))
+            i, address = self._place(at)
+            result.setdefault(i, []).append((address, value))
         return result
+
+    def signal_frames(self, mark: bytes) -> dict[int, list[int]]:
+        """Index of a thread → addresses of what looks like a signal frame's mark; the frame begins below it."""
+        result: dict[int, list[int]] = {}
+        at = self._bulk.find(mark, 0)
+        while at >= 0:
+            i, address = self._place(at)
+            result.setdefault(i, []).append(address)
+            at = self._bulk.find(mark, at + 1)
+        return result
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """Index of a thread, and address, of what was read to an offset."""
+        i = bisect_right(self._starts, at) - 1
+        while not self.vectors[i][1]:
+            i -= 1
+        return i, self.vectors[i][0] + at - self._starts[i]
 
     def copy(self, i: int) -> bytes:
         """The stack of one thread."""
@@ -121,6 +140,27 @@ def home_stack(tid: int, pid: int, words: memoryview, regions: MemoryMap) -> tup
         return 0, 0
     size = min(words[cpu.THREAD_POINTER] - region.start, 8 * _ODD_STACK_LIMIT)
     return words[cpu.THREAD_POINTER] - size, size
+
+
+def lower_end(words: Sequence[int], regions: MemoryMap, memory: Reader) -> int | None:
+    """The lowest address that surely is of the stack a thread is on; None where that is not known."""
+    pointer, thread = words[cpu.SP], words[cpu.THREAD_POINTER]
+    region = regions.at(pointer)
+    if region is None:
+        return None
+    if region.path == "[stack]":
+        return region.start
+    if not pointer < thread < region.end:
+        return None
+    # The C library keeps in a thread's descriptor where the block begins that its stack was made in, or that the
+    # program gave it, the block's size, and how much of that is a guard (struct pthread of glibc).
+    kept = memory.read(thread, min(_DESCRIPTOR, region.end - thread) & -8)
+    found: tuple[int, ...] = struct.unpack(f"<{len(kept) // 8}Q", kept)
+    first = regions.at(region.start - 1) if regions.is_guarded(region) else region
+    for block, size, guard in zip(found, found[1:], found[2:], strict=False):
+        if block < pointer and thread < block + size <= region.end and regions.at(block) in (first, region):
+            return max(region.start, block + guard if guard < size else block)
+    return region.start if first is not region else None
 
 
 def column(registers: memoryview, register: int, count: int) -> list[int]:

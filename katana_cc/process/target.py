@@ -20,7 +20,7 @@ from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
-from katana_cc.process.threads import has_ended, status_fields
+from katana_cc.process.threads import has_ended, is_traced_by_us, status_fields
 
 AT_ENTRY: Final = 9  # where the program itself begins; elf.h
 _AT_RANDOM: Final = 25  # where 16 random bytes are; getauxval(3)
@@ -119,8 +119,9 @@ class Target:
 
     def refuse_if_traced(self) -> None:
         """Raises TargetError that names the tracer, if there is one."""
-        tracer = int(status_fields(self.pid).get("TracerPid", "0"))
-        if tracer:
+        fields = status_fields(self.pid)
+        tracer = int(fields.get("TracerPid", "0"))
+        if tracer and not is_traced_by_us(fields):  # a thread that has not stopped in time is still
             name = status_fields(tracer).get("Name", "?")
             raise TargetError(
                 f"already traced by {name} (pid {tracer})",

@@ -26,10 +26,12 @@ from collections.abc import Iterable, Mapping
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import stuck
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
 _ENDING = 0.2  # seconds
+_RELEASE_TIMEOUT = 0.25  # seconds
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -59,6 +61,11 @@ def thread_name(pid: int, tid: int) -> str:
 def process_name(pid: int) -> str:
     """A process's comm; "?" when it is gone."""
     return status_fields(pid).get("Name", "?")
+
+
+def is_traced_by_us(fields: Mapping[str, str]) -> bool:
+    """Whether this process is the tracer, by the `status_fields` of a process or thread."""
+    return int(fields.get("TracerPid", "0")) in (os.getpid(), threading.get_native_id())
 
 
 def is_dead(pid: int) -> bool:
@@ -135,6 +142,8 @@ class Threads:
             self.registers = memoryview(self._buffer).cast("B").cast("Q")
 
     def _seize_one(self, tid: int) -> bool:
+        if stuck.take(tid):
+            return True
         try:
             pt.seize(tid, pt.O_TRACECLONE | pt.O_TRACESYSGOOD)
         except ProcessLookupError:
@@ -145,14 +154,10 @@ class Threads:
             if not fields or fields.get("State", "").startswith(("Z", "X")):
                 self._gone.add(tid)  # a leader that exited before its threads
                 return False
-            if self._is_traced_by_us(fields):
+            if is_traced_by_us(fields):
                 return True  # created by a thread we trace
             raise refusal_to_trace(self.pid, error) from None
         return True
-
-    def _is_traced_by_us(self, fields: dict[str, str]) -> bool:
-        tracer = int(fields.get("TracerPid", "0"))
-        return tracer in (os.getpid(), threading.get_native_id())
 
     def _traced(self) -> set[int]:
         return self._known - self._gone
@@ -197,6 +202,7 @@ class Threads:
                         where=f"pid {self.pid}",
                         remedy="it may wait for a child in vfork, or for a device; try again later",
                     )
+                stuck.reap()
                 time.sleep(20e-6)
             else:
                 os.sched_yield()
@@ -306,34 +312,37 @@ class Threads:
         self.repair_system_calls()
 
     def release(self) -> None:
-        """Let every thread run on, and stop tracing.  Threads that never stopped are waited for shortly; the kernel
-        releases the rest when this process ends."""
+        """Let every thread run on, and stop tracing.  Threads that never stopped are waited for shortly; the rest is
+        left to `stuck`."""
         for tid in self._stopped:
             with contextlib.suppress(OSError):
                 pt.detach(tid)
-        running = (self._known | self._strangers) - self._gone - self._stopped
-        if running:
-            self._release_running(running)
+        self._release_running()
         self.order = []
         for each in (self._known, self._gone, self._stopped, self._strangers, self._in_event):
             each.clear()
 
-    def _release_running(self, tids: Iterable[int]) -> None:
-        """Detach threads that are traced but not stopped: a detach needs a stop."""
-        pending = set(tids)
-        for tid in pending:
-            with contextlib.suppress(OSError):
-                pt.interrupt(tid)
-        deadline = time.monotonic() + 0.25
-        while pending and time.monotonic() < deadline:
-            for tid in tuple(pending):
-                if self._collect(tid):
-                    if tid not in self._gone:
-                        self._repair((tid,))
+    def _release_running(self) -> None:
+        """Detach threads that are traced but not stopped, also those that come to be meanwhile: a detach needs a
+        stop."""
+        asked: set[int] = set()
+        done = set(self._stopped)
+        deadline = time.monotonic() + _RELEASE_TIMEOUT
+        while pending := (self._known | self._strangers) - self._gone - done:
+            is_late = time.monotonic() > deadline
+            for tid in pending:
+                if tid not in asked:
+                    asked.add(tid)
                     with contextlib.suppress(OSError):
-                        pt.detach(tid)
-                    pending.discard(tid)
-            if pending:
+                        pt.interrupt(tid)
+                if self._collect(tid):
+                    done.add(tid)
+                    if tid not in self._gone:
+                        stuck.let_go(tid)
+                elif is_late:
+                    done.add(tid)
+                    stuck.leave(tid)
+            if not is_late:
                 time.sleep(50e-6)
 
 

@@ -8,7 +8,8 @@ Looked at are words at addresses that are multiples of 8, where every compiler p
 otherwise (packed structs: `katana_cc.process.follow` reads those that types tell of).  Left out is what can hold no
 live pointer or is not ours to ask:
 
-    below the red zone of a thread's own stack    where the mapping is surely a stack: `[stack]`, or after guard pages
+    below the red zone of a thread's own stack    where the mapping is surely a stack: `[stack]`, or after guard pages,
+                                                  and no other thread is there
     read-only memory                              but what a loader wrote before it was (addresses)
     devices                                       reading them may do something
     memory that the process cannot read itself
@@ -164,7 +165,8 @@ def to_search(
 
     Args:
         spared: (start, end) ranges that are left out.
-        stacks: (thread id, stack pointer) of each thread for which it is known; of other stacks nothing is left out.
+        stacks: (thread id, address) of each thread for which it is known: nothing of its own lives below in the
+            mapping there, but for the red zone.  Of other stacks nothing is left out.
         touched, written: as of `Pages`.
     """
     low: dict[int, list[int]] = {}

@@ -498,8 +498,8 @@ def test_guard_that_is_not_where_the_kernel_put_it(
 
 
 def test_another_katana_at_work(two: tuple[Built, Path], server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be about to use the mapping again, where it sees the process through another mount of /proc and so does not
-    meet the lock.  A bug: jumps lead to memory that is gone."""
+    """It may be about to use the mapping again, where it sees the process through another mount of /proc and so does
+    not meet the lock.  A bug: jumps lead to memory that is gone."""
     monkeypatch.setattr(Target, "claim", lambda *_: None)
     apply(server, two[1])
     assert katana("revert", "--pid", server.pid).returncode == 0

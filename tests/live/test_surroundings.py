@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from katana_cc.cpu.native import system
 from katana_cc.process import ptrace_binding, remote
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.target import Target
@@ -538,3 +540,52 @@ def test_thread_that_gets_no_processor_is_waited_for(tmp_path: Path, monkeypatch
         assert not late
         monkeypatch.undo()
         assert server.ask("a 5") == "6"
+
+
+# A thread with some bytes left of a stack that the program gave it; below them are somebody else's.
+POOLED = (
+    HEAD
+    + r"""
+enum { BELOW = 1 << 14, SIZE = 1 << 16 };
+static char pool[BELOW + SIZE] __attribute__((aligned(64))); static int gate[2], left;
+static void *enter(void *p) {
+  char *here = __builtin_frame_address(0), *volatile low = __builtin_alloca(here - (pool + BELOW) - left), byte;
+  *low = 1; if (write(1, "low\n", 4) != 4) return p;
+  while (read(gate[0], &byte, 1) < 0) {}
+  return p;
+}
+int main(int argc, char **argv) {
+  pthread_t t; pthread_attr_t a; char line[9];
+  pthread_attr_init(&a); pthread_attr_setstack(&a, pool + BELOW, SIZE);
+  memset(pool, 0xAA, BELOW); left = atoi(argv[1]) + argc * 0;
+  if (pipe(gate)) return 1;
+  printf("ready\n%lx\n", (long)pool + BELOW); fflush(stdout);
+  pthread_create(&t, &a, enter, 0);
+  return !fgets(line, sizeof line, stdin);
+}
+"""
+)
+
+
+@pytest.mark.parametrize(("left", "has_room"), [(900, False), (30000, True)])
+def test_nothing_is_put_below_the_end_of_a_stack(tmp_path: Path, left: int, has_room: bool) -> None:
+    """A bug: what katana puts below the stack pointer, so that a thread comes back by itself, is put into the next
+    stack of a pool, whose thread runs."""
+    with (
+        serving(build(tmp_path, "server", POOLED, link=("-Wl,-z,now",)).output, str(left)) as server,
+        Target(server.pid) as target,
+    ):
+        bottom = int(server.line(), 16)
+        assert server.line() == "low"
+        gadgets = find_gadgets(target.memory, target.regions, target.where)
+        before = target.memory.read(bottom - (1 << 14), 1 << 14)
+        assert before == b"\xaa" * (1 << 14)
+
+        def unfit(words: Sequence[int]) -> str:
+            return "" if bottom <= words[system.SP] < bottom + (1 << 16) else "is another"
+
+        for _ in range(2):
+            with remote.RemoteThread(target.memory, gadgets, unfit) as thread:
+                assert thread.syscall(39) == server.pid  # getpid
+                assert target.memory.read(bottom - (1 << 14), 1 << 14) == before
+                assert bool(thread._frame) == has_room

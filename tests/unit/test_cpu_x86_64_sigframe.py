@@ -127,3 +127,12 @@ def test_what_is_missing_is_nought() -> None:
     found = find_gadgets(_Code(b"\x0f\x05".rjust(16, b"\x90").ljust(4096, b"\x90")), MAP, "pid 1")
     assert (found.syscall, found.returning, found.restorer, found.keeper) == (0x100E, 0, 0, 0)
     assert not found.lead_back
+
+
+@pytest.mark.parametrize(("features", "extent"), [(0b10_0000_0111, 2696), (0b11 << 17 | 0b111, 11008)])
+def test_frame_is_no_larger_than_what_is_in_use(features: int, extent: int) -> None:
+    """A bug: where the machine has AMX, room is taken for tiles that nobody has: 8 KB more of a small stack."""
+    state = bytearray(11008)
+    state[512:520] = features.to_bytes(8, "little")
+    data = frame(0x7000, 0xABCD, [0] * 27, 0, bytes(state))
+    assert extent < len(data) <= size_of(bytes(state)) < extent + 600

@@ -205,3 +205,34 @@ def test_every_return_address_has_a_searched_prefix(count: int) -> None:
             high = struct.pack("<Q", word)[8 - width :]
             assert any(high.startswith(p) for p in prefixes)
     assert len(prefixes) <= 64
+
+
+MARK = int.from_bytes(cpu.signal_frame_mark(), "little")
+LIVE = STACK + 0x20000
+
+
+def test_thread_with_a_signal_frame_is_unwound() -> None:
+    """A bug: what a handler interrupted is below its stack, which is part of the same, and is not looked at."""
+    unwinder = FakeUnwinder(trace((OUTSIDE, LIVE + 0x20, True), (CODE + 9, STACK + 0x100, False)))
+    found = find({LIVE + 0x80: MARK}, registers((OUTSIDE, LIVE, 0)), unwinder)
+    assert found == Activity(PID, "f", CODE + 9, 1)
+
+
+@pytest.mark.parametrize(("seen", "is_inside"), [(LIVE + 0x40, True), (LIVE + 0x90, False)], ids=["beyond", "before"])
+def test_signal_frame_beyond_a_broken_unwind_makes_the_whole_stack_count(seen: int, is_inside: bool) -> None:
+    """A bug: words below the stack pointer never count; or they do, though the mark was left behind by a handler that
+    has returned."""
+    unwinder = FakeUnwinder(trace((OUTSIDE, seen, True), complete=False))
+    found = find({LIVE + 0x80: MARK, STACK + 0x100: CODE + 9}, registers((OUTSIDE, LIVE, 0)), unwinder)
+    assert (found is not None) == is_inside
+
+
+def test_how_low_a_stack_reaches_is_not_told_of_one_that_could_not_be_unwound() -> None:
+    """A bug: live words of it are taken for dead."""
+    unwinder = FakeUnwinder(trace((OUTSIDE, LIVE + 0x40, True), complete=False))
+    regs = registers((OUTSIDE, LIVE, 0), (OUTSIDE, THREAD + 0x7000, THREAD + 0x8000))
+    make: Callable[[], Unwinder] = lambda: unwinder  # type: ignore[assignment,return-value]  # noqa: E731
+    finder = Finder([GUARD], FakeBulk({LIVE + 0x80: MARK}), make)  # type: ignore[arg-type]
+    assert finder.find(PID, [PID, TID], regs, REGIONS, lambda: REGIONS) is None
+    assert sorted(finder.lowest) == [(PID, STACK), (TID, THREAD + 0x7000)]
+    assert finder.own_stacks == [(TID, THREAD + 0x7000)]

@@ -186,6 +186,11 @@ def in_system_call(words: Words) -> bool:
     return words[SYSCALL] & NO_SYSCALL != NO_SYSCALL
 
 
+def signal_frame_mark() -> bytes:
+    """The head of struct fpsimd_context (asm/sigcontext.h)."""
+    return struct.pack("<II", 0x4650_8001, VECTOR_BYTES)[:6]
+
+
 def was_interrupted(following: bytes) -> bool:
     """Whether a PSTATE of a 64-bit program follows, as in struct sigcontext (asm/sigcontext.h)."""
     state = int.from_bytes(following, "little")

@@ -71,9 +71,7 @@ def frame(at: int, restorer: int, registers: Sequence[int], mask: int, state: by
         mask: the signals it is to block.
         state: its extended registers, as the XSAVE area that ptrace gives.
     """
-    used = len(state)
-    if used > _WITHOUT_TILES and not int.from_bytes(state[_FEATURES_AT : _FEATURES_AT + 8], "little") & _TILES:
-        used = _WITHOUT_TILES
+    used = _used(state)
     area = bytearray(state[:used])
     if used >= _LEGACY:
         features = area[_SOFTWARE_BYTES : _SOFTWARE_BYTES + 8]  # those the kernel has enabled
@@ -96,7 +94,13 @@ def frame(at: int, restorer: int, registers: Sequence[int], mask: int, state: by
 
 def size_of(state: bytes) -> int:
     """How many bytes `frame` makes of an extended state, at most."""
-    return _HEAD.size + _SIGINFO_SIZE + 64 + len(state) + 4
+    return _HEAD.size + _SIGINFO_SIZE + 64 + _used(state) + 4
+
+
+def _used(state: bytes) -> int:
+    """How many bytes of an extended state have to be in a frame."""
+    has_tiles = int.from_bytes(state[_FEATURES_AT : _FEATURES_AT + 8], "little") & _TILES
+    return len(state) if has_tiles else min(len(state), _WITHOUT_TILES)
 
 
 def _extended_at(at: int) -> int:

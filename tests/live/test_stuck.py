@@ -1,0 +1,161 @@
+"""Threads that do not stop in time, in vfork: they go on as soon as they can, and stand in nobody's way."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from katana_cc.errors import BusyError
+from katana_cc.process import ptrace_binding, remote, stuck, threads
+from katana_cc.process.gadgets import find_gadgets
+from katana_cc.process.target import Target
+from katana_cc.process.threads import Threads, list_threads, status_fields
+from tests.live.handmade import build
+from tests.live.programs import CHURN, COUNTER, HEAD
+from tests.live.server import Server, serving
+from tests.live.situations import situation
+
+# The first thread is in vfork until the child has read a byte; then it echoes what it reads.  With an argument another
+# thread waits beside it.
+VFORKING = (
+    HEAD
+    + r"""
+static void *idle(void *p) { for (;;) pause(); return p; }
+int main(int argc, char **argv) {
+  char byte, line[100]; pthread_t t;
+  if (argc > 1) pthread_create(&t, 0, idle, argv);
+  if (!vfork()) {
+    if (write(1, "ready\n", 6) == 6 && read(0, &byte, 1) == 1) _exit(0);
+    _exit(1);
+  }
+  say("over");
+  while (fgets(line, sizeof line, stdin)) { fputs(line, stdout); fflush(stdout); }
+  return 0;
+}
+"""
+)
+GETPID = 39
+
+
+@pytest.fixture(scope="module")
+def vforking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program."""
+    return build(tmp_path_factory.mktemp("vforking"), "server", VFORKING).output
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_STOP_TIMEOUT", 0.05)
+    monkeypatch.setattr(threads, "_RELEASE_TIMEOUT", 0.05)
+
+
+@contextmanager
+def _thread(target: Target) -> Iterator[remote.RemoteThread]:
+    with remote.RemoteThread(target.memory, find_gadgets(target.memory, target.regions, target.where)) as thread:
+        yield thread
+
+
+def _traced(pid: int) -> list[int]:
+    return [tid for tid in list_threads(pid) if status_fields(pid, tid).get("TracerPid", "0") != "0"]
+
+
+def _goes_on(server: Server) -> None:
+    """It does, without any more of katana than that it lives."""
+    server.tell("")  # the child reads it, or a part
+    assert server.line() == "over"
+    assert server.ask("hello") in ("", "hello")
+    assert not _traced(server.pid)
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+
+
+@situation(46, "thread in vfork, while another one makes system calls for katana")
+def test_thread_in_vfork_is_left_alone_where_there_is_another(vforking: Path) -> None:
+    """A bug: it is traced for the rest of katana's life, and stands still as soon as its child has gone."""
+    with serving(vforking, "1") as server, Target(server.pid) as target:
+        for _ in range(2):
+            with _thread(target) as thread:
+                assert thread.tid != server.pid
+                assert thread.syscall(GETPID) == server.pid
+                assert status_fields(server.pid)["TracerPid"] == "0"
+        server.tell("")
+        assert server.line() == "over"
+
+
+@situation(46, "thread that comes out of vfork after katana has given up")
+def test_thread_that_did_not_stop_goes_on(vforking: Path) -> None:
+    """A bug: it stands still until katana ends, which for the next try calls itself another tracer."""
+    with serving(vforking) as server, Target(server.pid) as target:
+        for _ in range(2):
+            with pytest.raises(BusyError, match="does not stop"), _thread(target):
+                pass
+        target.refuse_if_traced()
+        assert stuck.holds(server.pid)
+        _goes_on(server)
+        with _thread(target) as thread:
+            assert thread.syscall(GETPID) == server.pid
+
+
+def test_thread_is_taken_again_when_it_can_stop(vforking: Path) -> None:
+    """A bug: what stopped meanwhile is not known to whoever wants it, or has other options than it was seized with."""
+    with serving(vforking) as server, Target(server.pid) as target:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            with pytest.raises(BusyError, match="does not stop"), _thread(target):
+                pass
+            server.tell("")
+            with _thread(target) as thread:
+                assert thread.syscall(GETPID) == server.pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert server.line() == "over"
+        assert not stuck.holds(server.pid)
+
+
+def test_stop_of_all_that_failed_lets_all_go_on(vforking: Path) -> None:
+    """A bug: the one that could not be stopped stands still later, after all have been let go."""
+    with serving(vforking, "1") as server:
+        every = Threads(server.pid)
+        try:
+            every.seize()
+            with pytest.raises(BusyError, match="does not stop"):
+                every.stop(0.05)
+        finally:
+            every.release()
+        assert stuck.holds(server.pid)
+        _goes_on(server)
+
+
+def test_threads_that_are_made_while_all_are_let_go_run(tmp_path: Path) -> None:
+    """A bug: a thread that another makes in that moment is traced, stands, and is never let go."""
+    with serving(build(tmp_path, "server", CHURN).output) as server:
+        for _ in range(100):
+            every = Threads(server.pid)
+            every.seize()
+            every.release()
+            deadline = time.monotonic() + 10
+            while traced := _traced(server.pid):
+                assert time.monotonic() < deadline, traced
+
+
+def test_thread_that_ends_before_it_stops_is_not_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: "the process died"."""
+    wait = ptrace_binding.wait
+
+    def ended(tid: int) -> ptrace_binding.Stop | None:
+        stop = wait(tid)
+        if stop is None or tid != server.pid:
+            return stop
+        ptrace_binding.detach(tid)
+        return ptrace_binding.Stop(True, 0, 0)
+
+    with serving(build(tmp_path, "server", COUNTER).output, "2") as server, Target(server.pid) as target:
+        monkeypatch.setattr(ptrace_binding, "wait", ended)
+        with _thread(target) as thread:
+            assert thread.tid != server.pid
+            assert thread.syscall(GETPID) == server.pid
+        assert server.ask("a 5") == "6"
