@@ -43,6 +43,7 @@ _GETREGS: Final = 12
 _SETREGS: Final = 13
 _DETACH: Final = 17
 _SYSCALL: Final = 24
+_SETOPTIONS: Final = 0x4200
 _GETEVENTMSG: Final = 0x4201
 _GETREGSET: Final = 0x4204
 _SETREGSET: Final = 0x4205
@@ -114,6 +115,11 @@ def _request(operation: int, tid: int, address: int = 0, data: int = 0) -> int:
 def seize(tid: int, options: int) -> None:
     """Begin to trace without stopping (PTRACE_SEIZE)."""
     _request(_SEIZE, tid, 0, options)
+
+
+def set_options(tid: int, options: int) -> None:
+    """Put other options (O_*) in place of those a stopped thread is traced with (PTRACE_SETOPTIONS)."""
+    _request(_SETOPTIONS, tid, 0, options)
 
 
 def interrupt(tid: int) -> None:

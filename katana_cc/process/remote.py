@@ -35,7 +35,7 @@ from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
-from katana_cc.process.threads import is_dead, list_threads, refusal_to_trace, status_fields, thread_name
+from katana_cc.process.threads import TRACED_WITH, is_dead, list_threads, refusal_to_trace, status_fields, thread_name
 
 WORD: Final = 8
 _STOP_TIMEOUT: Final = 0.5
@@ -104,13 +104,10 @@ class RemoteThread:
         self.pause_us = 0.0
 
     def __enter__(self) -> RemoteThread:
-        options = pt.O_TRACESYSGOOD
-        if status_fields(self._pid).get("Seccomp", "0").strip() != "0":
-            options |= pt.O_SUSPEND_SECCOMP
         everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
         self._blocked_here = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
         try:
-            self._stop_one(options)
+            self._stop_one()
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
             raise
@@ -126,25 +123,20 @@ class RemoteThread:
         """Where it was stopped: its stack pointer and pc."""
         return self._registers[cpu.SP], self._registers[cpu.PC]
 
-    def _stop_one(self, options: int) -> None:
+    def _stop_one(self) -> None:
         stuck = 0
         why = ""
+        refusal: RefusedError | None = None
         for tid in sorted(list_threads(self._pid)):
             if thread_name(self._pid, tid).startswith(_WORKER_NAMES):
                 continue  # never runs user code
             try:
-                pt.seize(tid, options)
+                pt.seize(tid, pt.O_TRACESYSGOOD)
             except ProcessLookupError:
                 continue
             except OSError as error:
                 if status_fields(self._pid, tid).get("State", "Z").startswith(("Z", "X")):
                     continue
-                if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
-                    raise RefusedError(
-                        "the process runs under seccomp, which could kill it for our system calls",
-                        where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
-                        remedy=seccomp_remedy(),
-                    ) from None
                 raise refusal_to_trace(self._pid, error) from None
             self._tid = tid
             self._started = time.perf_counter_ns()
@@ -161,12 +153,20 @@ class RemoteThread:
                     why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
                     self._let_go()
                     continue
+                try:
+                    self._suspend_seccomp(pt.O_TRACESYSGOOD)
+                except RefusedError as error:
+                    refusal = error  # another thread may have no filter
+                    self._let_go()
+                    continue
                 self._leave_sequence()
                 self._prepare_return()
                 pt.write_signal_mask(tid, _ALL_SIGNALS)
                 return
             stuck = tid  # cannot be detached either before it stops; the kernel does it when we end
         self._tid = 0
+        if refusal is not None:
+            raise refusal
         if why:
             raise BusyError(
                 f"no thread is where a function could be called: {why}",
@@ -180,6 +180,26 @@ class RemoteThread:
                 remedy="it may wait for a child in vfork, or for a device; try again later",
             )
         raise TargetError("the process is gone", where=f"pid {self._pid}")
+
+    def _suspend_seccomp(self, options: int) -> None:
+        """Let the thread, which is stopped and traced with these options, make calls that a filter of its own (each
+        thread has some) may forbid, or kill the process for; until it is let go.
+
+        Raises:
+            RefusedError: we may not.
+        """
+        if status_fields(self._pid, self._tid).get("Seccomp", "0").strip() == "0":
+            return
+        try:
+            pt.set_options(self._tid, options | pt.O_SUSPEND_SECCOMP)
+        except ProcessLookupError:
+            raise
+        except OSError:
+            raise RefusedError(
+                "the process runs under seccomp, which could kill it for our system calls",
+                where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
+                remedy=seccomp_remedy(),
+            ) from None
 
     def _leave_sequence(self) -> int:
         """Be at the abort handler of a restartable sequence that the thread is in; where it was."""
@@ -462,6 +482,9 @@ class StoppedThread(RemoteThread):
 
     Args:
         tid, registers: the thread, and what it was stopped with.
+
+    Raises (on entering):
+        RefusedError: seccomp may forbid the calls, and cannot be suspended.
     """
 
     def __init__(self, memory: ProcessMemory, gadgets: Gadgets, tid: int, registers: Sequence[int]) -> None:
@@ -472,6 +495,7 @@ class StoppedThread(RemoteThread):
         self.changes: dict[int, int] = {}
 
     def __enter__(self) -> StoppedThread:
+        self._suspend_seccomp(TRACED_WITH)
         self._mask = pt.read_signal_mask(self._tid)
         self._was_at = self._leave_sequence()
         self._prepare_return()
@@ -484,3 +508,4 @@ class StoppedThread(RemoteThread):
         with contextlib.suppress(ProcessLookupError):
             pc = self._registers[cpu.PC]
             self.changes = ({cpu.PC: pc} if pc != self._was_at else {}) | self._put_back()
+            pt.set_options(self._tid, TRACED_WITH)

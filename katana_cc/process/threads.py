@@ -29,6 +29,7 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
+TRACED_WITH = pt.O_TRACECLONE | pt.O_TRACESYSGOOD
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -116,7 +117,7 @@ class Threads:
 
     def _seize_one(self, tid: int) -> bool:
         try:
-            pt.seize(tid, pt.O_TRACECLONE | pt.O_TRACESYSGOOD)
+            pt.seize(tid, TRACED_WITH)
         except ProcessLookupError:
             self._gone.add(tid)
             return False
