@@ -125,6 +125,12 @@ class System(Protocol):
     @property
     def SYS_PERF_EVENT_OPEN(self) -> int: ...
     @property
+    def SYS_KCMP(self) -> int: ...
+    @property
+    def CLONING_SYSCALLS(self) -> frozenset[int]:
+        """Those in which a thread waits for its child of vfork's."""
+
+    @property
     def PERF_REGISTERS(self) -> Mapping[int, int]:
         """Bit of a register in perf's masks → its index in a row."""
 
