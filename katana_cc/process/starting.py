@@ -25,7 +25,7 @@ from katana_cc.cpu.native import cpu as native
 from katana_cc.cpu.native import system as cpu
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import FormatError, RefusedError
+from katana_cc.errors import FormatError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.sharing import same_memory
@@ -67,7 +67,8 @@ class Start:
         before.
 
         Raises:
-            KatanaError: it has become something whose code we do not write to.  It is traced still.
+            KatanaError: it has become something whose code we do not write to, or that we may not trace again.  The
+            jump is not there, and it is traced still.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         try:
@@ -85,6 +86,7 @@ class Start:
         pause = _FIRST_LOOK
         while True:
             if self._let_go_until and (self._threads == {self._pid} or time.monotonic() > self._let_go_until):
+                self._refuse_unless_traceable()
                 pt.detach(self._pid)
                 return True
             found = pt.wait_any()
@@ -170,6 +172,20 @@ class Start:
         for tid in self._threads - {self._pid}:
             with contextlib.suppress(ProcessLookupError):
                 pt.interrupt(tid)
+
+    def _refuse_unless_traceable(self) -> None:
+        """Once let go it could not be stopped again, if a constructor has taken that right from us."""
+        try:
+            ProcessMemory(self._pid).close()
+        except TargetError as error:
+            assert self._entry is not None
+            assert self._memory is not None
+            self._memory.write(*self._entry, self._pid)
+            raise RefusedError(
+                "it may not be traced any more: a constructor of a library forbids it (PR_SET_DUMPABLE, setuid)",
+                where=f"pid {self._pid}",
+                remedy=error.remedy,
+            ) from None
 
 
 def _entry_of(pid: int) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -165,13 +167,18 @@ __attribute__((constructor)) static void begin(int argc, char **argv) { /*DO*/ }
 )
 
 
+def with_library(folder: Path, does: str) -> tuple[Built, Path]:
+    """The program linked with a library whose constructor does that, and the patch."""
+    library = folder / "library.so"
+    (folder / "library.c").write_text(LIBRARY.replace("/*DO*/", does))
+    run("gcc", "-O2", "-w", "-shared", "-fPIC", "-pthread", folder / "library.c", "-o", library)
+    return pair(folder, ("-Wl,--no-as-needed", str(library)))
+
+
 @pytest.mark.parametrize("does", CONSTRUCTORS)
 def test_constructor_of_a_library(tmp_path: Path, does: str) -> None:
     """A bug: a child turns for ever in the jump that it was born with, or a program that begins again is old."""
-    library = tmp_path / "library.so"
-    (tmp_path / "library.c").write_text(LIBRARY.replace("/*DO*/", CONSTRUCTORS[does]))
-    run("gcc", "-O2", "-w", "-shared", "-fPIC", "-pthread", tmp_path / "library.c", "-o", library)
-    old, patch = pair(tmp_path, ("-Wl,--no-as-needed", str(library)))
+    old, patch = with_library(tmp_path, CONSTRUCTORS[does])
     done = katana_run("--patch", patch, old.output, timeout=20)
     answers = sorted(line for line in done.stdout.splitlines() if line.startswith("answers"))
     has_child = does in ("fork", "fork, exec")
@@ -223,3 +230,25 @@ def test_program_starts_where_ends_of_children_are_ignored(tmp_path: Path) -> No
     done = katana_run("--patch", patch, old.output, before=before, timeout=20)
     assert done.returncode == 9, done.stderr
     assert done.stdout.startswith("answers 102 102\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--or-unpatched",)], ids=["needed", "wanted"])
+def test_program_that_may_not_be_traced_any_more(options: tuple[str, ...]) -> None:
+    """A constructor forbids it to whoever is not root.  A bug: nobody can take the program out of the jump at its entry
+    point."""
+    become_nobody = (
+        "import ctypes, os, katana_cc.cli.run, katana_cc.cli.main\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)"  # PR_SET_DUMPABLE, as after an exec
+    )
+    with tempfile.TemporaryDirectory() as name:  # pytest's are for its own user only
+        Path(name).chmod(0o755)
+        old, patch = with_library(Path(name), "prctl(PR_SET_DUMPABLE, 0);")
+        done = katana_run(*options, "--patch", patch, old.output, before=become_nobody, timeout=20)
+    assert "may not be traced any more" in done.stderr
+    if options:
+        assert done.returncode == 9, done.stderr
+        assert done.stdout.startswith("answers 2 2\n")
+    else:
+        assert done.returncode == -signal.SIGKILL
+        assert done.stdout == ""
