@@ -187,6 +187,17 @@ def test_constructor_of_a_library(tmp_path: Path, does: str) -> None:
     assert "killed" not in done.stderr
 
 
+@pytest.mark.parametrize("does", ["fork", "vfork"])
+def test_child_where_kcmp_is_forbidden(tmp_path: Path, does: str) -> None:
+    """A bug: the jump is taken out of the memory that child and parent have together, or stays in the child's own."""
+    old, patch = with_library(tmp_path, CONSTRUCTORS[does])
+    before = "from katana_cc.process import starting\nstarting.same_memory = lambda *_: None"
+    done = katana_run("--patch", patch, old.output, before=before, timeout=20)
+    answers = sorted(line for line in done.stdout.splitlines() if line.startswith("answers"))
+    assert answers == ["answers 102 102", *["answers 2 2"] * (does == "fork")]
+    assert done.returncode == 9
+
+
 # Somebody traces the program when it is to go on, until that was tried in vain.
 TRACER = """
 import os
