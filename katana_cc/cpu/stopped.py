@@ -135,9 +135,13 @@ class System(Protocol):
     @property
     def SYS_SIGALTSTACK(self) -> int: ...
     @property
+    def SYS_PERF_EVENT_OPEN(self) -> int: ...
+    @property
     def SYS_KCMP(self) -> int: ...
     @property
-    def SYS_PERF_EVENT_OPEN(self) -> int: ...
+    def CLONING_SYSCALLS(self) -> frozenset[int]:
+        """Those in which a thread waits for its child of vfork's."""
+
     @property
     def PERF_REGISTERS(self) -> Mapping[int, int]:
         """Bit of a register in perf's masks → its index in a row."""

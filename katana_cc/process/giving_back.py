@@ -46,7 +46,7 @@ from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.phases import Bytes
 from katana_cc.process.priority import first_in_line, spared
 from katana_cc.process.registration import deregister, may_be_registered, register
-from katana_cc.process.sharing import Sharing
+from katana_cc.process.sharers import Sharing
 from katana_cc.process.standing import standings
 from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target, read_map
 from katana_cc.process.threads import Threads, is_dead, list_threads, status_fields, waiting_at

@@ -10,14 +10,18 @@ they would be without.  A process beside it does the work:
         at the entry point, in that jump                         lets go, and applies patches as to any process
         goes on                                                  puts the first two bytes back
 
+What constructors do on the way there (fork, exec) is the business of `starting`.
+
 At the entry point ld.so has mapped and relocated all modules and run the constructors of libraries, and nothing of the
 program itself has run.  A patch needs threads that it can stop and start again as it likes, hence the jump to itself in
 place of a stopped process: no parent sees it stopped, and no signal is used up.
 
 The patcher is no child of the program, which would be told of its end.  Should it be killed, the guard puts the bytes
-back and the program goes on as it is; only if both are killed at once does it wait there for ever.
+back and the program goes on as it is; only if both are killed at once does it wait there for ever.  So before the jump
+is written the guard is told where, and that it is out only once it is.  Whoever else traces the program then is waited
+for.
 
-Sources: ptrace(2) (PTRACE_O_TRACEEXEC), getauxval(3), prctl(2) (PR_SET_PTRACER, for Yama).
+Sources: ptrace(2), getauxval(3), prctl(2) (PR_SET_PTRACER, for Yama), sigaction(2) (SIGCHLD that is ignored).
 """
 
 from __future__ import annotations
@@ -31,19 +35,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
-from katana_cc.cpu.native import cpu as native
 from katana_cc.cpu.native import system as cpu
-from katana_cc.elf import constants as c
-from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import FormatError, KatanaError, RefusedError, TargetError
+from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
-from katana_cc.process.target import AT_ENTRY, Target
+from katana_cc.process.starting import TRACED_WITH, Entry, Start
+from katana_cc.process.threads import is_dead, refusal_to_trace, status_fields
 
-_FIRST_LOOK: Final = 0.0005  # seconds
-_LAST_LOOK: Final = 0.01
+_FIRST_TRY: Final = 0.0005  # seconds
+_LAST_TRY: Final = 0.1
+_PATIENCE: Final = 1.0  # with who else traces the program, before it is said
 _PR_SET_PTRACER: Final = 0x59616D61
-_GUARD_MESSAGE: Final = 8 + len(cpu.SPIN)  # where it waits, and what belongs there
+_NOTE: Final = 8 + len(cpu.SPIN)  # to the guard: where it waits, and what belongs there
+_OVER: Final = bytes(_NOTE)
+_BEGUN: Final = b"\0" * 8 + cpu.SPIN  # it runs, and waits nowhere yet
 _SETUID_OR_SETGID: Final = 0o6000
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -75,7 +80,8 @@ def launch(program: str, words: list[str], patcher: Patcher, tell: Callable[[Kat
         os.close(said)
         os.close(hear)
         _guard(pid, say, heard, patcher, tell)
-    os.waitpid(between, 0)
+    with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored
+        os.waitpid(between, 0)
     os.close(say)
     os.close(heard)
     guard = int.from_bytes(os.read(said, 8), "little")
@@ -126,6 +132,7 @@ def _guard(pid: int, say: int, heard: int, patcher: Patcher, tell: Callable[[Kat
     """See to it that the program goes on though the patcher was killed."""
     status = 1
     try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.write(say, os.getpid().to_bytes(8, "little"))
         left, leave = os.pipe()
         child = os.fork()
@@ -134,11 +141,14 @@ def _guard(pid: int, say: int, heard: int, patcher: Patcher, tell: Callable[[Kat
             _patch(pid, say, heard, leave, patcher, tell)
         for number in (say, heard, leave):
             os.close(number)
+        note = _OVER
+        while read := os.read(left, 100 * _NOTE):
+            note = (note + read)[-_NOTE:]
         os.waitpid(child, 0)
-        note = os.read(left, 2 * _GUARD_MESSAGE)
-        if len(note) == _GUARD_MESSAGE:  # it said where the program waits, and not that it goes on
-            _release(pid, int.from_bytes(note[:8], "little"), note[8:])
-            os.write(2, b"katana run: the patcher was killed; the program runs, patched or not: see `katana status`\n")
+        if note != _OVER:
+            if note != _BEGUN:
+                _release(pid, Entry(int.from_bytes(note[:8], "little"), note[8:]))
+            _say("the patcher was killed; the program runs, patched or not: see `katana status`")
         status = 0
     finally:
         os._exit(status)
@@ -147,69 +157,47 @@ def _guard(pid: int, say: int, heard: int, patcher: Patcher, tell: Callable[[Kat
 def _patch(
     pid: int, say: int, heard: int, leave: int, patcher: Patcher, tell: Callable[[KatanaError], int]
 ) -> NoReturn:
+    def note(text: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed
+            os.write(leave, text)
+
     try:
         os.read(heard, 1)
         try:
-            pt.seize(pid, pt.O_TRACEEXEC)
+            pt.seize(pid, TRACED_WITH)
         except OSError as error:
             os.write(say, (error.strerror or str(error)).encode())
             os._exit(1)
+        note(_BEGUN)
         os.write(say, b"!")
         for number in (say, heard):
             os.close(number)
         if _has_started(pid):
-            _patch_started(pid, leave, patcher, tell)
+            _patch_started(pid, note, patcher, tell)
+        note(_OVER)
     finally:
         os._exit(0)
 
 
-def _patch_started(pid: int, leave: int, patcher: Patcher, tell: Callable[[KatanaError], int]) -> None:
+def _patch_started(
+    pid: int, note: Callable[[bytes], None], patcher: Patcher, tell: Callable[[KatanaError], int]
+) -> None:
     """The exec has happened, and nothing of the new image has run."""
     try:
-        entry = _entry_of(pid)
+        entry = Start(pid, lambda each: note(each.address.to_bytes(8, "little") + each.first)).follow()
     except KatanaError as error:
         # Not a process whose code we know to write to.
         if tell(error):
             os.kill(pid, signal.SIGKILL)
         return  # and it goes on, traced no more
-    memory = ProcessMemory(pid)
-    first = memory.read(entry, len(cpu.SPIN))
-    os.write(leave, entry.to_bytes(8, "little") + first)
-    memory.write(entry, cpu.SPIN, pid)
-    pt.resume(pid)
-    if not _comes_to(pid, entry):
+    if entry is None:
         return
-    pt.detach(pid)
     status = 0
     try:
         patcher(pid)
     except KatanaError as error:
         status = tell(error)
-    _release(pid, entry, first, status)
-    os.write(leave, bytes(_GUARD_MESSAGE))
-
-
-def _entry_of(pid: int) -> int:
-    """Where the program itself begins.
-
-    Raises:
-        RefusedError: by then it is not relocated, or not a 64-bit program.
-    """
-    try:
-        image = ElfFile(Path(f"/proc/{pid}/exe").read_bytes(), f"/proc/{pid}/exe")
-    except (OSError, FormatError) as error:
-        raise RefusedError(f"it cannot be read: {error}", where=f"pid {pid}") from None
-    if image.machine != cpu.MACHINE:
-        raise RefusedError(f"it is for ELF machine {image.machine}, not {native.name}", where=f"pid {pid}")
-    kinds = {segment.type for segment in image.segments}
-    if image.type == c.ET_DYN and c.PT_INTERP not in kinds:
-        raise RefusedError(
-            "a static position-independent program relocates itself after it has begun",
-            where=f"pid {pid}",
-            remedy="start it, and use `katana apply`",
-        )
-    with contextlib.closing(Target(pid)) as target:
-        return target.auxiliary(AT_ENTRY)
+    _release(pid, entry, status)
 
 
 def _has_started(pid: int) -> bool:
@@ -219,22 +207,6 @@ def _has_started(pid: int) -> bool:
             return True
         pt.resume(pid, stop.signal if stop.is_signal_delivery else 0)
     return False
-
-
-def _comes_to(pid: int, entry: int) -> bool:
-    """Let a traced process run until it stands still at its entry point; False when it ended before.
-
-    It is looked at now and then: a breakpoint would kill the program if the patcher were killed meanwhile.
-    """
-    pause = _FIRST_LOOK
-    while True:
-        time.sleep(pause)
-        pause = min(2 * pause, _LAST_LOOK)
-        if not _stand(pid):
-            return False
-        if pt.read_registers(pid)[cpu.PC] == entry:
-            return True
-        pt.resume(pid)
 
 
 def _stand(pid: int) -> bool:
@@ -248,19 +220,55 @@ def _stand(pid: int) -> bool:
     return False
 
 
-def _release(pid: int, entry: int, first: bytes, status: int = 0) -> None:
+def _release(pid: int, entry: Entry, status: int = 0) -> None:
     """Let a program that waits at its entry point go on; with a status, end instead.
 
     Its first thread is stopped for it: one that runs could fetch half of what is written.
     """
-    with contextlib.suppress(OSError, KatanaError):
-        memory = ProcessMemory(pid)
-        pt.seize(pid, 0)
-        if not _stand(pid):
+    with contextlib.suppress(ProcessLookupError):
+        if not (_trace(pid) and _stand(pid)):
             return
-        if status:
-            registers = pt.read_registers(pid)
-            cpu.set_system_call(registers, entry, cpu.SYS_EXIT_GROUP, (status,))
-            pt.write_registers(pid, registers)
-        memory.write(entry, cpu.SYSCALL_INSTRUCTION if status else first, pid)
+        with contextlib.closing(ProcessMemory(pid)) as memory:
+            if _is_waiting(memory, entry):
+                if status:
+                    registers = pt.read_registers(pid)
+                    cpu.set_system_call(registers, entry.address, cpu.SYS_EXIT_GROUP, (status,))
+                    pt.write_registers(pid, registers)
+                memory.write(entry.address, cpu.SYSCALL_INSTRUCTION if status else entry.first, pid)
+            elif status:  # it has begun once more meanwhile, and is not to run
+                os.kill(pid, signal.SIGKILL)
         pt.detach(pid)
+
+
+def _is_waiting(memory: ProcessMemory, entry: Entry) -> bool:
+    """Whether the jump is there (not in what it has become since, nor where the patcher has put the bytes back)."""
+    try:
+        return memory.read(entry.address, len(cpu.SPIN)) == cpu.SPIN
+    except TargetError:
+        return False
+
+
+def _trace(pid: int) -> bool:
+    """Trace it, as soon as nobody else does; False when it has ended."""
+    pause = _FIRST_TRY
+    said_at: float | None = time.monotonic() + _PATIENCE
+    while not is_dead(pid):
+        if int(status_fields(pid).get("TracerPid", "0")) == os.getpid():
+            return True  # a stop that was given up
+        try:
+            pt.seize(pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            if said_at is not None and time.monotonic() > said_at:
+                said_at = None
+                _say(f"the program waits at its entry point: {refusal_to_trace(pid, error).what}")
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_TRY)
+        else:
+            return True
+    return False
+
+
+def _say(text: str) -> None:
+    os.write(2, f"katana run: {text}\n".encode(errors="replace"))

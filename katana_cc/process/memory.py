@@ -2,7 +2,9 @@
 process_vm_writev.
 
 An open /proc/PID/mem stays bound to the address space it was opened for: after the target exits or execs, reads and
-writes come back empty instead of touching a stranger.  Source: proc_pid_mem(5).
+writes come back empty instead of touching a stranger.  Not so of a child that has its parent's memory (vfork): they go
+on to reach the parent when the child has become something else, so that `Target` opens none of such a one.  And the
+vectors go by the process id: they reach whatever has it.  Source: proc_pid_mem(5).
 """
 
 from __future__ import annotations

@@ -27,10 +27,14 @@ REGISTER_WORDS: Final = system.REGISTER_WORDS
 REGISTER_BYTES: Final = REGISTER_WORDS * 8
 
 O_TRACESYSGOOD: Final = 0x1
+O_TRACEFORK: Final = 0x2
+O_TRACEVFORK: Final = 0x4
 O_TRACECLONE: Final = 0x8
 O_TRACEEXEC: Final = 0x10
 O_SUSPEND_SECCOMP: Final = 0x200000
 
+EVENT_FORK: Final = 1
+EVENT_VFORK: Final = 2
 EVENT_CLONE: Final = 3
 EVENT_EXEC: Final = 4
 EVENT_STOP: Final = 128
@@ -118,7 +122,7 @@ def seize(tid: int, options: int) -> None:
 
 
 def set_options(tid: int, options: int) -> None:
-    """Others than it was seized with; the thread must be stopped."""
+    """Put other options (O_*) in place of those a stopped thread is traced with (PTRACE_SETOPTIONS)."""
     _request(_SETOPTIONS, tid, 0, options)
 
 
@@ -248,7 +252,7 @@ def queued_words(tid: int, shared: bool) -> list[int]:
 
 
 def event_message(tid: int) -> int:
-    """PTRACE_GETEVENTMSG; after EVENT_CLONE the new thread's id."""
+    """PTRACE_GETEVENTMSG; after EVENT_CLONE the new thread's id, after EVENT_FORK and EVENT_VFORK the child's."""
     word = ctypes.c_ulong()
     _request(_GETEVENTMSG, tid, 0, ctypes.addressof(word))
     return word.value
@@ -300,13 +304,28 @@ def wait_for(tid: int) -> Stop:
     return stop
 
 
+def wait_any() -> tuple[int, Stop] | None:
+    """The next report of any traced thread and which it is of; None when there is none yet.
+
+    Raises:
+        ProcessLookupError: none is traced.
+    """
+    try:
+        got, status = os.waitpid(-1, _WALL | os.WNOHANG)
+    except ChildProcessError:
+        raise ProcessLookupError(errno.ESRCH, "nothing is traced") from None
+    return (got, _told(status)) if got else None
+
+
 def _wait(tid: int, flags: int) -> Stop | None:
     try:
         got, status = os.waitpid(tid, _WALL | flags)
     except ChildProcessError:
         return Stop(True, 0, 0)
-    if got == 0:
-        return None
+    return _told(status) if got else None
+
+
+def _told(status: int) -> Stop:
     if os.WIFSTOPPED(status):
         return Stop(False, (status >> 8) & 0xFF, status >> 16)
     return Stop(True, 0, 0)

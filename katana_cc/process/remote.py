@@ -39,6 +39,7 @@ from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
 from katana_cc.process.stacks import lower_end
 from katana_cc.process.threads import (
+    TRACED_WITH,
     is_dead,
     is_traced_by_us,
     list_threads,
@@ -119,13 +120,10 @@ class RemoteThread:
         self.pause_us = 0.0
 
     def __enter__(self) -> RemoteThread:
-        options = pt.O_TRACESYSGOOD
-        if status_fields(self._pid).get("Seccomp", "0").strip() != "0":
-            options |= pt.O_SUSPEND_SECCOMP
         everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
         self._blocked_here = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
         try:
-            self._stop_one(options)
+            self._stop_one()
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
             raise
@@ -141,11 +139,12 @@ class RemoteThread:
         """Where it was stopped: its stack pointer and pc."""
         return self._registers[cpu.SP], self._registers[cpu.PC]
 
-    def _stop_one(self, options: int) -> None:
+    def _stop_one(self) -> None:
         waiting = 0
         why = ""
+        refusal: RefusedError | None = None
         for tid in self._candidates():
-            is_again = self._trace(tid, options)
+            is_again = self._trace(tid)
             if is_again is None:
                 continue
             self._tid = tid
@@ -157,7 +156,7 @@ class RemoteThread:
                     waiting = tid
                     continue
                 if is_again:
-                    self._set_options(options)
+                    pt.set_options(tid, pt.O_TRACESYSGOOD)
                 self._registers = pt.read_registers(tid)
                 self._mask = pt.read_signal_mask(tid)
             except (_EndedError, pt.GoneError):
@@ -177,11 +176,19 @@ class RemoteThread:
                 why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
                 self._let_go()
                 continue
+            try:
+                self._suspend_seccomp(pt.O_TRACESYSGOOD)
+            except RefusedError as error:
+                refusal = error  # another thread may have no filter
+                self._let_go()
+                continue
             self._leave_sequence()
             self._prepare_return()
             pt.write_signal_mask(tid, _ALL_SIGNALS)
             return
         self._tid = 0
+        if refusal is not None:
+            raise refusal
         if why:
             raise BusyError(
                 f"no thread is where a function could be called: {why}",
@@ -209,12 +216,12 @@ class RemoteThread:
                 yield tid
         yield from late
 
-    def _trace(self, tid: int, options: int) -> bool | None:
+    def _trace(self, tid: int) -> bool | None:
         """Trace a thread; whether it was traced by us already (then with other options), None if it has ended."""
         if stuck.take(tid):
             return True
         try:
-            pt.seize(tid, options)
+            pt.seize(tid, pt.O_TRACESYSGOOD)
         except ProcessLookupError:
             return None
         except OSError as error:
@@ -223,25 +230,8 @@ class RemoteThread:
                 return None
             if is_traced_by_us(fields):
                 return True
-            if options & pt.O_SUSPEND_SECCOMP and not int(status_fields(self._pid).get("TracerPid", "0")):
-                raise self._seccomp_error() from None
             raise refusal_to_trace(self._pid, error) from None
         return False
-
-    def _set_options(self, options: int) -> None:
-        """Those that a thread would have been seized with."""
-        try:
-            pt.set_options(self._tid, options)
-        except PermissionError:
-            stuck.let_go(self._tid)
-            raise self._seccomp_error() from None
-
-    def _seccomp_error(self) -> RefusedError:
-        return RefusedError(
-            "the process runs under seccomp, which could kill it for our system calls",
-            where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
-            remedy=seccomp_remedy(),
-        )
 
     def _is_same_image(self) -> bool:
         """Whether the thread still has the memory that the gadgets were found in."""
@@ -251,6 +241,26 @@ class RemoteThread:
             theirs = pt.peek(self._tid, [(at, len(data)) for at, data in code])
             return ours == theirs == b"".join(data for _, data in code)
         return False
+
+    def _suspend_seccomp(self, options: int) -> None:
+        """Let the thread, which is stopped and traced with these options, make calls that a filter of its own (each
+        thread has some) may forbid, or kill the process for; until it is let go.
+
+        Raises:
+            RefusedError: we may not.
+        """
+        if status_fields(self._pid, self._tid).get("Seccomp", "0").strip() == "0":
+            return
+        try:
+            pt.set_options(self._tid, options | pt.O_SUSPEND_SECCOMP)
+        except ProcessLookupError:
+            raise
+        except OSError:
+            raise RefusedError(
+                "the process runs under seccomp, which could kill it for our system calls",
+                where=f"pid {self._pid} ({thread_name(self._pid, self._pid)})",
+                remedy=seccomp_remedy(),
+            ) from None
 
     def _leave_sequence(self) -> int:
         """Be at the abort handler of a restartable sequence that the thread is in; where it was."""
@@ -531,6 +541,9 @@ class StoppedThread(RemoteThread):
 
     Args:
         tid, registers: the thread, and what it was stopped with.
+
+    Raises (on entering):
+        RefusedError: seccomp may forbid the calls, and cannot be suspended.
     """
 
     def __init__(self, memory: ProcessMemory, gadgets: Gadgets, tid: int, registers: Sequence[int]) -> None:
@@ -541,6 +554,7 @@ class StoppedThread(RemoteThread):
         self.changes: dict[int, int] = {}
 
     def __enter__(self) -> StoppedThread:
+        self._suspend_seccomp(TRACED_WITH)
         self._mask = pt.read_signal_mask(self._tid)
         self._was_at = self._leave_sequence()
         self._prepare_return()
@@ -553,3 +567,4 @@ class StoppedThread(RemoteThread):
         with contextlib.suppress(ProcessLookupError):
             pc = self._registers[cpu.PC]
             self.changes = ({cpu.PC: pc} if pc != self._was_at else {}) | self._put_back()
+            pt.set_options(self._tid, TRACED_WITH)

@@ -12,6 +12,7 @@ from katana_cc.errors import KatanaError, TargetError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
+from katana_cc.process.sharing import owner_of_memory
 from katana_cc.process.standing import standings
 from katana_cc.process.symfs import write_symfs
 from katana_cc.process.target import MEMFD_PREFIX, Target
@@ -173,8 +174,8 @@ def running_builds(pids: Iterable[int], *, must_match: bool) -> Running:
 
 
 def patched_pids(pids: Iterable[int]) -> Found:
-    """Those that hold a mapping katana made; reads /proc/PID/maps only."""
-    return _search(pids, lambda pid: MEMFD_PREFIX.encode() in Path(f"/proc/{pid}/maps").read_bytes())
+    """Those that hold a mapping katana made, in memory of their own; reads /proc only."""
+    return _search(pids, _is_patched)
 
 
 def _search(pids: Iterable[int], fits: Callable[[int], bool]) -> Found:
@@ -190,6 +191,10 @@ def _search(pids: Iterable[int], fits: Callable[[int], bool]) -> Found:
             elif not Path(f"/proc/{pid}").exists():
                 vanished += 1
     return Found(tuple(found), tuple(passed_over), vanished)
+
+
+def _is_patched(pid: int) -> bool:
+    return MEMFD_PREFIX.encode() in Path(f"/proc/{pid}/maps").read_bytes() and not owner_of_memory(pid)
 
 
 def _maps_build(pid: int, build_id: str) -> bool:

@@ -20,6 +20,7 @@ from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
+from katana_cc.process.sharing import owner_of_memory
 from katana_cc.process.threads import has_ended, is_traced_by_us, status_fields
 
 AT_ENTRY: Final = 9  # where the program itself begins; elf.h
@@ -50,7 +51,7 @@ class Target:
 
     Raises (on opening):
         TargetError: no such process, a zombie, a kernel thread, or not ours to read.
-        RefusedError: a thread id, or katana itself.
+        RefusedError: a thread id, katana itself, or a child that has its parent's memory.
     """
 
     def __init__(self, pid: int) -> None:
@@ -77,6 +78,13 @@ class Target:
                 "its first thread has ended, and others go on",
                 where=f"{where} ({self.name})",
                 remedy="restart the process with the new build",
+            )
+        # Before its memory is opened: what is its own now stays so.
+        if owner := owner_of_memory(pid):
+            raise RefusedError(
+                f"it has the memory of its parent, pid {owner}, until it begins a program of its own (vfork)",
+                where=f"{where} ({self.name})",
+                remedy=f"what is done to pid {owner} is done to it; name that one, or try again later",
             )
         self.pid = pid
         self.memory = ProcessMemory(pid)

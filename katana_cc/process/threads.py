@@ -32,6 +32,7 @@ from katana_cc.process.timers import Timers
 
 _ENDING = 0.2  # seconds
 _RELEASE_TIMEOUT = 0.25  # seconds
+TRACED_WITH = pt.O_TRACECLONE | pt.O_TRACESYSGOOD
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -145,7 +146,7 @@ class Threads:
         if stuck.take(tid):
             return True
         try:
-            pt.seize(tid, pt.O_TRACECLONE | pt.O_TRACESYSGOOD)
+            pt.seize(tid, TRACED_WITH)
         except ProcessLookupError:
             self._gone.add(tid)
             return False

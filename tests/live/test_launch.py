@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.live.handmade import Built, build, patch_from
+from tests.live.handmade import Built, build, patch_from, run
 from tests.live.programs import HEAD
 from tests.live.server import write_patch
 
@@ -49,11 +51,11 @@ def pair(folder: Path, link: tuple[str, ...] = (), flags: tuple[str, ...] = ("-O
     return old, write_patch(folder, patch_from(old, new, ("answer",)))
 
 
-def katana_run(*words: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
+def katana_run(*words: str | Path, before: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """`katana run`, in a process whose parent is this one."""
     program = f"import sys\n{before}\nfrom katana_cc.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "run", *(str(w) for w in words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,10 +135,131 @@ def test_program_goes_on_when_the_patcher_is_killed(tmp_path: Path, moment: str)
     old, patch = pair(tmp_path)
     module, name = {
         "the patch": ("katana_cc.cli.run", "apply_patch"),
-        "the way to the entry point": ("katana_cc.process.launch", "_comes_to"),
+        "the way to the entry point": ("katana_cc.process.starting", "Start._comes"),
     }[moment]
     kill = f"import os, {module} as m\nm.{name} = lambda *_, **__: os.kill(os.getpid(), 9)"
     done = katana_run("--patch", patch, old.output, before=kill)
     assert done.returncode == 9
     assert done.stdout.startswith("answers 2 2\n")
     assert "the patcher was killed" in done.stderr
+
+
+# What constructors of libraries do, before the program begins.
+CONSTRUCTORS = {
+    "fork": "fork();",
+    "fork, by a thread": "pthread_t t; pthread_create(&t, 0, forks, 0); pthread_join(t, 0);",
+    "vfork": 'int c = vfork(); if (!c) execl("/bin/true", "true", (char *)0); waitpid(c, 0, 0);',
+    "a thread": "pthread_t t; pthread_create(&t, 0, waits, 0);",
+    "exec": "if (again()) execv(argv[0], argv);",
+    "exec, by a thread": "if (again()) { pthread_t t; pthread_create(&t, 0, execs, argv); for (;;) pause(); }",
+    "fork, exec": "if (again()) { fork(); execv(argv[0], argv); }",
+}
+LIBRARY = (
+    HEAD
+    + r"""
+static void *forks(void *unused) { if (!fork()) _exit(seen); wait(0); return unused; }
+static void *waits(void *unused) { for (;;) pause(); return unused; }
+static void *execs(void *argv) { execv(((char **)argv)[0], argv); return argv; }
+static int again(void) { int first = !getenv("AGAIN"); setenv("AGAIN", "1", 1); return first; }
+void *const used[] = {forks, waits, execs, again};
+__attribute__((constructor)) static void begin(int argc, char **argv) { /*DO*/ }
+"""
+)
+
+
+def with_library(folder: Path, does: str) -> tuple[Built, Path]:
+    """The program linked with a library whose constructor does that, and the patch."""
+    library = folder / "library.so"
+    (folder / "library.c").write_text(LIBRARY.replace("/*DO*/", does))
+    run("gcc", "-O2", "-w", "-shared", "-fPIC", "-pthread", folder / "library.c", "-o", library)
+    return pair(folder, ("-Wl,--no-as-needed", str(library)))
+
+
+@pytest.mark.parametrize("does", CONSTRUCTORS)
+def test_constructor_of_a_library(tmp_path: Path, does: str) -> None:
+    """A bug: a child turns for ever in the jump that it was born with, or a program that begins again is old."""
+    old, patch = with_library(tmp_path, CONSTRUCTORS[does])
+    done = katana_run("--patch", patch, old.output, timeout=20)
+    answers = sorted(line for line in done.stdout.splitlines() if line.startswith("answers"))
+    has_child = does in ("fork", "fork, exec")
+    assert answers == ["answers 102 102", *["answers 2 2"] * has_child]
+    assert done.returncode == 9
+    assert "killed" not in done.stderr
+
+
+@pytest.mark.parametrize("does", ["fork", "vfork"])
+def test_child_where_kcmp_is_forbidden(tmp_path: Path, does: str) -> None:
+    """A bug: the jump is taken out of the memory that child and parent have together, or stays in the child's own."""
+    old, patch = with_library(tmp_path, CONSTRUCTORS[does])
+    before = "from katana_cc.process import starting\nstarting.same_memory = lambda *_: None"
+    done = katana_run("--patch", patch, old.output, before=before, timeout=20)
+    answers = sorted(line for line in done.stdout.splitlines() if line.startswith("answers"))
+    assert answers == ["answers 102 102", *["answers 2 2"] * (does == "fork")]
+    assert done.returncode == 9
+
+
+# Somebody traces the program when it is to go on, until that was tried in vain.
+TRACER = """
+import os
+from katana_cc.cli import run
+from katana_cc.process import ptrace_binding as pt
+apply, seize = run.apply_patch, pt.seize
+tried, try_ = os.pipe()
+traced, trace = os.pipe()
+def applying(po, identity, pids, **options):
+    done = apply(po, identity, pids, **options)
+    if not os.fork():
+        os.close(try_)
+        seize(pids[0], 0)
+        os.write(trace, b"!")
+        os.read(tried, 1)
+        os._exit(0)
+    os.read(traced, 1)
+    return done
+def seizing(tid, options):
+    try:
+        seize(tid, options)
+    except PermissionError:
+        os.write(try_, b"!")
+        raise
+run.apply_patch, pt.seize = applying, seizing
+"""
+
+
+def test_program_goes_on_though_somebody_traces_it_meanwhile(tmp_path: Path) -> None:
+    """A bug: it stays in the jump at its entry point for ever."""
+    old, patch = pair(tmp_path)
+    done = katana_run("--patch", patch, old.output, before=TRACER, timeout=20)
+    assert done.returncode == 9, done.stderr
+    assert done.stdout.startswith("answers 102 102\n")
+
+
+def test_program_starts_where_ends_of_children_are_ignored(tmp_path: Path) -> None:
+    """SIGCHLD is ignored, and stays so.  A bug: katana waits for a child that nobody tells of."""
+    old, patch = pair(tmp_path)
+    before = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    done = katana_run("--patch", patch, old.output, before=before, timeout=20)
+    assert done.returncode == 9, done.stderr
+    assert done.stdout.startswith("answers 102 102\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--or-unpatched",)], ids=["needed", "wanted"])
+def test_program_that_may_not_be_traced_any_more(options: tuple[str, ...]) -> None:
+    """A constructor forbids it to whoever is not root.  A bug: nobody can take the program out of the jump at its entry
+    point."""
+    become_nobody = (
+        "import ctypes, os, katana_cc.cli.run, katana_cc.cli.main\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)"  # PR_SET_DUMPABLE, as after an exec
+    )
+    with tempfile.TemporaryDirectory() as name:  # pytest's are for its own user only
+        Path(name).chmod(0o755)
+        old, patch = with_library(Path(name), "prctl(PR_SET_DUMPABLE, 0);")
+        done = katana_run(*options, "--patch", patch, old.output, before=become_nobody, timeout=20)
+    assert "may not be traced any more" in done.stderr
+    if options:
+        assert done.returncode == 9, done.stderr
+        assert done.stdout.startswith("answers 2 2\n")
+    else:
+        assert done.returncode == -signal.SIGKILL
+        assert done.stdout == ""

@@ -1,4 +1,5 @@
-"""Katana killed on its longer ways: in a tree of processes, while it waits for a return or for an entry.
+"""Katana killed on its longer ways: in a tree of processes, while it waits for a return or for an entry, beside a
+program that it starts.
 
 As in `test_torture`: a few moments in `make test`, every system call in `make torture`.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,9 +19,10 @@ from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import PREFORK
 from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
 from tests.live.situations import situation
+from tests.live.test_launch import pair as launched_pair
 from tests.live.test_torture import moments
 from tests.live.test_waiting import LOOP
-from tests.support.strike import Outcome, strike
+from tests.support.strike import Outcome, strike, strike_traced
 
 pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
 
@@ -107,3 +111,63 @@ def test_killed_while_it_waits(loop: tuple[Server, str, bytes], options: tuple[s
         assert answer == ("50" if "applied" in states(server.pid) else "6"), (number, states(server.pid))
         assert katana(*words).returncode == 0, number
         assert server.ask("a 5") == "50"
+
+
+# `katana run`, of which the patcher says who it is, and waits until it is traced.
+HELD = """
+import os, sys
+from katana_cc.cli.main import main
+from katana_cc.process import launch
+patch = launch._patch
+def held(*arguments):
+    os.write({say}, b"%d\\n" % os.getpid())
+    os.close({say})
+    os.read({heard}, 1)
+    patch(*arguments)
+launch._patch = held
+sys.exit(main())
+"""
+
+
+def run_struck(words: Sequence[str], number: int) -> tuple[tuple[int, ...], subprocess.CompletedProcess[str]]:
+    """`katana run`, of which the patcher is killed as it enters its system call `number` (0: never): the patcher's
+    calls, and how the program ended."""
+    said, say = os.pipe()
+    heard, hear = os.pipe()
+    command = [sys.executable, "-c", HELD.format(say=say, heard=heard), "run", *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, pass_fds=(say, heard), stdout=pipe, stderr=pipe, text=True) as run:
+        os.close(say)
+        os.close(heard)
+        with open(said) as line:  # noqa: PTH123
+            patcher = int(line.readline())
+        calls = strike_traced(patcher, lambda: os.close(hear), lambda calls: len(calls) == number)
+        try:
+            output, errors = run.communicate(timeout=60)
+        finally:
+            run.kill()
+    return calls, subprocess.CompletedProcess(command, run.returncode, output, errors)
+
+
+@situation(49, "katana run: the patcher killed at each of its system calls (a few moments in make test)")
+def test_killed_beside_a_program_that_starts(tmp_path: Path) -> None:
+    """A bug: the program waits at its entry point for ever, dies, or is of two builds; or nobody is told."""
+    program, patch = launched_pair(tmp_path)
+    words = ["--patch", str(patch), str(program.output)]
+    calls, done = run_struck(words, 0)
+    assert done.stdout.startswith("answers 102 102\n"), done
+    news = 0
+    for number in moments(calls):
+        made, done = run_struck(words, number)
+        where = number, made[-2:], done
+        if not done.stdout:
+            # It was not traced yet: then nothing is started.
+            assert done.returncode == 5, where
+            assert "cannot be traced" in done.stderr, where
+            continue
+        assert done.returncode == 9, where
+        answers = done.stdout.splitlines()[0]
+        assert answers in ("answers 2 2", "answers 102 102"), where
+        news += answers == "answers 102 102"
+        assert answers == "answers 102 102" or "the patcher was killed" in done.stderr, where
+    assert news or not os.environ.get("KATANA_TORTURE")

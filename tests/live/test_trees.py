@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.errors import BusyError, TargetError
-from katana_cc.process import apply, revert, survey
+from katana_cc.process import apply, revert, sharing, survey
 from katana_cc.process.target import Target
 from katana_cc.process.threads import is_dead
 from tests.live.conftest import TIMES_TEN
@@ -374,3 +375,68 @@ def test_a_named_process_that_ends_meanwhile_keeps_the_others_as_they_were(
         assert told == {one.pid: "taken back" if step == "run" else "not tried", two.pid: "failed"}
         assert one.ask("a 1") == "2"
         assert code_of(one.pid) == before
+
+
+# A thread that waits in vfork until its child, in the same memory, is told to go on, and runs another program.
+VFORK = COUNTER.replace(
+    "static void *idle",
+    "static int gate[2]; static void *forking(void *p) { char byte;\n"
+    "  int child = vfork();\n"
+    '  if (!child) { while (read(gate[0], &byte, 1) < 0) {} execl("/bin/true", "true", (char *)0); _exit(1); }\n'
+    '  waitpid(child, 0, 0); say("over"); return p; }\nstatic void *idle',
+).replace(
+    "case 'm'",
+    "case 'v': pipe(gate); pthread_create(&t, 0, forking, 0); printf(\"forked\\n\"); break;\n"
+    "    case 'x': write(gate[1], \"x\", 1); break;\n    case 'm'",
+)
+
+
+def child_in_vfork(server: Server) -> int:
+    """One that has the server's memory until the server is told "x"."""
+    assert server.ask("v") == "forked"
+    while not (children := [c for t in Path(f"/proc/{server.pid}/task").iterdir() for c in _children(t)]):
+        pass
+    return children[0]
+
+
+def _children(task: Path) -> list[int]:
+    return [int(pid) for pid in (task / "children").read_text().split()]
+
+
+def through_vfork(server: Server, *words: str | Path | int) -> None:
+    """A command that is at work when the child begins its own program."""
+    program = "import sys; from katana_cc.cli.main import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", program, *(str(w) for w in words)], stderr=subprocess.PIPE) as command:
+        while "TracerPid:\t0" in Path(f"/proc/{server.pid}/status").read_text() and command.poll() is None:
+            pass
+        server.tell("x")
+        _, errors = command.communicate(timeout=60)
+    assert command.returncode == 0, errors
+    assert server.line() == "over"
+
+
+@situation(46, "vfork child: it has its parent's memory, and a tree is patched without it")
+def test_child_that_has_the_memory_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: what is written to the child is written to the parent, or a `system()` anywhere in a tree is a refusal."""
+    old = build(tmp_path / "old", "server", VFORK)
+    new = build(tmp_path / "new", "server", VFORK.replace("/*ANSWER*/", "x = 10 * x;"))
+    patch = write_patch(tmp_path, patch_from(old, new, ("answer",)))
+    with serving(old.output) as server:
+        child = child_in_vfork(server)
+        assert sharing.owner_of_memory(child) == server.pid
+        assert sharing.owner_of_memory(server.pid) == 0
+        with monkeypatch.context() as without_kcmp:
+            without_kcmp.setattr(sharing, "same_memory", lambda *_: None)
+            assert sharing.owner_of_memory(child) == server.pid
+            assert sharing.owner_of_memory(server.pid) == 0
+        report = katana_json("apply", patch, "--tree", server.pid, "--dry-run")
+        assert [p["pid"] for p in report["processes"]] == [server.pid]
+        done = katana("apply", patch, "--pid", child)
+        assert done.returncode == 3, done.stderr
+        assert f"the memory of its parent, pid {server.pid}" in done.stderr
+        assert server.ask("a 5") == "6"
+        through_vfork(server, "apply", patch, "--tree", server.pid, "--wait", 60)
+        assert server.ask("a 5") == "51"
+        child_in_vfork(server)
+        through_vfork(server, "revert", "--tree", server.pid, "--wait", 60)
+        assert server.ask("a 5") == "6"

@@ -68,6 +68,7 @@ SYS_SIGALTSTACK: Final = 131
 SYS_KCMP: Final = 312
 SYS_MEMFD_CREATE: Final = 319
 SYS_PERF_EVENT_OPEN: Final = 298
+CLONING_SYSCALLS: Final = frozenset((56, 58, 435))  # clone, vfork, clone3: those that wait for a child of vfork's
 # Bit of a register in perf's masks -> its index here (asm/perf_regs.h).
 PERF_REGISTERS: Final = dict(enumerate((RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, RIP))) | dict(
     enumerate((R8, R9, R10, R11, R12, R13, R14, R15), 16)
