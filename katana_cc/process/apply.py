@@ -28,6 +28,7 @@ from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, Outcome, run
 from katana_cc.process.entries import entry_of
+from katana_cc.process.finishing import finish_all, refuse_unfinished
 from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
@@ -151,11 +152,13 @@ def apply_patch(
     """
     works: list[_Work] = []
     reports: list[ApplyReport] = []
+    finish = refuse_unfinished if dry_run else finish_all
     try:
         try:
             todo = list(dict.fromkeys(pids))
             seen = set(todo)
             while todo:
+                finish(todo)
                 fresh = _plan_all(po, patch_id, todo, granted, must_match, None if dry_run else wait)
                 works.extend(fresh)
                 for work in fresh if at else ():

@@ -226,6 +226,15 @@ def pending_signals(tid: int, shared: bool) -> list[int]:
     return [struct.unpack_from("<i", _siginfo, i * _SIGINFO_BYTES)[0] for i in range(got)] if got else []
 
 
+def send_signal(pid: int, tid: int, number: int) -> None:
+    """Send a signal to one thread, traced or not (tgkill(2))."""
+    if _libc.syscall(ctypes.c_long(system.SYS_TGKILL), ctypes.c_long(pid), ctypes.c_long(tid), ctypes.c_long(number)):
+        error = ctypes.get_errno()
+        if error == errno.ESRCH:
+            raise GoneError(tid)
+        raise OSError(error, os.strerror(error))
+
+
 def event_message(tid: int) -> int:
     """PTRACE_GETEVENTMSG; after EVENT_CLONE the new thread's id."""
     word = ctypes.c_ulong()

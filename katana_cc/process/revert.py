@@ -19,6 +19,7 @@ from katana_cc.patch.needs import Option
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, Outcome, run
+from katana_cc.process.finishing import finish_all
 from katana_cc.process.follow import back
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
@@ -101,10 +102,12 @@ def revert_patch(
         KatanaError: by its kind why it was not done.
     """
     targets: list[Target] = []
+    pids = tuple(dict.fromkeys(pids))
+    finish_all(pids)
     try:
         found: dict[str, list[tuple[Target, Ledger]]] = {}
         ready: list[Target] = []
-        for pid in dict.fromkeys(pids):
+        for pid in pids:
             try:
                 target = Target(pid)
                 targets.append(target)

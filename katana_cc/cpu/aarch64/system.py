@@ -62,6 +62,7 @@ SYS_MPROTECT: Final = 226
 SYS_EXIT_GROUP: Final = 94
 SYS_CLOSE: Final = 57
 SYS_MEMFD_CREATE: Final = 279
+SYS_TGKILL: Final = 131
 SYS_PERF_EVENT_OPEN: Final = 241
 PERF_REGISTERS: Final = {n: n for n in range(31)} | {31: SP, 32: PC}  # asm/perf_regs.h
 SYS_RESTART_SYSCALL: Final = 128

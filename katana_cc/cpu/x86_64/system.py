@@ -54,6 +54,7 @@ SYS_MUNMAP: Final = 11
 SYS_CLOSE: Final = 3
 SYS_EXIT_GROUP: Final = 231
 SYS_MEMFD_CREATE: Final = 319
+SYS_TGKILL: Final = 234
 SYS_PERF_EVENT_OPEN: Final = 298
 # Bit of a register in perf's masks -> its index here (asm/perf_regs.h).
 PERF_REGISTERS: Final = dict(enumerate((RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, RIP))) | dict(
