@@ -384,8 +384,8 @@ def test_no_memory_behind_the_last_write(victim: Victim, command: str, monkeypat
         write(*arguments)
         written.append(True)
 
-    def repairing(threads: Threads) -> int:
-        repair(threads)
+    def repairing(threads: Threads, *arguments: Any) -> int:
+        repair(threads, *arguments)
         if written.pop() if written else False:
             raise MemoryError
         return 0
