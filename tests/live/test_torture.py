@@ -236,11 +236,11 @@ def moments(calls: Sequence[int]) -> list[int]:
     return list(every[:: max(len(calls) // FEW, 1)])
 
 
-def settle(victim: Victim) -> None:
+def settle(server: Server) -> None:
     """Return once nobody is about to finish what a katana that was killed had begun."""
-    memory = ProcessMemory(victim.server.pid)
+    memory = ProcessMemory(server.pid)
     try:
-        while victim.server.ended is None and finishing.find(memory) is not None:
+        while server.ended is None and finishing.find(memory) is not None:
             os.sched_yield()
     finally:
         memory.close()
@@ -285,7 +285,7 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
         where = f"{command}, {blow.name} at call {number} of {total}"
         outcome = victim.struck(command, number, lambda pid: os.kill(pid, blow))
         assert "Traceback" not in outcome.said, (where, outcome.said)
-        settle(victim)
+        settle(victim.server)
         state = state_of(victim, where)
         assert victim.server.ended is None, (where, victim.server.ended)
         assert state != "half applied" or not victim.moves_objects, where

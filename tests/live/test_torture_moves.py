@@ -15,10 +15,13 @@ from typing import Final
 import pytest
 
 from katana_cc.process import finishing
+from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
-from tests.live.server import katana
+from tests.live.server import katana, katana_json, serving
 from tests.live.situations import situation
+from tests.live.test_moves_registers import SPINNING, moved_item
 from tests.live.test_torture import LIST, NEW, OLD, Victim, is_whole, of_objects, settle, state_of
+from tests.support.strike import strike
 
 pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
 
@@ -100,7 +103,7 @@ def test_katana_killed_while_live_data_moves(victim: Victim, command: str) -> No
         leaked = victim.server.ask("l")
         outcome = victim.struck_when(command, _is_call(number), _kill)
         assert outcome.status == -signal.SIGKILL
-        settle(victim)
+        settle(victim.server)
         state = state_of(victim)
         assert state in ("applied", "prepared", "reverted"), (number, outcome)
         assert is_whole(victim) == (NEW if state == "applied" else OLD), (number, state)
@@ -165,9 +168,41 @@ def test_signals_while_threads_are_held(victim: Victim, blow: Callable[[int], No
             blow(pid)
 
     victim.struck_when("apply", lambda c: c[-1] == _SYS_PROCESS_VM_WRITEV and _SYS_TGKILL in c, strike)
-    settle(victim)
+    settle(victim.server)
     assert is_whole(victim) == NEW
     assert int(victim.server.ask("s")) == before + _SIGNALS
+
+
+@pytest.mark.parametrize("register", ["rbx", "xmm7"])
+@pytest.mark.parametrize("behind", [1, 2, 3, 4, 6])
+def test_registers_follow_when_katana_is_killed(tmp_path: Path, register: str, behind: int) -> None:
+    """A bug: a thread goes on with a register that leads to the old object, or a handler comes back with it."""
+    source = SPINNING.replace("%%rbx", f"%%{register}").replace("  say(", "  signal(SIGUSR1, nothing); say(", 1)
+    old, patch = moved_item(tmp_path, source.replace("int main(", "static void nothing(int n) {}\nint main("))
+    with serving(old.output) as server:
+        assert server.ask("= 5") == "5"
+        assert server.ask("s") == "spinning"
+        (spinning,) = (int(t.name) for t in Path(f"/proc/{server.pid}/task").iterdir() if t.name != str(server.pid))
+
+        def blow(pid: int) -> None:
+            pt.send_signal(server.pid, spinning, signal.SIGUSR1)
+            _kill(pid)
+
+        words = ["apply", str(patch), "--pid", str(server.pid), "--follow", "item"]
+        strike(words, lambda calls: _since_written(calls) == behind, blow)
+        settle(server)
+        assert server.ask("g") == "5", "of the new object"
+        (patched,) = katana_json("status", "--pid", server.pid)["processes"][0]["patches"]
+        assert patched["state"] == "applied"
+        assert katana("revert", "--pid", server.pid).returncode == 0
+        assert server.ask("c") == "5"
+
+
+def _since_written(calls: Sequence[int]) -> int:
+    """How many calls were made since the one that writes live data, this one included."""
+    held = _since_held(calls)
+    stop = calls[-held:] if held else ()
+    return len(stop) - stop.index(_SYS_PROCESS_VM_WRITEV) if _SYS_PROCESS_VM_WRITEV in stop else 0
 
 
 def test_process_that_was_stopped_stays_so(victim: Victim) -> None:
@@ -176,7 +211,7 @@ def test_process_that_was_stopped_stays_so(victim: Victim) -> None:
     os.kill(victim.server.pid, signal.SIGSTOP)
     assert _stands_still(victim)
     victim.struck_when("apply", lambda c: c[-1] == _SYS_PROCESS_VM_WRITEV and c[-2] == _SYS_PWRITE64, _kill)
-    settle(victim)
+    settle(victim.server)
     assert state_of(victim) == "applied"
     assert _stands_still(victim)
     os.kill(victim.server.pid, signal.SIGCONT)
