@@ -33,6 +33,7 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
+_LONGEST_RELEASE = 30.0  # seconds
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -325,28 +326,42 @@ class Threads:
         return True
 
     def _release_held(self) -> None:
-        """Let those go that are held: each comes to its SIGSTOP, which it does not get."""
+        """Let those go that are held: each comes to its SIGSTOP, which it does not get.  None is let go before, however
+        long it waits for a processor: it would stop for good."""
         pending = self._held & self._stopped
         for tid in pending:
             with contextlib.suppress(OSError):
                 pt.resume(tid)
         self._stopped -= pending
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while True:
+        begun = asked = time.monotonic()
+        while pending:
             for tid in tuple(pending):
                 report = pt.wait(tid)
-                if report is None:
-                    continue
+                if report is not None and self._has_come_free(tid, report):
+                    pending.discard(tid)
+            now = time.monotonic()
+            if now - begun > _LONGEST_RELEASE:
                 with contextlib.suppress(OSError):
-                    if report.gone or self._is_our_hold(tid, report.signal if report.is_signal_delivery else 0):
-                        pending.discard(tid)
-                        self._gone.add(tid)  # for us
-                        pt.detach(tid)
-                    else:
-                        pt.resume(tid, report.signal if report.is_signal_delivery else 0)
-            if not pending or time.monotonic() > deadline:
-                return  # the rest, whose SIGSTOP a SIGCONT has taken away, runs
-            time.sleep(10e-6)
+                    pt.send_signal(self.pid, min(pending), signal.SIGCONT)  # takes all of them away
+                return
+            if now - asked > STOP_TIMEOUT:
+                asked = now
+                for tid in pending:  # one whose SIGSTOP a SIGCONT has taken away runs
+                    self._interrupt(tid)
+            if pending:
+                time.sleep(10e-6)
+
+    def _has_come_free(self, tid: int, report: pt.Stop) -> bool:
+        """What a thread that is held came to on its way to its SIGSTOP; whether it is let go."""
+        with contextlib.suppress(OSError):
+            if not report.gone and not self._is_our_hold(tid, report.signal if report.is_signal_delivery else 0):
+                if report.is_signal_delivery or signal.SIGSTOP in pt.pending_signals(tid, False):
+                    pt.resume(tid, report.signal if report.is_signal_delivery else 0)
+                    return False
+                self._repair((tid,))
+            pt.detach(tid)
+        self._gone.add(tid)  # for us
+        return True
 
     def release(self) -> None:
         """Let every thread run on, and stop tracing.  Threads that never stopped are waited for shortly; the kernel

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from katana_cc.process import finishing
+from katana_cc.process import finishing, threads
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
 from tests.live.server import katana, katana_json, serving
@@ -226,3 +226,37 @@ def test_nothing_is_left_behind(victim: Victim) -> None:
     assert finishing.find(memory) is None
     memory.close()
     assert "katana:journal" not in Path(f"/proc/{victim.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("patience", [0.0, threads.STOP_TIMEOUT])
+def test_held_threads_are_let_go(victim: Victim, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    """A bug: one that lacks a processor when it is to be let go keeps its SIGSTOP, and the process stands still."""
+    monkeypatch.setattr(threads, "STOP_TIMEOUT", patience)
+    for _ in range(200):
+        held = threads.Threads(victim.server.pid)
+        try:
+            held.seize()
+            held.stop(5.0)
+            held.read_registers()
+            assert held.hold()
+            held.repair_system_calls()
+        finally:
+            held.release()
+        assert is_whole(victim) in (OLD, NEW)
+        assert victim.server.ended is None
+
+
+def test_held_threads_are_let_go_after_a_sigcont(victim: Victim) -> None:
+    """A bug: a thread whose SIGSTOP somebody's SIGCONT has taken away is waited for in vain, or stays traced."""
+    held = threads.Threads(victim.server.pid)
+    try:
+        held.seize()
+        held.stop()
+        held.read_registers()
+        assert held.hold()
+        os.kill(victim.server.pid, signal.SIGCONT)
+        held.repair_system_calls()
+    finally:
+        held.release()
+    assert is_whole(victim) in (OLD, NEW)
+    assert threads.status_fields(victim.server.pid)["TracerPid"] == "0"
