@@ -77,7 +77,8 @@ fuzz: .venv
 # Whoever patches is struck at every single system call.
 torture: .venv
 	KATANA_TORTURE=1 KATANA_TESTS=all $(RUN) --dist worksteal tests/live/test_torture.py tests/live/test_torture_paths.py \
-		tests/live/test_torture_calls.py tests/live/test_libunwind.py tests/live/test_stacking.py tests/live/test_transparency.py
+		tests/live/test_torture_moves.py tests/live/test_torture_calls.py tests/live/test_libunwind.py tests/live/test_stacking.py \
+		tests/live/test_transparency.py
 
 soak: .venv
 	KATANA_SOAK=$${KATANA_SOAK:-600} $(BIN)/python3 -m pytest -s tests/live/test_soak.py

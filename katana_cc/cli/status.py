@@ -89,6 +89,9 @@ def _patch_lines(patch: survey.PatchStatus) -> list[str]:
     for edit in ledger.edits:
         kind = "function" if edit.is_jump else edit.kind
         lines.append(f"         {kind:8} {edit.address:#x}  {edit.name}")
+    if patch.state == "interrupted":
+        lines.append("         a katana was killed while it moved live data, and the process stands still since:")
+        lines.append("         katana apply or katana revert finishes that first")
     if patch.state == "applied":
         lines += [f"         {moved_line(m)}" for m in ledger.moves]
     return lines

@@ -29,6 +29,7 @@ from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.entries import entry_of
+from katana_cc.process.finishing import finish_all, refuse_unfinished
 from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
@@ -126,9 +127,11 @@ def apply_patch(
     works: list[Work] = []
     skipped: list[OfProcess] = []
     looks = Looks(pids, None if dry_run else select, wait, "processes without the patch")
+    finish = refuse_unfinished if dry_run else finish_all
     try:
         try:
             for todo in looks:
+                finish(todo)
                 is_named = must_match and looks.is_first
                 fresh = _plan_all(po, patch_id, todo, granted, skipped, None if dry_run else wait, is_named=is_named)
                 works.extend(fresh)

@@ -6,6 +6,8 @@ All that is slow is done before.  Inside the stop only this happens:
     what do the variables that move hold, and what leads to them? →
     state word, variables, words and registers, edits, state word → re-enter interrupted system calls → detach
 
+Where live data moves, threads are held meanwhile: a katana that is killed leaves it whole (theory in `holding`).
+
 That it was done is kept in the same instant (`Outcome`): whatever happens behind the last write, be it a signal or want
 of memory, must find known what was written, or what the target now uses would be taken from it.
 
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,15 @@ from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ledger as ledgers
 from katana_cc.process.activity import Activity, DeepStacksError, Finder, Guard, describe
 from katana_cc.process.carry import Cargo, Carry
+from katana_cc.process.guardian import guarded
 from katana_cc.process.handover import Handover
+from katana_cc.process.holding import Hold
 from katana_cc.process.ledger import MemoryEdit
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.objections import HeapError, StrayWordsError, judge
 from katana_cc.process.phases import Phase, Step, step
-from katana_cc.process.priority import first_in_line, spared
+from katana_cc.process.priority import first_in_line, spared, undisturbed
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.registers import RegisterWord, leading
 from katana_cc.process.registers import write as write_registers
@@ -102,17 +105,6 @@ class Outcome:
     report: CommitReport | None = None
 
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """No catchable signal may stretch the stop, or end us within it."""
-    everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def run(
     target: Target,
     commit: Commit,
@@ -140,7 +132,8 @@ def run(
     suspects = Suspects(target, commit.guards, finder, commit.coroutines)
     try:
         if rehearsal is not None:
-            _try(target, commit, prepared, finder, bulk, rehearsal, suspects, waiting, outcome)
+            with guarded(target.pid), Hold(target) as hold:
+                _try(target, commit, prepared, finder, bulk, rehearsal, suspects, waiting, outcome, hold)
             return
         # All of it, since a moment may have to be caught: tries of a patch of code leave nothing to collect.
         with uncollected():
@@ -162,9 +155,12 @@ def _try(
     suspects: Suspects,
     waiting: Waiting,
     outcome: Outcome,
+    hold: Hold | None = None,
 ) -> None:
     cargo = None
     failure: BusyError | StrayWordsError | HeapError
+    if hold is not None:
+        hold.make_room()
     if rehearsal is not None:
         rehearsal.prepare()
     suspects.prepare()
@@ -201,7 +197,7 @@ def _try(
                                     cargo = commit.handover.made(threads, commit.carry, cargo)
                             report = CommitReport(count, waiting.tries, 0.0, 0.0, 0, cargo)
                             if not commit.is_trial:
-                                _write(target, commit, writes, threads, cargo)
+                                _write(target, commit, writes, threads, cargo, hold)
                             outcome.report = report  # for which no memory is needed any more
                         else:
                             waiting.found_inside(threads.order, threads.registers, finder, busy)
@@ -211,6 +207,8 @@ def _try(
                 finally:
                     threads.release()
                     ended = time.perf_counter_ns()
+                    if hold is not None:
+                        hold.end()
                 if busy is None:
                     pauses = (ended - threads.stopped_at) / 1000, (ended - begun) / 1000
                     outcome.report = CommitReport(count, waiting.tries, *pauses, repaired, cargo)
@@ -243,6 +241,8 @@ def _try(
             if rehearsal is None or rehearsal.is_whole or not isinstance(failure, UnevenError):
                 raise failure
             rehearsal.look_at_the_whole()
+        if hold is not None:
+            hold.make_room()
         if rehearsal is not None:
             rehearsal.prepare()
         regions = read_map(target.pid)
@@ -285,7 +285,14 @@ def _compared(target: Target, commit: Commit, prepared: Script, bulk: BulkReader
     return [Write(e.address, e.expected, e.replacement) for e in commit.edits]
 
 
-def _write(target: Target, commit: Commit, writes: Sequence[Write], threads: Threads, cargo: Cargo | None) -> None:
+def _write(
+    target: Target,
+    commit: Commit,
+    writes: Sequence[Write],
+    threads: Threads,
+    cargo: Cargo | None,
+    hold: Hold | None,
+) -> None:
     """The only place where a target's own code and data is changed."""
     memory, tid = target.memory, threads.order[0]
     state = commit.ledger_base + ledgers.STATE_OFFSET
@@ -293,41 +300,47 @@ def _write(target: Target, commit: Commit, writes: Sequence[Write], threads: Thr
     leaving = [
         (base + ledgers.STATE_OFFSET, before, step(before, Step.BEGIN_REVERT)) for base, before in commit.leaving
     ]
+    first = [(at, ledgers.encode_state(going)) for at, _, going in leaving]
+    first += [(state, ledgers.encode_state(phase)), *commit.resets]
+    last = [(state, ledgers.encode_state(step(phase, commit.end)))]
+    last += [(at, ledgers.encode_state(step(going, Step.END_REVERT))) for at, _, going in leaving]
+    changes = _changes(cargo)
+    moved = [*(cargo.objects if cargo is not None else ()), *((address, after) for address, _, after in changes)]
     done = [(at, ledgers.encode_state(before)) for at, before, _ in leaving]
     done.append((state, ledgers.encode_state(commit.phase)))
     try:
-        for at, _, going in leaving:
-            memory.write(at, ledgers.encode_state(going), tid)
-        memory.write(state, ledgers.encode_state(phase), tid)
-        for address, data in commit.resets:
+        if hold is not None and cargo is not None:
+            pieces = [*first, *moved, *((w.address, w.after) for w in writes), *last]
+            hold.begin(threads, commit.ledger_base, pieces, cargo.registers)
+        for address, data in first:
             memory.write(address, data, tid)
         if cargo is not None:
-            _write_cargo(target, cargo, threads, done)
+            done += [(address, memory.read(address, len(data))) for address, data in cargo.objects]
+            done += [(address, before) for address, before, _ in changes]
+            memory.write_many(moved, tid)
+            write_registers(threads, cargo.registers)
         for write in writes:
             done.append((write.address, write.before))
             memory.write(write.address, write.after, tid)
-        memory.write(state, ledgers.encode_state(step(phase, commit.end)), tid)
-        for at, _, going in leaving:
-            memory.write(at, ledgers.encode_state(step(going, Step.END_REVERT)), tid)
+        for address, data in last:
+            memory.write(address, data, tid)
+        if hold is not None:
+            hold.written(threads)
     except BaseException:
         # Whatever it was, also want of memory: it counts as not done.
         _undo(target, done, tid)
         if cargo is not None:
             write_registers(threads, ((register, register.value) for register, _ in cargo.registers))
+        if hold is not None:
+            hold.written(threads)
         raise
 
 
-def _write_cargo(target: Target, cargo: Cargo, threads: Threads, done: list[tuple[int, bytes]]) -> None:
-    """Write variables, words and registers; `done` gets what was there, as (address, bytes).
-
-    All memory by as few calls as can be: a katana that is killed between two of them leaves live data half moved.
-    """
-    memory, tid = target.memory, threads.order[0]
-    done += [(address, memory.read(address, len(data))) for address, data in cargo.objects]
-    changes = [*(cargo.heap.converted.writes if cargo.heap is not None else ()), *cargo.words]
-    done += [(address, before) for address, before, _ in changes]
-    memory.write_many([*cargo.objects, *((address, after) for address, _, after in changes)], tid)
-    write_registers(threads, cargo.registers)
+def _changes(cargo: Cargo | None) -> Sequence[tuple[int, bytes, bytes]]:
+    """(address, what is there, what is to be written) of words and of objects on the heap."""
+    if cargo is None:
+        return ()
+    return (*(cargo.heap.converted.writes if cargo.heap is not None else ()), *cargo.words)
 
 
 def _undo(target: Target, done: Sequence[tuple[int, bytes]], tid: int) -> None:

@@ -37,14 +37,13 @@ from typing import Final
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, ExitStatus, KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
-from katana_cc.process.commit import undisturbed
 from katana_cc.process.everywhere import Hunt, Needles
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.kernel import hiding
 from katana_cc.process.ledger import HEADER_SIZE
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.phases import Bytes
-from katana_cc.process.priority import first_in_line, spared
+from katana_cc.process.priority import first_in_line, spared, undisturbed
 from katana_cc.process.registration import deregister, may_be_registered, register
 from katana_cc.process.sharers import Sharing
 from katana_cc.process.standing import standings

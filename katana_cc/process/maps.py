@@ -36,12 +36,18 @@ def parse_region(line: str) -> Region:
 
 BLOCKS: Final = "katana:blocks"
 STACK: Final = "katana:stack"
-_SCRATCH: Final = tuple(f"/memfd:{name} (deleted)" for name in (BLOCKS, STACK))
+JOURNAL: Final = "katana:journal"
+_SCRATCH: Final = tuple(f"/memfd:{name} (deleted)" for name in (BLOCKS, STACK, JOURNAL))
 
 
 def is_scratch(region: Region) -> bool:
     """Whether a katana mapped it for the length of a call in the target: left behind by one that was killed."""
     return region.path in _SCRATCH
+
+
+def is_journal(region: Region) -> bool:
+    """Whether a katana mapped it for its journal (`katana_cc.process.journal`)."""
+    return region.path == _SCRATCH[-1]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Being first in line while a target is stopped, and the last to be killed.
+"""Being first in line while a target is stopped, the last to be killed, and not ended by a signal meanwhile.
 
 A busy server is the usual target: its threads and its clients compete with katana for processors, and a katana that is
 preempted while the target stands still makes the stop as long as a time slice.  So katana runs at the lowest real-time
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -50,3 +51,14 @@ def spared() -> Iterator[bool]:
     finally:
         with contextlib.suppress(OSError):
             _SCORE.write_text(before)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """No catchable signal may stretch the stop, or end us within it."""
+    everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

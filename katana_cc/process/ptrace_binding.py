@@ -251,6 +251,15 @@ def queued_words(tid: int, shared: bool) -> list[int]:
             return words
 
 
+def send_signal(pid: int, tid: int, number: int) -> None:
+    """Send a signal to one thread, traced or not (tgkill(2))."""
+    if _libc.syscall(ctypes.c_long(system.SYS_TGKILL), ctypes.c_long(pid), ctypes.c_long(tid), ctypes.c_long(number)):
+        error = ctypes.get_errno()
+        if error == errno.ESRCH:
+            raise GoneError(tid)
+        raise OSError(error, os.strerror(error))
+
+
 def event_message(tid: int) -> int:
     """PTRACE_GETEVENTMSG; after EVENT_CLONE the new thread's id, after EVENT_FORK and EVENT_VFORK the child's."""
     word = ctypes.c_ulong()

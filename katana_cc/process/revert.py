@@ -18,6 +18,7 @@ from katana_cc.patch.needs import Option
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, Outcome, run
+from katana_cc.process.finishing import finish_all
 from katana_cc.process.follow import back
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
@@ -117,6 +118,7 @@ def revert_patch(
     try:
         try:
             for todo in looks:
+                finish_all(todo)
                 is_named = must_match and looks.is_first
                 fresh = _open_all(todo, meant, skipped, wait, is_named=is_named)
                 works += fresh

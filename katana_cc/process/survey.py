@@ -10,6 +10,7 @@ from typing import Final
 
 from katana_cc.errors import KatanaError, TargetError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
+from katana_cc.process.finishing import waits
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.sharing import owner_of_memory
@@ -26,7 +27,8 @@ class PatchStatus:
     """One patch in one process.
 
     `state`: "applied", "reverted" (its memory is kept), "prepared" (code in place, nothing leads to it), "half applied"
-    (a katana died), "altered" (someone wrote over it), "abandoned" (no whole ledger), "unloaded" (its module is gone).
+    (a katana died), "altered" (someone wrote over it), "abandoned" (no whole ledger), "unloaded" (its module is gone),
+    "interrupted" (a katana died while it moved live data; the process stands still until the next one finishes).
     `image` is where the mapping begins as an ELF image; None: it was made by a katana that made none.
     `used_by` are the PO-IDs of patches in force that took the place of this one, and whose variables, or addresses of
     functions, are in its memory.
@@ -43,7 +45,7 @@ class PatchStatus:
     @property
     def may_run(self) -> bool:
         """Whether something leads to its code."""
-        return self.state in ("applied", "half applied", "altered")
+        return self.state in ("applied", "half applied", "altered", "interrupted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +248,12 @@ def _statuses(target: Target) -> tuple[PatchStatus, ...]:
     """How each patch of a process stands."""
     mappings = target.patches
     found = standings(target.memory, (m.ledger for m in mappings if m.ledger is not None))
+    begun = waits(target.memory)
+    interrupted = begun.header.base if begun is not None else -1
     in_force = [m.ledger for m in mappings if m.ledger is not None and found[m.base] in (Bytes.NEW, Bytes.TORN)]
     return tuple(
         PatchStatus(
-            _state(m.ledger, found.get(m.base)),
+            "interrupted" if m.base == interrupted else _state(m.ledger, found.get(m.base)),
             m.name,
             m.base,
             m.size,

@@ -10,6 +10,9 @@ thread that is not stopped.  What would be lost by a naive stop is kept:
   a signal is pending, since then the program would have seen EINTR anyway.
 * A process stopped by SIGSTOP stays so after detaching.
 
+Should we be killed, the kernel lets all threads run on.  Those that are *held* do not: a SIGSTOP that is pending for
+each of them stops it before it runs any code of the program.  `release` takes these signals out again.
+
 Sources: ptrace(2) "Attaching and detaching", "Group-stop", signal(7) "Interruption of system calls".
 """
 
@@ -19,6 +22,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -33,6 +37,7 @@ from katana_cc.process.timers import Timers
 _ENDING = 0.2  # seconds
 _RELEASE_TIMEOUT = 0.25  # seconds
 TRACED_WITH = pt.O_TRACECLONE | pt.O_TRACESYSGOOD
+_LONGEST_RELEASE = 30.0  # seconds
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -108,6 +113,7 @@ class Threads:
     Attributes:
         stopped_at: perf_counter_ns() just before the first INTERRUPT.
         registers: words of user_regs_struct, REGISTER_WORDS for each of `order`; filled by `read_registers`.
+        is_halted: the process was stopped by a signal before (SIGSTOP, SIGTSTP).
     """
 
     def __init__(self, pid: int, capacity: int = 64) -> None:
@@ -119,6 +125,8 @@ class Threads:
         self._stopped: set[int] = set()
         self._strangers: set[int] = set()
         self._in_event: set[int] = set()
+        self._held: set[int] = set()
+        self.is_halted = False
         self._buffer = (ctypes.c_uint64 * (pt.REGISTER_WORDS * capacity))()
         self.registers = memoryview(self._buffer).cast("B").cast("Q")
 
@@ -232,9 +240,11 @@ class Threads:
                 return True
             if report.is_signal_delivery:
                 with contextlib.suppress(ProcessLookupError):
-                    pt.resume(tid, report.signal)
+                    pt.resume(tid, 0 if self._is_our_hold(tid, report.signal) else report.signal)
                 continue
             self._stopped.add(tid)
+            if report.event == pt.EVENT_STOP and report.signal != signal.SIGTRAP:
+                self.is_halted = True
             if report.event == pt.EVENT_CLONE:
                 self._in_event.add(tid)
                 # Usually one more thread, which the next look at /proc shows; but clone() also makes processes.
@@ -290,7 +300,8 @@ class Threads:
             with contextlib.suppress(ProcessLookupError):
                 if shared is None:
                     shared = pt.pending_signals(tid, True)
-                waiting = shared + pt.pending_signals(tid, False)
+                # A SIGSTOP ends no system call but as our own stop does.
+                waiting = [n for n in (*shared, *pt.pending_signals(tid, False)) if n != signal.SIGSTOP]
                 if waiting:
                     blocked = pt.read_signal_mask(tid)
                     if any(not blocked >> (number - 1) & 1 for number in waiting):
@@ -312,15 +323,87 @@ class Threads:
         self.read_registers()
         self.repair_system_calls()
 
+    def hold(self) -> bool:
+        """Have every stopped thread stop again at once if we are killed before `release`.  False: it cannot be done
+        without losing a SIGCONT that is on its way, and was not.
+
+        Raises:
+            OSError: it is not permitted (kill(2)).
+        """
+        queued = [n for tid in self.order[:1] for n in pt.pending_signals(tid, True)]
+        for tid in self.order:
+            with contextlib.suppress(ProcessLookupError):
+                queued += pt.pending_signals(tid, False)
+        if signal.SIGCONT in queued:
+            return False
+        for tid in self.order:
+            with contextlib.suppress(ProcessLookupError):
+                pt.send_signal(self.pid, tid, signal.SIGSTOP)
+                self._held.add(tid)
+        return True
+
+    def is_holding(self) -> bool:
+        """Whether threads will stop, or have, because somebody held them."""
+        return self.is_halted or any(signal.SIGSTOP in pt.pending_signals(tid, False) for tid in self.order)
+
+    def wake(self) -> None:
+        """Have the process go on that was held by one who was killed, once it is released."""
+        pt.send_signal(self.pid, self.order[0], signal.SIGCONT)
+
+    def _is_our_hold(self, tid: int, number: int) -> bool:
+        if number != signal.SIGSTOP or tid not in self._held:
+            return False
+        self._held.discard(tid)
+        return True
+
+    def _release_held(self) -> None:
+        """Let those go that are held: each comes to its SIGSTOP, which it does not get.  None is let go before, however
+        long it waits for a processor: it would stop for good."""
+        pending = self._held & self._stopped
+        for tid in pending:
+            with contextlib.suppress(OSError):
+                pt.resume(tid)
+        self._stopped -= pending
+        begun = asked = time.monotonic()
+        while pending:
+            for tid in tuple(pending):
+                report = pt.wait(tid)
+                if report is not None and self._has_come_free(tid, report):
+                    pending.discard(tid)
+            now = time.monotonic()
+            if now - begun > _LONGEST_RELEASE:
+                with contextlib.suppress(OSError):
+                    pt.send_signal(self.pid, min(pending), signal.SIGCONT)  # takes all of them away
+                return
+            if now - asked > STOP_TIMEOUT:
+                asked = now
+                for tid in pending:  # one whose SIGSTOP a SIGCONT has taken away runs
+                    self._interrupt(tid)
+            if pending:
+                time.sleep(10e-6)
+
+    def _has_come_free(self, tid: int, report: pt.Stop) -> bool:
+        """What a thread that is held came to on its way to its SIGSTOP; whether it is let go."""
+        with contextlib.suppress(OSError):
+            if not report.gone and not self._is_our_hold(tid, report.signal if report.is_signal_delivery else 0):
+                if report.is_signal_delivery or signal.SIGSTOP in pt.pending_signals(tid, False):
+                    pt.resume(tid, report.signal if report.is_signal_delivery else 0)
+                    return False
+                self._repair((tid,))
+            pt.detach(tid)
+        self._gone.add(tid)  # for us
+        return True
+
     def release(self) -> None:
         """Let every thread run on, and stop tracing.  Threads that never stopped are waited for shortly; the rest is
         left to `stuck`."""
+        self._release_held()
         for tid in self._stopped:
             with contextlib.suppress(OSError):
                 pt.detach(tid)
         self._release_running()
         self.order = []
-        for each in (self._known, self._gone, self._stopped, self._strangers, self._in_event):
+        for each in (self._known, self._gone, self._stopped, self._strangers, self._in_event, self._held):
             each.clear()
 
     def _release_running(self) -> None:

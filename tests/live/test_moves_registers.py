@@ -14,7 +14,7 @@ from tests.live.handmade import Built, build, patch_from, run
 from tests.live.programs import HEAD
 from tests.live.server import katana, serving, write_patch
 
-PROGRAM = (
+SPINNING = (
     HEAD
     + r"""
 #include <sys/mman.h>
@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
 )
 
 
-def _two(folder: Path, source: str = PROGRAM, library: tuple[Path, ...] = ()) -> tuple[Built, Path]:
+def moved_item(folder: Path, source: str = SPINNING, library: tuple[Path, ...] = ()) -> tuple[Built, Path]:
     """The old program and the patch; main only takes the address, and stays as it is."""
     flags, link = ("-O2", "-fno-ipa-cp"), tuple(f"-Wl,-rpath,{path.parent}" for path in library)
     old = build(folder / "old", "server", source, flags=flags, link=link, more=library)
@@ -82,7 +82,7 @@ def _two(folder: Path, source: str = PROGRAM, library: tuple[Path, ...] = ()) ->
 @pytest.mark.parametrize("register", ["rbx", "xmm7"])
 def test_register_of_a_running_thread_is_refused_and_followed(tmp_path: Path, register: str) -> None:
     """The thread never makes a system call, so nothing but its registers leads to the variable."""
-    old, patch = _two(tmp_path, PROGRAM.replace("%%rbx", f"%%{register}"))
+    old, patch = moved_item(tmp_path, SPINNING.replace("%%rbx", f"%%{register}"))
     with serving(old.output) as server:
         assert server.ask("= 5") == "5"
         assert server.ask("s") == "spinning"
@@ -107,7 +107,7 @@ def test_address_that_is_not_ours_to_change_cannot_be_followed(
     tmp_path: Path, command: str, answer: str, place: str
 ) -> None:
     """The kernel would hand out the old one; and other processes of the old build need it."""
-    old, patch = _two(tmp_path)
+    old, patch = moved_item(tmp_path)
     with serving(old.output) as server:
         assert server.ask(command) == answer
         for words in ((), ("--follow", "item")):
@@ -129,7 +129,7 @@ def _waits_in(pid: int, numbers: tuple[str, ...]) -> bool:
 
 def test_argument_that_the_kernel_keeps_cannot_be_followed(tmp_path: Path) -> None:
     """nanosleep goes on with the address it was given, whatever the register holds."""
-    old, patch = _two(tmp_path)
+    old, patch = moved_item(tmp_path)
     with serving(old.output) as server:
         server.ask("= 5")
         assert server.ask("n") == "napping"
@@ -149,9 +149,9 @@ def test_address_that_the_loader_gave_another_module_is_seen(tmp_path: Path) -> 
     text = "extern int item; int *user(void) { return &item; }"
     (tmp_path / "user.c").write_text(text)
     run("gcc", "-fPIC", "-shared", "-O2", "-Wl,-z,relro,-z,now", tmp_path / "user.c", "-o", library)
-    declared = PROGRAM.replace("int main(", "extern void *user(void);\nint main(", 1)
+    declared = SPINNING.replace("int main(", "extern void *user(void);\nint main(", 1)
     source = declared.replace("argc > 9", "argc > 9 && !user()")
-    old, patch = _two(tmp_path, source, (library,))
+    old, patch = moved_item(tmp_path, source, (library,))
     with serving(old.output) as server:
         done = katana("apply", patch, "--pid", server.pid)
         assert done.returncode == 3
@@ -162,7 +162,7 @@ def test_register_of_a_running_thread_is_put_back_where_a_later_write_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug: it leads to where nothing is any more, as the new place goes with the patch."""
-    old, patch = _two(tmp_path)
+    old, patch = moved_item(tmp_path)
     written: list[bool] = []
     with serving(old.output) as server:
         assert server.ask("= 5") == "5"

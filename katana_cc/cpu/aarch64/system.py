@@ -79,6 +79,7 @@ SYS_SIGALTSTACK: Final = 132
 SYS_KCMP: Final = 272
 SYS_CLOSE: Final = 57
 SYS_MEMFD_CREATE: Final = 279
+SYS_TGKILL: Final = 131
 SYS_PERF_EVENT_OPEN: Final = 241
 CLONING_SYSCALLS: Final = frozenset((220, 435))  # clone, clone3: those that wait for a child of vfork's
 PERF_REGISTERS: Final = {n: n for n in range(31)} | {31: SP, 32: PC}  # asm/perf_regs.h

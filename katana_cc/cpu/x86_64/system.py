@@ -67,6 +67,7 @@ SYS_RT_SIGACTION: Final = 13
 SYS_SIGALTSTACK: Final = 131
 SYS_KCMP: Final = 312
 SYS_MEMFD_CREATE: Final = 319
+SYS_TGKILL: Final = 234
 SYS_PERF_EVENT_OPEN: Final = 298
 CLONING_SYSCALLS: Final = frozenset((56, 58, 435))  # clone, vfork, clone3: those that wait for a child of vfork's
 # Bit of a register in perf's masks -> its index here (asm/perf_regs.h).
