@@ -30,7 +30,6 @@ from tests.support.strike import Outcome, strike
 
 pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
 
-FEW: Final = 3
 _SYS_PWRITE64: Final = 18
 _SYS_PROCESS_VM_WRITEV: Final = 311
 # Those that may fail for want of memory or room: read, mmap, mprotect, brk, pread64, pwrite64, mremap, getdents64,
@@ -229,11 +228,12 @@ def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def moments(calls: Sequence[int]) -> list[int]:
-    """The calls to strike at: all, or some that lie evenly."""
-    every = range(1, len(calls) + 1)
+    """The calls to strike at: all, or one before the stop, two between its writes, and the last."""
     if os.environ.get("KATANA_TORTURE"):
-        return list(every)
-    return list(every[:: max(len(calls) // FEW, 1)])
+        return list(range(1, len(calls) + 1))
+    writes = [number for number, call in enumerate(calls, 1) if call in (_SYS_PWRITE64, _SYS_PROCESS_VM_WRITEV)]
+    chosen = {len(calls) // 3, *writes[-2:], len(calls)}
+    return sorted(n for n in chosen if n)
 
 
 def settle(server: Server) -> None:
