@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -14,7 +15,8 @@ from typing import Final
 
 import pytest
 
-from katana_cc.process import finishing, threads
+from katana_cc.cli.main import main
+from katana_cc.process import finishing, holding, threads
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
 from tests.live.server import katana, katana_json, serving
@@ -260,3 +262,23 @@ def test_held_threads_are_let_go_after_a_sigcont(victim: Victim) -> None:
         held.release()
     assert is_whole(victim) in (OLD, NEW)
     assert threads.status_fields(victim.server.pid)["TracerPid"] == "0"
+
+
+@pytest.mark.parametrize("lacking", ["room", "permission"])
+def test_without_room_or_permission_it_is_done_all_the_same(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """A bug: a patch that could be applied before is refused, or a thread stays as it is held."""
+
+    def forbidden(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    victim.put("apply")
+    if lacking == "room":
+        monkeypatch.setattr(holding, "_SIZES", ())
+    else:
+        monkeypatch.setattr(pt, "send_signal", forbidden)
+    assert main(victim.words("apply")) == 0
+    assert is_whole(victim) == NEW
+    assert main(victim.words("revert")) == 0
+    assert is_whole(victim) == OLD
