@@ -70,8 +70,11 @@ def waits(memory: ProcessMemory) -> Interrupted | None:
     return found
 
 
-def finish(pid: int) -> bool:
+def finish(pid: int, patience: float = _PATIENCE) -> bool:
     """Finish what was begun in a process; whether there was something.
+
+    Args:
+        patience: seconds to try again where it is traced, or a thread does not stop.
 
     Raises:
         BusyError: a thread does not stop.
@@ -80,7 +83,7 @@ def finish(pid: int) -> bool:
     """
     memory = ProcessMemory(pid)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         begun = find(memory)
         while begun is not None:
             try:

@@ -17,6 +17,7 @@ from katana_cc.errors import KatanaError
 from katana_cc.process import finishing
 
 _MOST_FILES: Final = 1 << 16
+_PATIENCE: Final = 600.0  # seconds: nobody else may come, and the machine may be a busy one
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def _wait(pid: int, source: int) -> NoReturn:
         os.closerange(0, source)
         os.closerange(source + 1, _MOST_FILES)
         if not os.read(source, 1):
-            finishing.finish(pid)
+            finishing.finish(pid, _PATIENCE)
     except BaseException:
         os._exit(1)
     os._exit(0)

@@ -365,6 +365,7 @@ class Threads:
                 pt.resume(tid)
         self._stopped -= pending
         begun = asked = time.monotonic()
+        pause = 10e-6
         while pending:
             for tid in tuple(pending):
                 report = pt.wait(tid)
@@ -380,7 +381,8 @@ class Threads:
                 for tid in pending:  # one whose SIGSTOP a SIGCONT has taken away runs
                     self._interrupt(tid)
             if pending:
-                time.sleep(10e-6)
+                time.sleep(pause)
+                pause = min(pause * 1.05, 500e-6)  # at real-time priority we would keep it from running
 
     def _has_come_free(self, tid: int, report: pt.Stop) -> bool:
         """What a thread that is held came to on its way to its SIGSTOP; whether it is let go."""
