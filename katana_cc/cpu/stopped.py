@@ -274,6 +274,9 @@ class WayBack(Protocol):
             state: its vector registers, as ptrace gives them.
         """
 
+    def reach_of(self, state: bytes) -> int:
+        """How many bytes from a frame's start on have to be mapped, whether they are of the frame or not."""
+
     def size_of(self, state: bytes) -> int:
         """How many bytes `frame` makes, at most."""
 

@@ -278,7 +278,11 @@ class RemoteThread:
         if end is None:
             return
         state = pt.read_extended_state(self._tid)
-        at = (self._registers[cpu.SP] - cpu.RED_ZONE - way_back.size_of(state)) & -16
+        pointer = self._registers[cpu.SP]
+        region = self._gadgets.regions.at(pointer)
+        if region is None:
+            return
+        at = min(pointer - cpu.RED_ZONE - way_back.size_of(state), region.end - way_back.reach_of(state)) & -16
         if at - _LENT < end:
             return
         data = self._frame_at(at, state)
@@ -443,7 +447,7 @@ class RemoteThread:
             return _Way(address if pushed else stack_end, gadgets.syscall, stack_end, 0)
         result = stack_end - WORD
         # So that the return address lies at 8 beyond a multiple of 16.
-        at = ((result - way_back.size_of(state)) & -16) - WORD * (gadgets.kept_words & 1)
+        at = ((result - way_back.reach_of(state)) & -16) - WORD * (gadgets.kept_words & 1)
         stack = at - WORD * gadgets.kept_words - WORD
         contents = gadgets.keeper.to_bytes(WORD, "little").ljust(at - stack, b"\0") + self._frame_at(at, state)
         self._memory.write(stack, contents)

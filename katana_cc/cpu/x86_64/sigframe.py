@@ -60,6 +60,7 @@ _CONTEXT_ORDER: Final = (
 )  # fmt: skip
 _HEAD: Final = struct.Struct("<QQQQiiQ18QHHHHQQQQQ64xQ")  # return address, ucontext up to the blocked signals
 _SIGINFO_SIZE: Final = 128
+_BEFORE: Final = _HEAD.size + _SIGINFO_SIZE + 64  # the extended state, at most
 
 
 def frame(at: int, restorer: int, registers: Sequence[int], mask: int, state: bytes) -> bytes:
@@ -94,7 +95,13 @@ def frame(at: int, restorer: int, registers: Sequence[int], mask: int, state: by
 
 def size_of(state: bytes) -> int:
     """How many bytes `frame` makes of an extended state, at most."""
-    return _HEAD.size + _SIGINFO_SIZE + 64 + _used(state) + 4
+    return _BEFORE + _used(state) + 4
+
+
+def reach_of(state: bytes) -> int:
+    """How many bytes from its start on have to be mapped: XRSTOR reads of the whole area that the thread may use, also
+    what is behind the registers in use."""
+    return _BEFORE + len(state) + 4
 
 
 def _used(state: bytes) -> int:
