@@ -7,9 +7,8 @@ are append-only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 
 class ProcessOutcome(StrEnum):
@@ -58,8 +57,7 @@ APPLYING: Final = (ProcessOutcome.APPLIED, ProcessOutcome.ALREADY, *_NOT_DONE)
 REVERTING: Final = (ProcessOutcome.REVERTED, ProcessOutcome.NOTHING, *_NOT_DONE)
 
 
-@dataclass(frozen=True, slots=True)
-class OfProcess:
+class OfProcess(NamedTuple):  # a dataclass costs each start of the compiler's wrapper its import
     """What came of one process.  `what` says why it was not done, `remedy` what to do about it."""
 
     pid: int
