@@ -6,8 +6,10 @@ Raised anywhere, caught once in `katana_cc.cli`.  The statuses are the command l
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-from katana_cc.outcomes import OfProcess, ProcessOutcome
+if TYPE_CHECKING:  # each link of a build imports this module, and patches no process
+    from katana_cc.outcomes import OfProcess
 
 
 class ExitStatus(IntEnum):
@@ -27,10 +29,9 @@ class ExitStatus(IntEnum):
 
 class KatanaError(Exception):
     """Base of all errors a user can meet.  `remedy` says what to do next, `processes` what came of each process where
-    several were to be patched; `outcome` is that of the one that it is about."""
+    several were to be patched."""
 
     status: ExitStatus = ExitStatus.USAGE
-    outcome: ProcessOutcome = ProcessOutcome.FAILED
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         super().__init__(what)
@@ -54,21 +55,18 @@ class RefusedError(KatanaError):
     """It could be done, but it would not be right; nothing was touched."""
 
     status = ExitStatus.REFUSED
-    outcome = ProcessOutcome.REFUSED
 
 
 class HookError(KatanaError):
     """A function of the user's that was to run before said no, faulted or took too long; nothing was changed."""
 
     status = ExitStatus.HOOK
-    outcome = ProcessOutcome.REFUSED
 
 
 class BusyError(KatanaError):
     """No safe point in time was found; nothing was touched."""
 
     status = ExitStatus.BUSY
-    outcome = ProcessOutcome.BUSY
 
 
 class TargetError(KatanaError):

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from katana_cc.errors import ExitStatus, KatanaError
+
 
 class ProcessOutcome(StrEnum):
     """What came of one process."""
@@ -57,7 +59,14 @@ APPLYING: Final = (ProcessOutcome.APPLIED, ProcessOutcome.ALREADY, *_NOT_DONE)
 REVERTING: Final = (ProcessOutcome.REVERTED, ProcessOutcome.NOTHING, *_NOT_DONE)
 
 
-class OfProcess(NamedTuple):  # a dataclass costs each start of the compiler's wrapper its import
+_OF_STATUS: Final = {
+    ExitStatus.REFUSED: ProcessOutcome.REFUSED,
+    ExitStatus.HOOK: ProcessOutcome.REFUSED,
+    ExitStatus.BUSY: ProcessOutcome.BUSY,
+}
+
+
+class OfProcess(NamedTuple):
     """What came of one process.  `what` says why it was not done, `remedy` what to do about it."""
 
     pid: int
@@ -82,6 +91,11 @@ class OfProcess(NamedTuple):  # a dataclass costs each start of the compiler's w
             "what": self.what or None,
             "remedy": self.remedy or None,
         }
+
+
+def outcome_of(error: KatanaError) -> ProcessOutcome:
+    """What came of the process that an error is about."""
+    return _OF_STATUS.get(error.status, ProcessOutcome.FAILED)
 
 
 def counted(outcomes: Iterable[ProcessOutcome], always: Iterable[ProcessOutcome] = ()) -> Mapping[ProcessOutcome, int]:

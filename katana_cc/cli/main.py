@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from katana_cc import __version__
 from katana_cc.errors import ExitStatus, KatanaError, UsageError
-from katana_cc.outcomes import APPLYING, REVERTING, count_line, counts_json
 from katana_cc.settings import export, say
 
 COMMANDS: Final = {
@@ -137,6 +136,8 @@ def _processes_json(program: str, error: KatanaError) -> dict[str, Any]:
     """What came of each process, where processes were to be patched."""
     if not error.processes:
         return {}
+    from katana_cc.outcomes import APPLYING, REVERTING, counts_json  # late: most commands patch nothing
+
     counts = counts_json((p.outcome for p in error.processes), REVERTING if program.endswith("revert") else APPLYING)
     return {"processes": [p.as_json() for p in error.processes], "counts": counts}
 
@@ -155,6 +156,8 @@ def run_reporting_errors(program: str, action: Callable[[], ExitStatus], as_json
             detail = {"what": error.what, "where": error.where, "remedy": error.remedy, "status": int(error.status)}
             print(json.dumps({"error": detail, **_processes_json(program, error)}, indent=2))
         elif len(error.processes) > 1:
+            from katana_cc.outcomes import count_line
+
             for process in error.processes:
                 print(process.line)
             print(count_line(p.outcome for p in error.processes))

@@ -23,7 +23,7 @@ from katana_cc.cli.selection import (
 )
 from katana_cc.cli.signed import add_trust, policy_of
 from katana_cc.errors import ExitStatus, KatanaError, UsageError
-from katana_cc.outcomes import APPLYING, OfProcess, ProcessOutcome, count_line, counts_json
+from katana_cc.outcomes import APPLYING, OfProcess, ProcessOutcome, count_line, counts_json, outcome_of
 from katana_cc.patch.needs import Grant
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
@@ -211,7 +211,7 @@ def _told(d: _Done) -> tuple[OfProcess, ...]:
         return tuple(OfProcess(r.pid, r.name, r.outcome) for r in d.reports)
     # What speaks against the patch speaks against it in all of them.
     return error.processes or tuple(
-        OfProcess(pid, process_name(pid), error.outcome, error.what, error.remedy) for pid in d.pids
+        OfProcess(pid, process_name(pid), outcome_of(error), error.what, error.remedy) for pid in d.pids
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from katana_cc.errors import KatanaError, PartlyError, TargetError
-from katana_cc.outcomes import OfProcess, ProcessOutcome
+from katana_cc.outcomes import OfProcess, ProcessOutcome, outcome_of
 from katana_cc.process.identify import NotThisBuildError
 from katana_cc.process.target import Target
 from katana_cc.process.threads import has_ended, process_name
@@ -54,7 +54,7 @@ SomeMember = TypeVar("SomeMember", bound=Member)
 
 def of_error(pid: int, name: str, error: KatanaError) -> OfProcess:
     """What an error says of the process that it is about."""
-    return OfProcess(pid, name, error.outcome, error.what, error.remedy)
+    return OfProcess(pid, name, outcome_of(error), error.what, error.remedy)
 
 
 def ended(pid: int) -> OfProcess:

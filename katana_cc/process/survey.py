@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import KatanaError, TargetError
-from katana_cc.outcomes import OfProcess, ProcessOutcome
+from katana_cc.outcomes import OfProcess, ProcessOutcome, outcome_of
 from katana_cc.process.finishing import waits
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
@@ -163,7 +163,7 @@ def running_builds(pids: Iterable[int], *, must_match: bool) -> Running:
                 if not isinstance(error, KatanaError):
                     raise
                 errors.append(error)
-                told.append(OfProcess(pid, "?", error.outcome, error.what, error.remedy))
+                told.append(OfProcess(pid, "?", outcome_of(error), error.what, error.remedy))
             elif _is_forbidden(pid):
                 passed_over.append(pid)
             continue
