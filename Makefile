@@ -42,7 +42,7 @@ demo: .venv
 
 deps:
 	@PYTHON='$(PYTHON)' .ci/need gcc:gcc g++:g++ make:make headers:libc6-dev ld:binutils eu-elflint:elfutils gdb:gdb strace:strace \
-		perf:linux-perf libunwind.h:libunwind-dev openssl:openssl \
+		perf:linux-perf libunwind.h:libunwind-dev openssl:openssl chrpath:chrpath \
 		shellcheck:shellcheck musl-gcc:musl-tools clang:clang ld.lld:lld ld.mold:mold cmake:cmake ninja:ninja-build venv:python3-venv \
 		dpkg-source:dpkg-dev patch:patch ccache:ccache meson:meson \
 		libtoolize:libtool autoreconf:autoconf automake:automake dwz:dwz patchelf:patchelf debugedit:debugedit man:man-db aarch64-linux-gnu-ld:binutils-aarch64-linux-gnu qemu-aarch64:qemu-user
