@@ -196,9 +196,9 @@ def _plan_all(
     works: list[Work] = []
 
     def plan(target: Target) -> Work:
-        target.refuse_if_traced()
         if wait is not None:
             target.claim(wait)
+        target.refuse_if_traced()
         plan = prepare(target, po, patch_id, granted)
         return Work(target=target, plan=plan, before=ProcessOutcome.ALREADY if plan.is_applied else None)
 

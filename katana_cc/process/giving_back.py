@@ -127,8 +127,8 @@ def not_in_force(target: Target, patch_id: str = "") -> list[PatchMapping]:
 def _give_back(target: Target, patch_id: str, wait: float, tell: TellWait) -> GivingReport:
     if not not_in_force(target, patch_id):
         return GivingReport(target.pid, target.name, ())
-    target.refuse_if_traced()
     target.claim(wait)
+    target.refuse_if_traced()
     mappings = not_in_force(target, patch_id)  # another katana may have changed it meanwhile
     wanted = [Wanted(m, m.ledger is not None and may_be_registered(target, m.ledger)) for m in mappings]
     attempt = _Attempt(target, wanted, wait, tell)
