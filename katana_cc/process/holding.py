@@ -33,7 +33,7 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.gadgets import find_gadgets
-from katana_cc.process.inject import make_memfd, open_memfd
+from katana_cc.process.inject import make_memfd, open_memfd, write_all
 from katana_cc.process.journal import (
     BODY_AT,
     MAGIC,
@@ -118,7 +118,7 @@ class Hold:
         for size in _SIZES:
             try:
                 os.ftruncate(handle, size)
-                _write_all(handle, header, 0)
+                write_all(handle, header, 0)
             except OSError:
                 continue  # a limit of our own
             address = remote.syscall(cpu.SYS_MMAP, 0, size, PROT_READ, _MAP_PRIVATE, number, 0)
@@ -152,7 +152,7 @@ class Hold:
         if BODY_AT + len(body) > self._size or memory.read(self._address, len(MAGIC)) != MAGIC:
             return
         try:
-            _write_all(self._handle, body, BODY_AT)
+            write_all(self._handle, body, BODY_AT)
         except OSError:
             return  # no memory, or a limit of our own
         self._is_on = True
@@ -195,10 +195,3 @@ def _is_held(threads: Threads) -> bool:
         return threads.hold()
     except OSError:
         return False  # whoever may trace a process may not always send it signals (CAP_KILL)
-
-
-def _write_all(handle: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(handle, view, at)
-        view, at = view[count:], at + count

@@ -61,7 +61,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
         plan = relink(plan, base, resolved)
         head, image = plan.layout.head, plan.image
         with _own_limits(target):
-            _write_all(handle, head + image)
+            write_all(handle, head + image)
         if target.memory.read(base - len(head), len(head) + len(image)) != head + image:
             raise TargetError("the patch did not arrive in the target's memory", where=target.where)
         _keep_in_core_files(target, plan)
@@ -262,8 +262,9 @@ def _keep_in_core_files(target: Target, plan: Plan) -> None:
                 target.memory.write(plan.base + part.offset, plan.image[part.offset : part.offset + 1])
 
 
-def _write_all(handle: int, data: bytes) -> None:
+def write_all(handle: int, data: bytes, at: int = 0) -> None:
+    """Write all of it, from an offset on."""
     view = memoryview(data)
-    at = 0
-    while at < len(view):
-        at += os.pwrite(handle, view[at:], at)
+    while view:
+        count = os.pwrite(handle, view, at)
+        view, at = view[count:], at + count
