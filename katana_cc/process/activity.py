@@ -22,6 +22,7 @@ that `decided` leaves out.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from typing import Final, NamedTuple
 from katana_cc.cpu.native import code
 from katana_cc.cpu.native import system as cpu
 from katana_cc.dwarf.unwind import Backtrace, Frame, Unwinder, Walked
-from katana_cc.errors import BusyError, TargetError
+from katana_cc.errors import BusyError, KatanaError, TargetError
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
@@ -144,6 +145,23 @@ class Finder:
         if self._deep:
             raise DeepStacksError(f"the stack of thread {self._deep[0][0]} is too deep", where=f"pid {pid}")
         return None
+
+    def rehearse(self, pid: int, places: Sequence[tuple[int, int, int]], regions: MemoryMap) -> None:
+        """Look at the stacks while the process runs, and forget what was found: code and data that was never touched
+        makes the first look take half as long again, and the first stop with it.
+
+        Args:
+            places: (thread id, stack pointer, pc) of threads that wait.
+        """
+        words = memoryview(bytearray(8 * REGISTER_WORDS * len(places))).cast("Q")
+        for i, (_, pointer, pc) in enumerate(places):
+            region = regions.at(pointer)
+            row = i * REGISTER_WORDS
+            words[row + cpu.SP], words[row + cpu.PC] = pointer, pc
+            words[row + cpu.THREAD_POINTER] = region.end if region is not None else 0
+        with contextlib.suppress(KatanaError, OSError):
+            self.find(pid, [tid for tid, _, _ in places], words, regions, lambda: regions)
+        self._deep.clear()
 
     def study(self) -> None:
         """Walk over what was too deep for the last stop; called when all threads run again."""

@@ -46,7 +46,7 @@ from katana_cc.process.stacks import expected_size
 from katana_cc.process.suspended import Suspects, SwitchingSeenError
 from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target, read_map
-from katana_cc.process.threads import Threads, thread_name
+from katana_cc.process.threads import Threads, all_waiting, thread_name
 from katana_cc.process.uncollected import uncollected
 from katana_cc.process.waiting import Waiting
 from katana_cc.process.words import Seeker
@@ -166,6 +166,7 @@ def _try(
     suspects.prepare()
     regions = read_map(target.pid)
     bulk.make_room(expected_size(target.pid, regions))
+    finder.rehearse(target.pid, all_waiting(target.pid), regions)
     waiting.before_first()
     while True:
         waiting.tries += 1

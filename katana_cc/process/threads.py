@@ -31,6 +31,7 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
+from katana_cc.process.priority import stand_aside
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
@@ -38,6 +39,7 @@ _ENDING = 0.2  # seconds
 _RELEASE_TIMEOUT = 0.25  # seconds
 TRACED_WITH = pt.O_TRACECLONE | pt.O_TRACESYSGOOD
 _LONGEST_RELEASE = 30.0  # seconds
+_LONGEST_POLL = 500e-6  # seconds
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
 
 
@@ -105,6 +107,11 @@ def waiting_at(pid: int, tid: int) -> tuple[int, int] | None:
     if len(fields) < 3:
         return None  # "running"
     return int(fields[-2], 16), int(fields[-1], 16)
+
+
+def all_waiting(pid: int) -> list[tuple[int, int, int]]:
+    """(thread id, stack pointer, pc) of the threads that wait in system calls."""
+    return [(tid, *place) for tid in list_threads(pid) if (place := waiting_at(pid, tid)) is not None]
 
 
 class Threads:
@@ -184,7 +191,7 @@ class Threads:
                 self._interrupt(tid)
         deadline = time.monotonic() + timeout
         pending = self._traced()
-        passes = 0
+        passes, pause = 0, 20e-6
         while True:
             for tid in tuple(pending):
                 if self._collect(tid):
@@ -212,7 +219,8 @@ class Threads:
                         remedy="it may wait for a child in vfork, or for a device; try again later",
                     )
                 stuck.reap()
-                time.sleep(20e-6)
+                stand_aside(pause)
+                pause = min(pause * 1.05, _LONGEST_POLL)
             else:
                 os.sched_yield()
         self.order = sorted(self._traced())
@@ -381,8 +389,8 @@ class Threads:
                 for tid in pending:  # one whose SIGSTOP a SIGCONT has taken away runs
                     self._interrupt(tid)
             if pending:
-                time.sleep(pause)
-                pause = min(pause * 1.05, 500e-6)  # at real-time priority we would keep it from running
+                stand_aside(pause)
+                pause = min(pause * 1.05, _LONGEST_POLL)
 
     def _has_come_free(self, tid: int, report: pt.Stop) -> bool:
         """What a thread that is held came to on its way to its SIGSTOP; whether it is let go."""
@@ -429,7 +437,7 @@ class Threads:
                     done.add(tid)
                     stuck.leave(tid)
             if not is_late:
-                time.sleep(50e-6)
+                stand_aside(50e-6)
 
 
 def refusal_to_trace(pid: int, error: OSError) -> TargetError:

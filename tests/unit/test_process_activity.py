@@ -211,6 +211,21 @@ MARK = int.from_bytes(cpu.signal_frame_mark(), "little")
 LIVE = STACK + 0x20000
 
 
+def test_rehearsal_leaves_nothing_behind() -> None:
+    """A bug: what was seen of a running process is taken for what is so in the stop, or ends what is to come."""
+    cut = Backtrace((), False, "", True)
+    unwinder = FakeUnwinder(cut, trace((OUTSIDE, STACK_END, True)))
+    make: Callable[[], Unwinder] = lambda: unwinder  # type: ignore[assignment,return-value]  # noqa: E731
+    finder = Finder([GUARD], FakeBulk({STACK_END - 64: CODE + 8}), make)  # type: ignore[arg-type]
+    finder.rehearse(PID, [(PID, STACK_END - 0x100, OUTSIDE)], REGIONS)
+    assert unwinder.calls == 1
+    finder.study()  # nothing
+    assert unwinder.calls == 1
+    regs = registers((OUTSIDE, STACK_END - 0x100, 0))
+    assert finder.find(PID, [PID], regs, REGIONS, lambda: REGIONS) is None
+    assert unwinder.calls == 2
+
+
 def test_thread_with_a_signal_frame_is_unwound() -> None:
     """A bug: what a handler interrupted is below its stack, which is part of the same, and is not looked at."""
     unwinder = FakeUnwinder(trace((OUTSIDE, LIVE + 0x20, True), (CODE + 9, STACK + 0x100, False)))
