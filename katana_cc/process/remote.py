@@ -35,6 +35,7 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.priority import stand_aside
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
 from katana_cc.process.stacks import lower_end
@@ -312,6 +313,7 @@ class RemoteThread:
 
     def _wait_for_stop(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
+        pause = 10e-6
         while True:
             report = pt.wait(self._tid)
             if report is None:
@@ -323,7 +325,8 @@ class RemoteThread:
                     if over > _TURN_TIMEOUT or state not in "Rt":  # "t": it has just come to its stop
                         return False
                 stuck.reap()
-                time.sleep(10e-6)
+                stand_aside(pause)
+                pause = min(pause * 1.05, _LONGEST_POLL)
             elif report.gone:
                 raise _EndedError("the process died", where=f"pid {self._pid}")
             elif report.is_signal_delivery:
@@ -341,7 +344,7 @@ class RemoteThread:
                 if time.monotonic() > deadline:
                     return pt.Stop(False, 0, 0)
                 stuck.reap()
-                time.sleep(pause)
+                stand_aside(pause)
                 pause = min(pause * 1.05, _LONGEST_POLL)
             elif report.gone:
                 raise TargetError("the process died", where=f"pid {self._pid}")
