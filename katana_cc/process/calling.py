@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from katana_cc.errors import BusyError
+from katana_cc.process.borrowing import BorrowedThread
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.imports import Linker
 from katana_cc.process.inject import call_stack, unmap_scratch
@@ -101,5 +102,5 @@ class Caller:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _stopped(self, unfit: Callable[[Sequence[int]], str]) -> RemoteThread:
-        return RemoteThread(self._target.memory, self._gadgets, unfit)
+    def _stopped(self, unfit: Callable[[Sequence[int]], str]) -> BorrowedThread:
+        return BorrowedThread(self._target.memory, self._gadgets, unfit)

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, HookError, KatanaError, RefusedError
+from katana_cc.process.borrowing import StoppedThread
 from katana_cc.process.calling import MAP_ANONYMOUS, MAP_PRIVATE
 from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.follow import Leads, Passage
@@ -34,7 +35,6 @@ from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Made
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
-from katana_cc.process.remote import StoppedThread
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
 from katana_cc.process.threads import Threads, thread_name

@@ -32,6 +32,7 @@ from typing import Final
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process.borrowing import BorrowedThread
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.inject import make_memfd, open_memfd, write_all
 from katana_cc.process.journal import (
@@ -84,9 +85,9 @@ class Hold:
             with gone, first_in_line(), self._thread() as remote:
                 remote.syscall(cpu.SYS_MUNMAP, self._address, self._size)
 
-    def _thread(self) -> RemoteThread:
+    def _thread(self) -> BorrowedThread:
         target = self._target
-        return RemoteThread(target.memory, find_gadgets(target.memory, target.regions, target.where))
+        return BorrowedThread(target.memory, find_gadgets(target.memory, target.regions, target.where))
 
     def make_room(self) -> None:
         """Have room for a journal, if it can be had.

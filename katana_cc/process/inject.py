@@ -17,6 +17,7 @@ from typing import Final
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import RefusedError, TargetError
+from katana_cc.process.borrowing import BorrowedThread
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.limits import descriptor_remedy, memory_remedy
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
@@ -47,7 +48,7 @@ def inject(target: Target, plan: Plan) -> tuple[Plan, float]:
     handle = -1
     base = 0
     try:
-        with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
+        with first_in_line(), BorrowedThread(target.memory, gadgets) as remote:
             resolved = _call_resolvers(remote, target, plan)
             _unmap_leftovers(remote, target)
             number = make_memfd(remote, target, plan.name)
@@ -101,7 +102,7 @@ def unmap(target: Target, base: int, size: int, inode: int) -> None:
     if at is None or at.inode != inode:
         return  # another's, or the process has called execve
     start, end = extent(regions, base, size)
-    with first_in_line(), RemoteThread(target.memory, gadgets) as remote:
+    with first_in_line(), BorrowedThread(target.memory, gadgets) as remote:
         result = remote.syscall(cpu.SYS_MUNMAP, start, end - start)
     if result < 0:
         raise TargetError(

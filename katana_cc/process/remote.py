@@ -25,12 +25,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.cpu.native import way_back
-from katana_cc.errors import BusyError, RefusedError, TargetError
+from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
 from katana_cc.process.gadgets import Gadgets
@@ -39,18 +38,10 @@ from katana_cc.process.priority import stand_aside
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
 from katana_cc.process.stacks import lower_end
-from katana_cc.process.threads import (
-    TRACED_WITH,
-    is_dead,
-    is_traced_by_us,
-    list_threads,
-    refusal_to_trace,
-    status_fields,
-    thread_name,
-)
+from katana_cc.process.threads import is_dead, status_fields, thread_name
 
 WORD: Final = 8
-_STOP_TIMEOUT: Final = 0.5
+STOP_TIMEOUT: Final = 0.5
 _TURN_TIMEOUT: Final = 5.0  # more, for a thread that waits for nothing but a processor
 _CALL_TIMEOUT: Final = 5.0
 _LONGEST_POLL: Final = 0.001
@@ -62,7 +53,6 @@ _FAULTS: Final = sum(
     1 << (s - 1) for s in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 )
 _LENT: Final = 256  # bytes of `scratch`, at most
-_WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
 
 
 class Returned(NamedTuple):
@@ -77,7 +67,7 @@ class Returned(NamedTuple):
     is_clear: bool
 
 
-class _EndedError(TargetError):
+class EndedError(TargetError):
     """The thread has ended, and mostly its process."""
 
 
@@ -92,43 +82,22 @@ class _Way(NamedTuple):
 
 
 class RemoteThread:
-    """One thread of the target, stopped, to make calls with.  A context manager: leaving puts everything back.
+    """One thread of the target that is stopped, to make calls with: `borrowing` stops it, and lets it go.
 
     Args:
-        unfit: says of a stopped thread's registers why it will not do ("" when it will); then the next one is tried.
-
-    Raises (on entering):
-        TargetError: gone, not permitted, or already traced.
-        BusyError: no thread of the process can be stopped, or none will do.
-        RefusedError: seccomp may forbid the calls, and cannot be suspended.
+        tid, registers: the thread, and what it was stopped with; where these come later, 0 and none.
     """
 
-    def __init__(
-        self, memory: ProcessMemory, gadgets: Gadgets, unfit: Callable[[Sequence[int]], str] | None = None
-    ) -> None:
+    def __init__(self, memory: ProcessMemory, gadgets: Gadgets, tid: int = 0, registers: Sequence[int] = ()) -> None:
         self._memory = memory
-        self._unfit = unfit
         self._pid = memory.pid
         self._gadgets = gadgets
         self._frame = 0  # where the signal frame lies, if there is one, and what it covers
         self._covered = b""
-        self._tid = 0
-        self._registers: list[int] = []
+        self._tid = tid
+        self._registers = list(registers)
         self._mask = 0
         self._restart_is_lost = False
-        self._blocked_here: set[signal.Signals | int] = set()
-        self._started = 0
-        self.pause_us = 0.0
-
-    def __enter__(self) -> RemoteThread:
-        everything = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
-        self._blocked_here = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
-        try:
-            self._stop_one()
-        except BaseException:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
-            raise
-        return self
 
     @property
     def tid(self) -> int:
@@ -139,109 +108,6 @@ class RemoteThread:
     def place(self) -> tuple[int, int]:
         """Where it was stopped: its stack pointer and pc."""
         return self._registers[cpu.SP], self._registers[cpu.PC]
-
-    def _stop_one(self) -> None:
-        waiting = 0
-        why = ""
-        refusal: RefusedError | None = None
-        for tid in self._candidates():
-            is_again = self._trace(tid)
-            if is_again is None:
-                continue
-            self._tid = tid
-            self._started = time.perf_counter_ns()
-            try:
-                pt.interrupt(tid)
-                if not self._wait_for_stop(_STOP_TIMEOUT):
-                    stuck.leave(tid)
-                    waiting = tid
-                    continue
-                if is_again:
-                    pt.set_options(tid, pt.O_TRACESYSGOOD)
-                self._registers = pt.read_registers(tid)
-                self._mask = pt.read_signal_mask(tid)
-            except (_EndedError, pt.GoneError):
-                continue  # the others may go on
-            if not self._is_same_image():
-                self._let_go()
-                raise TargetError(
-                    "it runs another program by now (execve)",
-                    where=f"pid {self._pid}",
-                    remedy="nothing was changed; see `katana status`",
-                )
-            if not cpu.runs_supported_code(self._registers):
-                pt.detach(tid)
-                continue
-            found = self._unfit(self._registers) if self._unfit else ""
-            if found:
-                why = f"thread {tid} ({thread_name(self._pid, tid)}) {found}"
-                self._let_go()
-                continue
-            try:
-                self._suspend_seccomp(pt.O_TRACESYSGOOD)
-            except RefusedError as error:
-                refusal = error  # another thread may have no filter
-                self._let_go()
-                continue
-            self._leave_sequence()
-            self._prepare_return()
-            pt.write_signal_mask(tid, _ALL_SIGNALS)
-            return
-        self._tid = 0
-        if refusal is not None:
-            raise refusal
-        if why:
-            raise BusyError(
-                f"no thread is where a function could be called: {why}",
-                where=f"pid {self._pid}",
-                remedy="nothing was touched; wait longer (--wait)",
-            )
-        if waiting:
-            raise BusyError(
-                f"thread {waiting} ({thread_name(self._pid, waiting)}) does not stop",
-                where=f"pid {self._pid}",
-                remedy="it may wait for a child in vfork, or for a device; try again later",
-            )
-        raise TargetError("the process is gone", where=f"pid {self._pid}")
-
-    def _candidates(self) -> Iterator[int]:
-        """The threads, those last that will hardly stop: in vfork, or waiting for a device."""
-        late = []
-        for tid in sorted(list_threads(self._pid)):
-            fields = status_fields(self._pid, tid)
-            if fields.get("Name", "?").startswith(_WORKER_NAMES):
-                continue  # never runs user code
-            if stuck.holds(tid) or fields.get("State", "").startswith("D"):
-                late.append(tid)
-            else:
-                yield tid
-        yield from late
-
-    def _trace(self, tid: int) -> bool | None:
-        """Trace a thread; whether it was traced by us already (then with other options), None if it has ended."""
-        if stuck.take(tid):
-            return True
-        try:
-            pt.seize(tid, pt.O_TRACESYSGOOD)
-        except ProcessLookupError:
-            return None
-        except OSError as error:
-            fields = status_fields(self._pid, tid)
-            if fields.get("State", "Z").startswith(("Z", "X")):
-                return None
-            if is_traced_by_us(fields):
-                return True
-            raise refusal_to_trace(self._pid, error) from None
-        return False
-
-    def _is_same_image(self) -> bool:
-        """Whether the thread still has the memory that the gadgets were found in."""
-        code = self._gadgets.code
-        with contextlib.suppress(TargetError):
-            ours = b"".join(self._memory.read(at, len(data)) for at, data in code)
-            theirs = pt.peek(self._tid, [(at, len(data)) for at, data in code])
-            return ours == theirs == b"".join(data for _, data in code)
-        return False
 
     def _suspend_seccomp(self, options: int) -> None:
         """Let the thread, which is stopped and traced with these options, make calls that a filter of its own (each
@@ -263,11 +129,13 @@ class RemoteThread:
                 remedy=seccomp_remedy(),
             ) from None
 
-    def _leave_sequence(self) -> int:
-        """Be at the abort handler of a restartable sequence that the thread is in; where it was."""
-        pc = self._registers[cpu.PC]
-        self._registers[cpu.PC] = resumption(self._memory, self._tid, pc)
-        return pc
+    def _make_ready(self) -> None:
+        """Let calls be made in the thread, whose registers are known."""
+        self._mask = pt.read_signal_mask(self._tid)
+        # In a restartable sequence it is at its abort handler from now on.
+        self._registers[cpu.PC] = resumption(self._memory, self._tid, self._registers[cpu.PC])
+        self._prepare_return()
+        pt.write_signal_mask(self._tid, _ALL_SIGNALS)
 
     def _prepare_return(self) -> None:
         """Put a signal frame below the stack, and the thread in front of the code that goes back by it."""
@@ -306,11 +174,6 @@ class RemoteThread:
             way_back.park(words, self._gadgets.restorer, self._frame)
             pt.write_registers(self._tid, words)
 
-    def _let_go(self) -> None:
-        """Let a thread go on of which nothing was changed."""
-        stuck.let_go(self._tid)
-        self._tid = 0
-
     def _wait_for_stop(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         pause = 10e-6
@@ -328,7 +191,7 @@ class RemoteThread:
                 stand_aside(pause)
                 pause = min(pause * 1.05, _LONGEST_POLL)
             elif report.gone:
-                raise _EndedError("the process died", where=f"pid {self._pid}")
+                raise EndedError("the process died", where=f"pid {self._pid}")
             elif report.is_signal_delivery:
                 pt.resume(self._tid, report.signal)
             else:
@@ -480,7 +343,7 @@ class RemoteThread:
             report = self._next_syscall_stop(deadline)
             if not report.signal:
                 pt.interrupt(self._tid)
-                if not self._wait_for_stop(_STOP_TIMEOUT):
+                if not self._wait_for_stop(STOP_TIMEOUT):
                     raise TargetError(
                         "a function called in the target does not stop",
                         where=f"pid {self._pid}",
@@ -498,23 +361,11 @@ class RemoteThread:
                 return Returned(None, report.signal or None, words, is_clear)
             deadline = min(time.monotonic() + _GRACE_STEP, last)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._tid:
-                with contextlib.suppress(ProcessLookupError):
-                    self._put_back()
-                    pt.detach(self._tid)
-        finally:
-            self.pause_us = (time.perf_counter_ns() - self._started) / 1000
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
-
     def _put_back(self) -> dict[int, int]:
         """Give the thread its registers and signal mask again; the registers that differ from what it had."""
         pt.interrupt(self._tid)
         pt.resume(self._tid)
-        self._wait_for_stop(_STOP_TIMEOUT)
+        self._wait_for_stop(STOP_TIMEOUT)
         words = list(self._registers)
         again = cpu.entered_again(words, self._code_before(words)) if self._restart_is_lost else None
         changes = again or self._repair(words) or {}
@@ -540,38 +391,3 @@ class RemoteThread:
             return None
         waiting = pt.pending_signals(self._tid, True) + pt.pending_signals(self._tid, False)
         return None if any(not self._mask >> (n - 1) & 1 for n in waiting) else changes
-
-
-class StoppedThread(RemoteThread):
-    """The same of a thread that is stopped and traced already, with all others, and stays so.  `changes` are the
-    registers that differ afterwards: {register index: value}.
-
-    Args:
-        tid, registers: the thread, and what it was stopped with.
-
-    Raises (on entering):
-        RefusedError: seccomp may forbid the calls, and cannot be suspended.
-    """
-
-    def __init__(self, memory: ProcessMemory, gadgets: Gadgets, tid: int, registers: Sequence[int]) -> None:
-        super().__init__(memory, gadgets)
-        self._tid = tid
-        self._registers = list(registers)
-        self._was_at = registers[cpu.PC]
-        self.changes: dict[int, int] = {}
-
-    def __enter__(self) -> StoppedThread:
-        self._suspend_seccomp(TRACED_WITH)
-        self._mask = pt.read_signal_mask(self._tid)
-        self._was_at = self._leave_sequence()
-        self._prepare_return()
-        pt.write_signal_mask(self._tid, _ALL_SIGNALS)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            pc = self._registers[cpu.PC]
-            self.changes = ({cpu.PC: pc} if pc != self._was_at else {}) | self._put_back()
-            pt.set_options(self._tid, TRACED_WITH)

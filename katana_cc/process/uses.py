@@ -15,13 +15,13 @@ from typing import Final
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import RefusedError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process.borrowing import StoppedThread
 from katana_cc.process.everywhere import Needles, Trace
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.kernel import kept
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.link import PROT_EXEC, RECORD_SIZE
 from katana_cc.process.maps import MemoryMap
-from katana_cc.process.remote import StoppedThread
 from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target
 from katana_cc.process.threads import status_fields
 from katana_cc.process.words import WORD

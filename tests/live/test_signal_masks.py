@@ -11,10 +11,10 @@ import pytest
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import TargetError
+from katana_cc.process.borrowing import BorrowedThread
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.imports import Linker
 from katana_cc.process.inject import call_stack
-from katana_cc.process.remote import RemoteThread
 from katana_cc.process.target import Target
 from katana_cc.process.threads import Threads
 from tests.live.handmade import build
@@ -114,7 +114,7 @@ def test_the_same_of_a_thread_that_was_not_fit_for_calls(tmp_path: Path) -> None
             return "is not"
 
         gadgets = find_gadgets(target.memory, target.regions, target.where)
-        with pytest.raises(Exception, match="is not"), RemoteThread(target.memory, gadgets, unfit):
+        with pytest.raises(Exception, match="is not"), BorrowedThread(target.memory, gadgets, unfit):
             pass
         assert server.line() == "-1, EINTR, handled"
 
@@ -128,7 +128,7 @@ def test_sleep_goes_on_behind_a_function_that_sleeps(tmp_path: Path, words: tupl
         usleep = Linker.of(target.memory, target.modules).first("usleep")
         assert usleep is not None
         gadgets = find_gadgets(target.memory, target.regions, target.where)
-        with RemoteThread(target.memory, gadgets) as remote, call_stack(remote, target, 1 << 16) as stack:
+        with BorrowedThread(target.memory, gadgets) as remote, call_stack(remote, target, 1 << 16) as stack:
             assert remote.call(usleep, "usleep", stack + (1 << 16), 1000) == 0
         assert server.line() == "0 0"
 
@@ -138,9 +138,9 @@ def test_image_that_the_process_left_is_not_called(tmp_path: Path) -> None:
     """A bug: instructions of the old program were called in the new one, where something else lies."""
     with serving(build(tmp_path, "server", AGAIN).output) as server, Target(server.pid) as target:
         gadgets = find_gadgets(target.memory, target.regions, target.where)
-        with RemoteThread(target.memory, gadgets) as remote:
+        with BorrowedThread(target.memory, gadgets) as remote:
             assert remote.syscall(cpu.SYS_CLOSE, 77) < 0
         assert server.ask("again") == "ready"
-        with pytest.raises(TargetError, match="another program by now"), RemoteThread(target.memory, gadgets):
+        with pytest.raises(TargetError, match="another program by now"), BorrowedThread(target.memory, gadgets):
             pass
         assert server.ask("again") == "ready", "it lives, and is not traced"

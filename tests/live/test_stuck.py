@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from katana_cc.errors import BusyError
-from katana_cc.process import ptrace_binding, remote, stuck, threads
+from katana_cc.process import borrowing, ptrace_binding, stuck, threads
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.target import Target
 from katana_cc.process.threads import Threads, list_threads, status_fields
@@ -50,13 +50,13 @@ def vforking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_STOP_TIMEOUT", 0.05)
+    monkeypatch.setattr(borrowing, "STOP_TIMEOUT", 0.05)
     monkeypatch.setattr(threads, "_RELEASE_TIMEOUT", 0.05)
 
 
 @contextmanager
-def _thread(target: Target) -> Iterator[remote.RemoteThread]:
-    with remote.RemoteThread(target.memory, find_gadgets(target.memory, target.regions, target.where)) as thread:
+def _thread(target: Target) -> Iterator[borrowing.BorrowedThread]:
+    with borrowing.BorrowedThread(target.memory, find_gadgets(target.memory, target.regions, target.where)) as thread:
         yield thread
 
 

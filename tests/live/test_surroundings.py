@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from katana_cc.cpu.native import system
-from katana_cc.process import ptrace_binding, remote
+from katana_cc.process import borrowing, ptrace_binding
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.target import Target
 from tests.live.conftest import TIMES_TEN
@@ -533,9 +533,9 @@ def test_thread_that_gets_no_processor_is_waited_for(tmp_path: Path, monkeypatch
 
     with serving(build(tmp_path, "server", COUNTER).output, "0") as server, Target(server.pid) as target:
         gadgets = find_gadgets(target.memory, target.regions, target.where)
-        monkeypatch.setattr(remote, "_STOP_TIMEOUT", 0.0)
+        monkeypatch.setattr(borrowing, "STOP_TIMEOUT", 0.0)
         monkeypatch.setattr(ptrace_binding, "wait", later)
-        with remote.RemoteThread(target.memory, gadgets) as thread:
+        with borrowing.BorrowedThread(target.memory, gadgets) as thread:
             assert thread.syscall(39) == server.pid  # getpid
         assert not late
         monkeypatch.undo()
@@ -585,7 +585,7 @@ def test_nothing_is_put_below_the_end_of_a_stack(tmp_path: Path, left: int, has_
             return "" if bottom <= words[system.SP] < bottom + (1 << 16) else "is another"
 
         for _ in range(2):
-            with remote.RemoteThread(target.memory, gadgets, unfit) as thread:
+            with borrowing.BorrowedThread(target.memory, gadgets, unfit) as thread:
                 assert thread.syscall(39) == server.pid  # getpid
                 assert target.memory.read(bottom - (1 << 14), 1 << 14) == before
                 assert bool(thread._frame) == has_room
