@@ -8,6 +8,7 @@ toolchain meets a share of all tests; which they are never changes.  The rest ar
 from __future__ import annotations
 
 import os
+import signal
 import zlib
 from collections.abc import Hashable
 from typing import Final
@@ -21,7 +22,10 @@ _OF_EACH: Final = 6  # one in so many is in the sample, and one at least
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the mark means."""
+    """Say what the marks mean."""
+    # A job in the background ignores Ctrl-C, and so would all that it starts: tests of it would test nothing.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "rest: not in the sample that `make test` takes")
     config.addinivalue_line("markers", "situation(kind, text, outcome): see tests/live/situations.py")
 
