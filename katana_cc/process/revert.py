@@ -118,8 +118,8 @@ def revert_patch(
     try:
         try:
             for todo in looks:
-                finish_all(todo)
                 is_named = must_match and looks.is_first
+                finish_all(todo, "" if is_named else meant)
                 fresh = _open_all(todo, meant, skipped, wait, is_named=is_named)
                 works += fresh
                 if looks.is_first:
