@@ -43,6 +43,10 @@ _LAST: Final = {Phase.COMMITTING: Bytes.NEW, Phase.REVERTING: Bytes.OLD}  # what
 assert HEADER_SIZE == 64
 
 
+class LaterLedgerError(TargetError):
+    """A later katana wrote the ledger."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryEdit:
     """Bytes of a target to exchange: `expected` at `address` become `replacement`.  `name` is the function or datum;
@@ -259,13 +263,14 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     as a katana that died while it wrote leaves it.  Nothing can lead into such a mapping.
 
     Raises:
-        TargetError: a ledger of a later format version, or the process is gone.
+        LaterLedgerError: a ledger of a later format version.
+        TargetError: the process is gone.
     """
     magic, version, state, length, checksum, own_base, size, registered = _HEADER.unpack(memory.read(base, HEADER_SIZE))
     if magic != MAGIC:
         return None
     if not _OLDEST <= version <= VERSION:
-        raise TargetError(
+        raise LaterLedgerError(
             f"the patch at {base:#x} was applied by a later katana (ledger version {version})",
             remedy="use that katana, or a later one",
         )
