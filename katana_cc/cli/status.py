@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from katana_cc.cli.selection import passed_over_json, process_id, tell_passed_over
-from katana_cc.errors import ExitStatus, KatanaError, UsageError
+from katana_cc.errors import ExitStatus, KatanaError, LaterKatanaError, UsageError
 from katana_cc.process import survey
-from katana_cc.process.ledger import LaterLedgerError
 from katana_cc.report.debugger import gdb_lines
 from katana_cc.report.metrics import metrics
 from katana_cc.report.moves import moved_line, moves_json
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         for pid in listed.pids:
             try:
                 found.append(survey.process_status(pid))
-            except LaterLedgerError as error:
+            except LaterKatanaError as error:
                 later += 1
                 print(f"katana status: {clean(f'{error.where}: {error.what}')}", file=sys.stderr)
             except KatanaError:

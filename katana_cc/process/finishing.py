@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import system as cpu
-from katana_cc.errors import BusyError, KatanaError, RefusedError, TargetError
+from katana_cc.errors import BusyError, KatanaError, LaterKatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.holding import ALL_SIGNALS
 from katana_cc.process.journal import (
@@ -50,20 +50,31 @@ def find(memory: ProcessMemory) -> Interrupted | None:
     """What was begun in a process and has not come to its end; None when there is nothing.
 
     Raises:
+        LaterKatanaError: a later katana began it, and was killed.
         TargetError: the process is gone, or not ours to read.
     """
     for region in read_map(memory.pid).regions:
         if is_journal(region) and not region.offset:
-            header = read_header(memory, region.start)
+            try:
+                header = read_header(memory, region.start)
+            except LaterKatanaError as error:
+                error.where = f"pid {memory.pid}"
+                raise
             if header is not None and header.progress is not Progress.IDLE:
                 return Interrupted(region.start, header)
     return None
+
+
+def refuse_later(target: Target) -> None:
+    """Raises LaterKatanaError where a later katana was killed, and what it began waits: it must not be taken away."""
+    waits(target.memory)
 
 
 def waits(memory: ProcessMemory) -> Interrupted | None:
     """What was begun in a process that stands still until it is finished; None when there is nothing.
 
     Raises:
+        LaterKatanaError: a later katana began it, and was killed.
         TargetError: the process is gone, or not ours to read.
     """
     found = find(memory)

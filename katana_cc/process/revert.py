@@ -11,19 +11,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from katana_cc.errors import KatanaError, RefusedError
+from katana_cc.errors import KatanaError, LaterKatanaError, RefusedError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, Outcome, run
-from katana_cc.process.finishing import finish_all
+from katana_cc.process.finishing import finish_all, refuse_later
 from katana_cc.process.follow import back
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inforce import known_in_force, ledgers_in_force, torn_with
-from katana_cc.process.ledger import LaterLedgerError, Ledger, MemoryEdit
+from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.looks import Looks, Select
 from katana_cc.process.members import Member, NotKnownError, failed, in_each, open_all
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
@@ -201,8 +201,9 @@ def _open_all(
 
     def look(target: Target) -> _Work:
         try:
+            refuse_later(target)
             in_force = tuple(ledgers_in_force(target, patch_id))
-        except LaterLedgerError as error:
+        except LaterKatanaError as error:
             if not is_named:
                 _pass_over(target, patch_id, error)
             raise
@@ -218,7 +219,7 @@ def _open_all(
     return works
 
 
-def _pass_over(target: Target, patch_id: str, error: LaterLedgerError) -> None:
+def _pass_over(target: Target, patch_id: str, error: LaterKatanaError) -> None:
     """Raises NotKnownError where nothing tells that a process carries the patch that is named; else the error says how
     to go on."""
     if not patch_id:

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from katana_cc.errors import RefusedError, TargetError
+from katana_cc.errors import LaterKatanaError, RefusedError, TargetError
 from katana_cc.process.claim import claim
 from katana_cc.process.image import ledger_address
-from katana_cc.process.ledger import LaterLedgerError, Ledger, read_ledger
+from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
@@ -182,7 +182,7 @@ class Target:
         """The mappings katana made, as they are now, in address order.
 
         Raises:
-            LaterLedgerError: a later katana made one.
+            LaterKatanaError: a later katana made one.
             TargetError: the process is gone.
         """
         return tuple(self._patches(self.read_map()))
@@ -207,7 +207,7 @@ class Target:
             try:
                 ledger = read_ledger(self.memory, base)
             except TargetError as error:
-                if without_later and isinstance(error, LaterLedgerError):
+                if without_later and isinstance(error, LaterKatanaError):
                     continue
                 error.where = error.where or self.where
                 raise

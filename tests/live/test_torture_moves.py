@@ -31,6 +31,7 @@ pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 3
 _SYS_PWRITE64: Final = 18
 _SYS_TGKILL: Final = 234
 _SYS_PROCESS_VM_WRITEV: Final = 311
+_VERSION_AT: Final = 8  # of a journal
 _SIGNALS: Final = 200
 _THREADS: Final = 5
 _BEHIND: Final = 90  # calls, among which all threads are let go
@@ -172,6 +173,37 @@ def test_revert_of_several_finishes_what_carries_the_patch_only(victim: Victim, 
             assert (state_of(other), is_whole(other)) == ("reverted", OLD), command
     finally:
         other.server.close()
+
+
+def test_what_a_later_katana_began_is_left_to_it(victim: Victim) -> None:
+    """A bug: its journal is taken away, or the process goes on with half of its data moved."""
+    victim.put("apply")
+    victim.struck_when("apply", _is_writing, _kill_both)
+    memory = ProcessMemory(victim.server.pid)
+    begun = finishing.find(memory)
+    assert begun is not None
+    version = memory.read(begun.address + _VERSION_AT, 4)
+    memory.write(begun.address + _VERSION_AT, (99).to_bytes(4, "little"))
+    maps = Path(f"/proc/{victim.pid}/maps").read_text()
+    for words in (
+        victim.words("apply"),
+        [*victim.words("apply"), "--dry-run"],
+        victim.words("revert"),
+        ["revert", identity(read_patch(str(victim.patch))[1]), "--tree", str(os.getpid())],
+    ):
+        done = katana(*words)
+        assert done.returncode == 5, (words, done.stdout, done.stderr)
+        assert "a later katana was killed while it moved live data" in done.stderr + done.stdout, words
+    done = katana("revert", "0" * 32, "--tree", os.getpid())
+    assert done.returncode == 5
+    assert f"pid {victim.pid} (output): not known: a later katana was killed" in done.stdout
+    assert f"pid {victim.pid}: a later katana was killed" in katana("status").stderr
+    assert Path(f"/proc/{victim.pid}/maps").read_text() == maps
+    assert _stands_still(victim)
+    memory.write(begun.address + _VERSION_AT, version)
+    memory.close()
+    assert victim.run("apply") == ""
+    assert is_whole(victim) == NEW
 
 
 def _is_writing(calls: Sequence[int]) -> bool:
