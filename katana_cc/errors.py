@@ -75,6 +75,10 @@ class TargetError(KatanaError):
     status = ExitStatus.UNREACHABLE
 
 
+class LaterKatanaError(TargetError):
+    """A later katana wrote what has to be read in the target."""
+
+
 class PartlyError(KatanaError):
     """It could not be done in all processes, nor undone in those where it was: they do not all run the same."""
 

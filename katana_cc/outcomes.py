@@ -29,6 +29,7 @@ class ProcessOutcome(StrEnum):
     TAKEN_BACK = "taken back"  # it was done, and undone since another could not be
     NOT_TRIED = "not tried"  # it is as it was, since another could not be
     STUCK = "stuck"  # it was done, and could not be undone
+    NOT_KNOWN = "not known"  # whether there is anything to be done, and nobody had named it
 
     @property
     def is_good(self) -> bool:
@@ -56,7 +57,7 @@ _NOT_DONE: Final = (
     ProcessOutcome.STUCK,
 )
 APPLYING: Final = (ProcessOutcome.APPLIED, ProcessOutcome.ALREADY, *_NOT_DONE)
-REVERTING: Final = (ProcessOutcome.REVERTED, ProcessOutcome.NOTHING, *_NOT_DONE)
+REVERTING: Final = (ProcessOutcome.REVERTED, ProcessOutcome.NOTHING, *_NOT_DONE, ProcessOutcome.NOT_KNOWN)
 
 
 _OF_STATUS: Final = {

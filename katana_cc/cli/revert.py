@@ -106,7 +106,9 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
     for text in failed:
         print(f"katana revert: {clean(text)}; the patch is reverted", file=sys.stderr)
     given = given_back(arguments, found, _identity(arguments.patch), must_match=listing is None)
-    status = ExitStatus.HOOK_AFTER if failed else worst(given) or status_of(found.passed_over)
+    not_known = sum(r.outcome is ProcessOutcome.NOT_KNOWN for r in reports)
+    status = ExitStatus.HOOK_AFTER if failed else worst(given) or _status(found, not_known)
+    _tell_not_known(not_known)
     tell_passed_over("katana revert", found.passed_over, "a patch is applied there")
     if arguments.json:
         result = {
@@ -125,6 +127,8 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             line += f" {report.ledger.patch_id}: {done}"
         elif report.others:
             line += f": it carries {', '.join(report.others)}, and not {arguments.patch}"
+        elif report.what:
+            line += f": {report.what}"
         print(line)
         for move in report.ledger.moves if report.ledger is not None else ():
             if not move.stays:
@@ -138,11 +142,26 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
             print(f"  {name} was written to after it got its new initial value, and keeps what it holds")
     if len(reports) > 1:
         print(count_line(r.outcome for r in reports))
-    if not reports:
-        where = "no process that could be read" if found.passed_over else "no process"
+    if len(reports) == not_known:
+        where = "no process that could be read" if found.passed_over or not_known else "no process"
         print(f"nothing to revert: {where} carries {'the' if arguments.patch else 'a'} patch")
     print_given_back(given)
     return status
+
+
+def _status(found: survey.Found, not_known: int) -> ExitStatus:
+    return ExitStatus.UNREACHABLE if not_known else status_of(found.passed_over)
+
+
+def _tell_not_known(number: int) -> None:
+    """One line on stderr when processes were left as they are."""
+    if number:
+        processes, them = ("1 process was", "it") if number == 1 else (f"{number} processes were", "them")
+        print(
+            f"katana revert: {processes} left alone, since a later katana patched {them}: whether the patch is applied "
+            "there is not known (use that katana, or a later one)",
+            file=sys.stderr,
+        )
 
 
 def _identity(word: str | None) -> str:
@@ -166,6 +185,8 @@ def _as_json(report: RevertReport) -> dict[str, Any]:
         "pid": report.pid,
         "name": report.name,
         "outcome": report.outcome,
+        "what": report.what or None,
+        "remedy": report.remedy or None,
         "patch": ledger.patch_id if ledger else None,
         "output": ledger.output if ledger else None,
         "threads": commit.threads if commit else None,

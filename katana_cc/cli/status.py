@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from katana_cc.cli.selection import passed_over_json, process_id, tell_passed_over
-from katana_cc.errors import ExitStatus, KatanaError, UsageError
+from katana_cc.errors import ExitStatus, KatanaError, LaterKatanaError, UsageError
 from katana_cc.process import survey
 from katana_cc.report.debugger import gdb_lines
 from katana_cc.report.metrics import metrics
 from katana_cc.report.moves import moved_line, moves_json
+from katana_cc.report.summary import clean
 
 HELP = "what runs, and what is applied to it"
 
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         for path in survey.write_images(arguments.pid, arguments.symfs):
             print(path)
         return ExitStatus.DONE
+    later = 0
     if arguments.pid is not None:
         found = [survey.process_status(arguments.pid)]
         passed_over: tuple[int, ...] = ()
@@ -49,8 +51,13 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         listed = survey.patched_pids(survey.all_pids())
         passed_over = listed.passed_over
         for pid in listed.pids:
-            with contextlib.suppress(KatanaError):  # it ended meanwhile
+            try:
                 found.append(survey.process_status(pid))
+            except LaterKatanaError as error:
+                later += 1
+                print(f"katana status: {clean(f'{error.where}: {error.what}')}", file=sys.stderr)
+            except KatanaError:
+                pass  # it ended meanwhile
     tell_passed_over("katana status", passed_over, "a patch is applied there")
     if arguments.json:
         processes = [_as_json(p) for p in found]
@@ -63,7 +70,7 @@ def run(arguments: argparse.Namespace) -> ExitStatus:
         print(*gdb_lines(found) or ["# no patch is applied"], sep="\n")
         return ExitStatus.DONE
     if not found:
-        print(f"no process{' that could be read' if passed_over else ''} carries a patch")
+        print(f"no process{' that could be read' if passed_over or later else ''} carries a patch")
     for process in found:
         print(f"pid {process.pid} ({process.name})")
         if arguments.pid is not None:

@@ -32,6 +32,7 @@ from katana_cc.diff.relayout import Move, find_moves
 from katana_cc.diff.reliance import Found, note_reliances
 from katana_cc.diff.replaceable import check_replaceable, runs_at_start
 from katana_cc.diff.retarget import note_retargeted
+from katana_cc.diff.sequences import check_sequences
 from katana_cc.diff.small import handle_small
 from katana_cc.diff.storage import check_storage
 from katana_cc.diff.view import Kind, ObjectView
@@ -158,6 +159,7 @@ class Diff:
         explain_inlining(self)
         for place, old_place in self.changes.replaced.items():
             check_replaceable(self, place, old_place)
+        check_sequences(self)
         note_reliances(self)
         check_types(self)
         self.changes.reasons = _unique(self.changes.reasons)
@@ -172,9 +174,9 @@ class Diff:
         subject, file, line = ("", "", 0) if place is None else self._subject(program or self.new, place)
         self.changes.reasons.append(Reason(code.value, severity, subject, file, line, text))
 
-    def take_back(self, place: Place, codes: Collection[Code]) -> None:
+    def take_back(self, place: Place, codes: Collection[Code], *, program: Program | None = None) -> None:
         """Drop the reasons of these codes about what `place` holds: something else is done with it."""
-        subject = self._subject(self.new, place)
+        subject = self._subject(program or self.new, place)
         reasons = self.changes.reasons
         reasons[:] = [r for r in reasons if r.code not in codes or (r.subject, r.file, r.line) != subject]
 

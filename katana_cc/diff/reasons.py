@@ -88,6 +88,7 @@ class Code(StrEnum):
     UNACCOUNTED = "unaccounted"
     STORAGE_RESTYLED = "data-storage-restyled"
     HOOK_UNUSABLE = "hook-unusable"
+    RESTARTABLE = "restartable-sequence"
 
 
 # What a reader looks for first, comes first; codes of a later version go last.  Of the other severities all are alike.

@@ -29,7 +29,7 @@ from katana_cc.process.carry import Cargo, Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, run
 from katana_cc.process.entries import entry_of
-from katana_cc.process.finishing import finish_all, refuse_unfinished
+from katana_cc.process.finishing import finish_all, refuse_later, refuse_unfinished
 from katana_cc.process.follow import forth
 from katana_cc.process.forecast import SECONDS, Forecast, forecast
 from katana_cc.process.handover import Handover
@@ -199,6 +199,7 @@ def _plan_all(
         if wait is not None:
             target.claim(wait)
         target.refuse_if_traced()
+        refuse_later(target)
         plan = prepare(target, po, patch_id, granted)
         return Work(target=target, plan=plan, before=ProcessOutcome.ALREADY if plan.is_applied else None)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from katana_cc.cpu.native import system as cpu
-from katana_cc.errors import BusyError, RefusedError, TargetError
+from katana_cc.errors import BusyError, KatanaError, LaterKatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.holding import ALL_SIGNALS
 from katana_cc.process.journal import (
@@ -27,10 +27,12 @@ from katana_cc.process.journal import (
 )
 from katana_cc.process.maps import is_journal
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.phases import Bytes
 from katana_cc.process.priority import first_in_line, spared, undisturbed
 from katana_cc.process.registers import RegisterWord
 from katana_cc.process.registers import write as write_registers
-from katana_cc.process.target import read_map
+from katana_cc.process.standing import standings
+from katana_cc.process.target import Target, read_map
 from katana_cc.process.threads import Threads, status_fields
 
 _PATIENCE: Final = 10.0  # seconds until whoever traces the process lets go of it
@@ -48,20 +50,31 @@ def find(memory: ProcessMemory) -> Interrupted | None:
     """What was begun in a process and has not come to its end; None when there is nothing.
 
     Raises:
+        LaterKatanaError: a later katana began it, and was killed.
         TargetError: the process is gone, or not ours to read.
     """
     for region in read_map(memory.pid).regions:
         if is_journal(region) and not region.offset:
-            header = read_header(memory, region.start)
+            try:
+                header = read_header(memory, region.start)
+            except LaterKatanaError as error:
+                error.where = f"pid {memory.pid}"
+                raise
             if header is not None and header.progress is not Progress.IDLE:
                 return Interrupted(region.start, header)
     return None
+
+
+def refuse_later(target: Target) -> None:
+    """Raises LaterKatanaError where a later katana was killed, and what it began waits: it must not be taken away."""
+    waits(target.memory)
 
 
 def waits(memory: ProcessMemory) -> Interrupted | None:
     """What was begun in a process that stands still until it is finished; None when there is nothing.
 
     Raises:
+        LaterKatanaError: a later katana began it, and was killed.
         TargetError: the process is gone, or not ours to read.
     """
     found = find(memory)
@@ -101,14 +114,18 @@ def finish(pid: int, patience: float = _PATIENCE) -> bool:
         memory.close()
 
 
-def finish_all(pids: Iterable[int]) -> None:
+def finish_all(pids: Iterable[int], patch_id: str = "") -> None:
     """Finish what was begun in some processes; those that cannot be looked into are left to whoever patches them.
+
+    Args:
+        patch_id: only where a patch whose identity begins so is in force, or was about to come or to go.
 
     Raises:
         BusyError, RefusedError, TargetError: as of `finish`.
     """
     for pid in pids:
-        if _begun(pid) is not None:
+        begun = _begun(pid)
+        if begun is not None and (not patch_id or _concerns(pid, begun.header.base, patch_id.lower())):
             finish(pid)
 
 
@@ -121,6 +138,16 @@ def refuse_unfinished(pids: Iterable[int]) -> None:
                 where=f"pid {pid}",
                 remedy="katana apply or katana revert finishes that first",
             )
+
+
+def _concerns(pid: int, base: int, patch_id: str) -> bool:
+    """Whether something that was begun for the ledger at `base` has to do with a patch."""
+    with contextlib.suppress(KatanaError), Target(pid) as target:
+        ledgers = [m.ledger for m in target.patches if m.ledger is not None]
+        meant = [x for x in ledgers if x.patch_id.startswith(patch_id)]
+        found = standings(target.memory, ledgers) if meant else {}
+        return any(x.base == base or found[x.base] is not Bytes.OLD for x in meant)
+    return False
 
 
 def _begun(pid: int) -> Interrupted | None:

@@ -33,6 +33,13 @@ def ledgers_in_force(target: Target, patch_id: str) -> list[Ledger]:
     return [*in_force, *torn.values()]
 
 
+def known_in_force(target: Target) -> list[Ledger]:
+    """The ledgers of all patches that may be in force, altered ones too, but for those of a later katana."""
+    ledgers = [m.ledger for m in target.known_patches if m.ledger is not None]
+    found = standings(target.memory, ledgers)
+    return [x for x in ledgers if found[x.base] in (Bytes.NEW, Bytes.TORN, Bytes.FOREIGN)]
+
+
 def torn_with(target: Target, ledger: Ledger) -> list[Ledger]:
     """The patches that are half applied together with this one."""
     ledgers = [m.ledger for m in target.patches if m.ledger is not None]

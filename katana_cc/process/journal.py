@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from katana_cc.errors import TargetError
+from katana_cc.errors import LaterKatanaError
 from katana_cc.process.memory import Reader
 
 MAGIC: Final = b"KATANAJN"
@@ -127,13 +127,15 @@ def read_header(memory: Reader, address: int) -> Header | None:
     """The header of a journal; None where there is none.
 
     Raises:
-        TargetError: the process is gone, or a later katana wrote it.
+        LaterKatanaError: a later katana wrote it.
+        TargetError: the process is gone.
     """
     magic, version, progress, base, length, checksum, flags = _HEADER.unpack(memory.read(address, HEADER_SIZE))
     if magic != MAGIC:
         return None
-    if version != VERSION or progress not in set(Progress):
-        raise TargetError(
+    # An idle one is idle in every version: children that were forked meanwhile keep it.
+    if progress != Progress.IDLE and (version != VERSION or progress not in set(Progress)):
+        raise LaterKatanaError(
             f"a later katana was killed while it moved live data (journal version {version})",
             remedy="use that katana, or a later one",
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from katana_cc.errors import TargetError
+from katana_cc.errors import LaterKatanaError
 from katana_cc.patch.model import BroughtKind, HookKind, NewLayout
 from katana_cc.process.memory import Reader
 from katana_cc.process.moves import (
@@ -259,13 +259,14 @@ def read_ledger(memory: Reader, base: int) -> Ledger | None:
     as a katana that died while it wrote leaves it.  Nothing can lead into such a mapping.
 
     Raises:
-        TargetError: a ledger of a later format version, or the process is gone.
+        LaterKatanaError: a ledger of a later format version.
+        TargetError: the process is gone.
     """
     magic, version, state, length, checksum, own_base, size, registered = _HEADER.unpack(memory.read(base, HEADER_SIZE))
     if magic != MAGIC:
         return None
     if not _OLDEST <= version <= VERSION:
-        raise TargetError(
+        raise LaterKatanaError(
             f"the patch at {base:#x} was applied by a later katana (ledger version {version})",
             remedy="use that katana, or a later one",
         )

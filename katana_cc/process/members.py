@@ -19,6 +19,10 @@ from katana_cc.process.threads import has_ended, process_name
 _ENDED = "it ended meanwhile, or became another program"
 
 
+class NotKnownError(TargetError):
+    """Whether a process, which nobody named, is one of those that are meant."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Member:
     """One process under way.
@@ -74,7 +78,8 @@ def open_all(
 
     Args:
         members: gets them.
-        skipped: gets those that have ended, or became another program; of processes that were named none may.
+        skipped: gets those that have ended, or became another program, and those that are not known to be meant; of
+            processes that were named none may.
 
     Raises:
         KatanaError: the first that was in the way; nothing is open then.
@@ -97,6 +102,8 @@ def open_all(
                 # Of many processes some end, or are no business of ours.
                 if not is_named and (is_gone or isinstance(error, NotThisBuildError)):
                     skipped.append(ended(pid))
+                elif not is_named and isinstance(error, NotKnownError):
+                    skipped.append(OfProcess(pid, name, ProcessOutcome.NOT_KNOWN, error.what, error.remedy))
                 elif isinstance(error, KatanaError):
                     errors.append(error)
                     told.append(of_error(pid, name, error))

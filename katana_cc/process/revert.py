@@ -11,21 +11,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from katana_cc.errors import KatanaError, RefusedError
+from katana_cc.errors import KatanaError, LaterKatanaError, RefusedError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind
 from katana_cc.patch.needs import Option
 from katana_cc.process.carry import Carry
 from katana_cc.process.cfi import FrameTables
 from katana_cc.process.commit import Commit, CommitReport, Outcome, run
-from katana_cc.process.finishing import finish_all
+from katana_cc.process.finishing import finish_all, refuse_later
 from katana_cc.process.follow import back
 from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
-from katana_cc.process.inforce import ledgers_in_force, torn_with
+from katana_cc.process.inforce import known_in_force, ledgers_in_force, torn_with
 from katana_cc.process.ledger import Ledger, MemoryEdit
 from katana_cc.process.looks import Looks, Select
-from katana_cc.process.members import Member, failed, in_each, open_all
+from katana_cc.process.members import Member, NotKnownError, failed, in_each, open_all
 from katana_cc.process.moves import DISCARD, kinds_back, refuse_unknown
 from katana_cc.process.objections import half_moved
 from katana_cc.process.phases import Bytes, Step
@@ -53,7 +53,8 @@ class RevertReport:
     """What came of one process.  With nothing to revert, `others` are the PO-IDs of what is applied there instead of
     the patch that was named.  `kept` are variables that had been given their new initial value and were written to
     since: they were left alone.  `leftover` is what became of the blocks of objects on the heap; `hooks` are those of
-    the user's that ran: one after the revert may have failed."""
+    the user's that ran: one after the revert may have failed.  `what` and `remedy` say why the process was left alone,
+    and what to do about it."""
 
     pid: int
     name: str
@@ -64,6 +65,8 @@ class RevertReport:
     kept: tuple[str, ...] = ()
     leftover: Leftover = NOTHING_LEFT
     hooks: tuple[HookRun, ...] = ()
+    what: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,9 @@ def revert_patch(
         on failure:     put the patch back where it was taken out (`putback`)
 
     With several patches, taking all of them out is never guessed.  Without `must_match`, processes that end meanwhile
-    are left out.  `select` gives the pids once more, to find children that were forked before their parent's revert.
-    `tell` hears what is waited for.
+    are left out, and those that a later katana patched, where that hides whether they carry the patch that is named.
+    `select` gives the pids once more, to find children that were forked before their parent's revert.  `tell` hears
+    what is waited for.
 
     Raises:
         KatanaError: by its kind why it was not done.
@@ -118,8 +122,9 @@ def revert_patch(
     try:
         try:
             for todo in looks:
-                finish_all(todo)
                 is_named = must_match and looks.is_first
+                finish_all(todo, "" if is_named else meant)
+                known = len(skipped)
                 fresh = _open_all(todo, meant, skipped, wait, is_named=is_named)
                 works += fresh
                 if looks.is_first:
@@ -133,7 +138,7 @@ def revert_patch(
                     each(lambda work: _try(work, wait, tell))
                 # From here on only bytes are exchanged: while one process is done, others run the new code.
                 each(_revert)
-                looks.done(fresh, len(todo) - len(fresh))
+                looks.done(fresh, sum(p.outcome is ProcessOutcome.SKIPPED for p in skipped[known:]))
         except BaseException as error:
             done = [w.reverted() for w in works if w.report is not None]
             # Interrupted behind the last write, with nothing more to be looked for.
@@ -152,7 +157,9 @@ def revert_patch(
         told_of = [w for w in works if not w.is_out and (must_match or w.before is None)]
         reports = [_report(work, wait, hook_timeout) for work in told_of]
         skipped += [work.told() for work in works if work.is_out]
-        return *reports, *(RevertReport(p.pid, p.name, p.outcome, None, None) for p in skipped)
+        return *reports, *(
+            RevertReport(p.pid, p.name, p.outcome, None, None, what=p.what, remedy=p.remedy) for p in skipped
+        )
     finally:
         for work in works:
             work.target.close()
@@ -188,22 +195,37 @@ def _open_all(
     """Find the patch in all of them, so that of each is told what is in the way.
 
     Args:
-        skipped: gets those that have ended; of processes that were named none may.
+        skipped: gets those that have ended, and those of which it is not known; of processes that were named none may.
     """
     works: list[_Work] = []
 
     def look(target: Target) -> _Work:
-        in_force = tuple(ledgers_in_force(target, patch_id))
+        try:
+            refuse_later(target)
+            in_force = tuple(ledgers_in_force(target, patch_id))
+        except LaterKatanaError as error:
+            if not is_named:
+                _pass_over(target, patch_id, error)
+            raise
         if in_force or is_named:
             target.claim(wait)
             target.refuse_if_traced()
             in_force = tuple(ledgers_in_force(target, patch_id))  # another katana may have changed it meanwhile
         before = None if in_force else ProcessOutcome.NOTHING
-        others = () if in_force else tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
+        others = () if in_force else tuple(sorted(x.patch_id for x in known_in_force(target)))
         return _Work(target=target, before=before, ledgers=in_force, others=others)
 
     open_all(pids, look, works, skipped, is_named=is_named)
     return works
+
+
+def _pass_over(target: Target, patch_id: str, error: LaterKatanaError) -> None:
+    """Raises NotKnownError where nothing tells that a process carries the patch that is named; else the error says how
+    to go on."""
+    if not patch_id:
+        error.remedy += "; or name the patch to take out (PO-ID) of the others"
+    elif not any(x.patch_id.startswith(patch_id.lower()) for x in known_in_force(target)):
+        raise NotKnownError(error.what, where=error.where, remedy=error.remedy)
 
 
 def _the_one(works: Iterable[_Work], patch_id: str) -> str:
@@ -338,7 +360,7 @@ def revert_one(
     """Revert in one process: to the build it was started from, or to the patch whose place this one has taken."""
     ready = _prepared(target, patch_id, wait, wishes, hook_timeout, back_to, coroutines=coroutines)
     if ready is None:
-        carried = tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
+        carried = tuple(sorted(x.patch_id for x in known_in_force(target)))
         return RevertReport(target.pid, target.name, ProcessOutcome.NOTHING, None, None, carried)
     return ready.run(Outcome())
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from katana_cc.errors import RefusedError, TargetError
+from katana_cc.errors import LaterKatanaError, RefusedError, TargetError
 from katana_cc.process.claim import claim
 from katana_cc.process.image import ledger_address
 from katana_cc.process.ledger import Ledger, read_ledger
@@ -179,10 +179,20 @@ class Target:
 
     @property
     def patches(self) -> tuple[PatchMapping, ...]:
-        """The mappings katana made, as they are now, in address order."""
+        """The mappings katana made, as they are now, in address order.
+
+        Raises:
+            LaterKatanaError: a later katana made one.
+            TargetError: the process is gone.
+        """
         return tuple(self._patches(self.read_map()))
 
-    def _patches(self, regions: MemoryMap) -> Iterator[PatchMapping]:
+    @property
+    def known_patches(self) -> tuple[PatchMapping, ...]:
+        """The same without those that a later katana made."""
+        return tuple(self._patches(self.read_map(), without_later=True))
+
+    def _patches(self, regions: MemoryMap, *, without_later: bool = False) -> Iterator[PatchMapping]:
         ours = [r for r in regions.regions if r.path.startswith(MEMFD_PREFIX) and not is_scratch(r)]
         for i, region in enumerate(ours):
             if region.offset:
@@ -197,6 +207,8 @@ class Target:
             try:
                 ledger = read_ledger(self.memory, base)
             except TargetError as error:
+                if without_later and isinstance(error, LaterKatanaError):
+                    continue
                 error.where = error.where or self.where
                 raise
             yield PatchMapping(region.start, base, end, name, ledger, region.inode)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -51,6 +53,14 @@ def file_name(text: str) -> str:
     return f"{safe(text)}.kpo"
 
 
+def _folder(store: Store, output: str) -> str:
+    """What the folder of an output's patches is called: as the output, where no other would be called so."""
+    name = safe(output)
+    if name == output or not any(safe(o) == name for o in store.outputs() if o != output):
+        return name
+    return f"{name}-{hashlib.sha256(os.fsencode(output)).hexdigest()[:8]}"
+
+
 def make_patch(
     store: Store, old: Snapshot, new: Snapshot, from_label: str, to_label: str
 ) -> tuple[PatchObject, Changes]:
@@ -76,7 +86,7 @@ def emit(store: Store, old: Snapshot, new: Snapshot, from_label: str) -> tuple[E
     data = codec.encode(patch)
     # By the build-id, not by a release: what is made at a link is there before its build has a name.
     name = file_name(f"{from_label}..{new.build_id[:12]}")
-    path = store.folder / "patches" / safe(new.output) / name
+    path = store.folder / "patches" / _folder(store, new.output) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.{new.id}.new")

@@ -118,6 +118,10 @@ class Store:
         rows = self.index.rows(f"SELECT {columns} FROM snapshots {where} ORDER BY time DESC, id DESC", *values)
         return [SnapshotRow(*r)._replace(path=self._found_path(r[2])) for r in rows]
 
+    def outputs(self) -> list[str]:
+        """The outputs of which there are snapshots."""
+        return [output for (output,) in self.index.rows("SELECT DISTINCT output FROM snapshots")]
+
     def snapshot(self, identifier: int) -> Snapshot:
         """One snapshot, whole."""
         rows = self.index.rows("SELECT manifest FROM snapshots WHERE id = ?", identifier)

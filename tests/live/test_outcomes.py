@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ from katana_cc.errors import BusyError, PartlyError, TargetError
 from katana_cc.outcomes import APPLYING, REVERTING
 from katana_cc.patch.model import PatchObject
 from katana_cc.process import apply, putback, revert
+from katana_cc.process.ledger import Ledger
 from katana_cc.process.survey import Found
+from katana_cc.process.target import Target
 from tests.live.handmade import Built, build, patch_from
-from tests.live.programs import INSIDE, PREFORK
-from tests.live.server import Server, identity, katana, serving, tracing, write_patch
+from tests.live.programs import COUNTER, INSIDE, PREFORK
+from tests.live.server import Server, code_of, identity, katana, serving, tracing, write_patch
+from tests.live.test_recovery import VERSION_OFFSET
 from tests.live.test_trees import Failing
 
 NEW = INSIDE.replace("/*ANSWER*/", "static int news; news++; return 10 * x + news;")
@@ -199,3 +203,94 @@ def test_interrupted_with_one_half_done_says_so(several: Several, monkeypatch: p
     with pytest.raises(BusyError):
         Failing(apply, monkeypatch, busy.pid)
         apply.apply_patch(several.po, identity(several.po), [quiet.pid, busy.pid])
+
+
+class Beside(NamedTuple):
+    """A process that carries a patch, and one of the same build that carries another one, by its ledger."""
+
+    po: PatchObject
+    first: Server
+    second: Server
+    ledger: Ledger
+
+    def revert(self, *words: str | int) -> tuple[int, dict[int, str], dict[str, int], str]:
+        """Status, outcomes and counts of a revert of the one patch, and what is said on stderr."""
+        done = katana("revert", identity(self.po), *words, "--json")
+        return done.returncode, *told(done.stdout)[:2], done.stderr
+
+
+@pytest.fixture
+def beside(tmp_path: Path, counter: tuple[Built, Built]) -> Iterator[Beside]:
+    third = build(tmp_path / "third", "server", COUNTER.replace("/*ANSWER*/", "if (x > 100) return 0;"))
+    one, two = patch_from(*counter, ("answer",)), patch_from(counter[0], third, ("answer",), releases=("v1", "v3"))
+    with serving(counter[0].output) as first, serving(counter[0].output) as second:
+        assert katana("apply", write_patch(tmp_path, one), "--pid", first.pid).returncode == 0
+        assert katana("apply", write_patch(tmp_path, two, "two.kpo"), "--pid", second.pid).returncode == 0
+        with Target(second.pid) as target:
+            (mapping,) = target.patches
+        assert mapping.ledger is not None
+        yield Beside(one, first, second, mapping.ledger)
+
+
+def _write(pid: int, address: int, data: bytes) -> None:
+    with Target(pid) as target:
+        target.memory.write(address, data)
+
+
+def _make_later(pid: int, ledger: Ledger) -> None:
+    """As if a later katana had written it."""
+    _write(pid, ledger.base + VERSION_OFFSET, (99).to_bytes(4, "little"))
+
+
+def test_process_of_a_later_katana_is_no_reason_to_leave_a_patch_in_the_others(beside: Beside) -> None:
+    """A bug: one process that a newer katana patched keeps every patch of this one in all others; or it is left out,
+    and a script takes it for done."""
+    first, second = beside.first.pid, beside.second.pid
+    _make_later(second, beside.ledger)
+    code = code_of(second)
+    status, outcomes, counts, _ = beside.revert("--pid", first, second)
+    assert (status, outcomes) == (5, {first: "not tried", second: "failed"}), "it was named"
+    done = katana("revert", "--tree", os.getpid())
+    assert done.returncode == 5, "any patch is meant"
+    assert "name the patch to take out" in done.stderr
+    assert beside.first.ask("a 1") == "11"
+    status, outcomes, counts, said = beside.revert("--tree", os.getpid())
+    assert (status, outcomes, counts) == (5, {first: "reverted", second: "not known"}, {"reverted": 1, "not known": 1})
+    assert "katana revert: 1 process was left alone, since a later katana patched it: whether" in said
+    assert beside.first.ask("a 1") == "2"
+    done = katana("revert", identity(beside.po), "--tree", os.getpid())
+    assert done.returncode == 5
+    (line, last) = done.stdout.splitlines()
+    assert line.startswith(
+        f"pid {second} (server): not known: the patch at {beside.ledger.base:#x} was applied by a later"
+    )
+    assert last == "nothing to revert: no process that could be read carries the patch"
+    assert code_of(second) == code
+    assert (
+        f"pid {second} (server): the patch at {beside.ledger.base:#x} was applied by a later" in katana("status").stderr
+    )
+
+
+def test_patch_beside_one_of_a_later_katana_stays(tmp_path: Path, beside: Beside) -> None:
+    """A bug: what a later katana made of the process is not known, and the patch is taken out all the same; or only of
+    the others."""
+    first, second = beside.first.pid, beside.second.pid
+    # The patch takes the place of the other, whose ledger cannot be read.
+    assert katana("apply", write_patch(tmp_path, beside.po), "--pid", second).returncode == 0
+    _make_later(second, beside.ledger)
+    status, outcomes, _, _ = beside.revert("--tree", os.getpid())
+    assert (status, outcomes) == (5, {first: "not tried", second: "failed"})
+    assert beside.first.ask("a 1") == "11"
+    assert beside.second.ask("a 1") == "11"
+
+
+def test_altered_jumps_of_another_patch_are_in_nobodys_way(beside: Beside) -> None:
+    """A bug: a breakpoint in one process keeps another patch in all others."""
+    first, second = beside.first.pid, beside.second.pid
+    (edit,) = (e for e in beside.ledger.edits if e.is_jump)
+    _write(second, edit.address, b"\xcc")
+    code = code_of(second)
+    assert katana("revert", beside.ledger.patch_id, "--pid", second).returncode == 3
+    status, outcomes, _, _ = beside.revert("--pid", first, second)
+    assert (status, outcomes) == (0, {first: "reverted", second: "nothing to revert"})
+    assert code_of(second) == code

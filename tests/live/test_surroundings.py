@@ -463,7 +463,9 @@ def test_process_with_io_uring_workers_is_patched(tmp_path: Path) -> None:
     old, patch = pair(tmp_path, URING, flags=("-O2", "-include", "linux/io_uring.h"))
     try:
         server = Server([old.output])
-    except AssertionError:
+    except NotReadyError as error:
+        if error.said != "none":
+            raise
         pytest.skip("io_uring is disabled here")
     try:
         while not any("iou-wrk" in p.read_text() for p in Path(f"/proc/{server.pid}/task").glob("*/comm")):

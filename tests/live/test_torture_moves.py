@@ -16,10 +16,11 @@ from typing import Final
 import pytest
 
 from katana_cc.cli.main import main
+from katana_cc.patch.files import read_patch
 from katana_cc.process import finishing, holding, threads
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
-from tests.live.server import katana, katana_json, serving
+from tests.live.server import identity, katana, katana_json, serving
 from tests.live.situations import situation
 from tests.live.test_moves_registers import SPINNING, moved_item
 from tests.live.test_torture import LIST, NEW, OLD, Victim, is_whole, of_objects, settle, state_of
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 3
 _SYS_PWRITE64: Final = 18
 _SYS_TGKILL: Final = 234
 _SYS_PROCESS_VM_WRITEV: Final = 311
+_VERSION_AT: Final = 8  # of a journal
 _SIGNALS: Final = 200
 _THREADS: Final = 5
 _BEHIND: Final = 90  # calls, among which all threads are let go
@@ -126,11 +128,7 @@ def test_katana_and_its_guardian_killed(victim: Victim, command: str, last: str,
     victim.put(command)
     leaked = victim.server.ask("l")
 
-    def when(calls: Sequence[int]) -> bool:
-        held = calls.count(_SYS_TGKILL)
-        return calls[-1] == at and held == 3 if at == _SYS_TGKILL else calls[-1] == at and held > 3
-
-    victim.struck_when(command, when, _kill_both)
+    victim.struck_when(command, _is_holding if at == _SYS_TGKILL else _is_writing, _kill_both)
     assert state_of(victim) == "interrupted"
     assert "katana apply or katana revert finishes" in katana("status", "--pid", victim.pid).stdout
     assert _stands_still(victim)
@@ -143,6 +141,77 @@ def test_katana_and_its_guardian_killed(victim: Victim, command: str, last: str,
     assert state_of(victim) == ("applied" if last == "apply" else "reverted")
     # Of those that were not held yet, some may have gone on for a moment.
     assert at == _SYS_TGKILL or victim.server.ask("l") == leaked
+
+
+def test_revert_of_several_finishes_what_carries_the_patch_only(victim: Victim, tmp_path: Path) -> None:
+    """A bug: what somebody else was about to do to a process is done, since another patch was to go somewhere else."""
+    other = of_objects(tmp_path, LIST)
+    other.again()
+    try:
+        victim.put("apply")
+        other.put("apply")
+        other_id = identity(read_patch(str(other.patch))[1])
+        for each in (victim, other):
+            each.struck_when("apply", _is_writing, _kill_both)
+            assert state_of(each) == "interrupted"
+        done = katana("revert", identity(read_patch(str(victim.patch))[1]), *victim.options[-4:], "--tree", os.getpid())
+        assert done.returncode == 0, done.stderr
+        assert (state_of(victim), state_of(other)) == ("reverted", "interrupted")
+        assert is_whole(victim) == OLD
+        assert _stands_still(other)
+        assert "nothing to revert" in katana("revert", "0" * 32, "--tree", os.getpid()).stdout
+        assert state_of(other) == "interrupted"
+        # One that is named is finished, whatever it carries.
+        assert katana("revert", "0" * 32, "--pid", other.pid).returncode == 0
+        assert (state_of(other), is_whole(other)) == ("applied", NEW)
+        for command, when in (("revert", _is_writing), ("apply", _is_writing), ("apply", _is_holding)):
+            other.put(command)
+            other.struck_when(command, when, _kill_both)
+            assert state_of(other) == "interrupted"
+            done = katana("revert", other_id[:8], *other.options[-4:], "--tree", os.getpid())
+            assert done.returncode == 0, done.stderr
+            assert (state_of(other), is_whole(other)) == ("reverted", OLD), command
+    finally:
+        other.server.close()
+
+
+def test_what_a_later_katana_began_is_left_to_it(victim: Victim) -> None:
+    """A bug: its journal is taken away, or the process goes on with half of its data moved."""
+    victim.put("apply")
+    victim.struck_when("apply", _is_writing, _kill_both)
+    memory = ProcessMemory(victim.server.pid)
+    begun = finishing.find(memory)
+    assert begun is not None
+    version = memory.read(begun.address + _VERSION_AT, 4)
+    memory.write(begun.address + _VERSION_AT, (99).to_bytes(4, "little"))
+    maps = Path(f"/proc/{victim.pid}/maps").read_text()
+    for words in (
+        victim.words("apply"),
+        [*victim.words("apply"), "--dry-run"],
+        victim.words("revert"),
+        ["revert", identity(read_patch(str(victim.patch))[1]), "--tree", str(os.getpid())],
+    ):
+        done = katana(*words)
+        assert done.returncode == 5, (words, done.stdout, done.stderr)
+        assert "a later katana was killed while it moved live data" in done.stderr + done.stdout, words
+    done = katana("revert", "0" * 32, "--tree", os.getpid())
+    assert done.returncode == 5
+    assert f"pid {victim.pid} (output): not known: a later katana was killed" in done.stdout
+    assert f"pid {victim.pid}: a later katana was killed" in katana("status").stderr
+    assert Path(f"/proc/{victim.pid}/maps").read_text() == maps
+    assert _stands_still(victim)
+    memory.write(begun.address + _VERSION_AT, version)
+    memory.close()
+    assert victim.run("apply") == ""
+    assert is_whole(victim) == NEW
+
+
+def _is_writing(calls: Sequence[int]) -> bool:
+    return calls[-1] == _SYS_PROCESS_VM_WRITEV and _SYS_TGKILL in calls
+
+
+def _is_holding(calls: Sequence[int]) -> bool:
+    return calls[-1] == _SYS_TGKILL and calls.count(_SYS_TGKILL) == 3
 
 
 def _stands_still(victim: Victim) -> bool:

@@ -16,6 +16,7 @@ from katana_cc.cli.main import main
 from katana_cc.cli.release import release
 from katana_cc.errors import StoreError, UsageError
 from katana_cc.patch import codec
+from katana_cc.patch.files import read_patch
 from katana_cc.release.bundle import make_bundle, write_bundle
 from katana_cc.release.emit import emit_patches
 from katana_cc.release.naming import name_release, unrecorded
@@ -403,3 +404,28 @@ def test_bundle_to_an_earlier_release_than_now(project: Project) -> None:
     with pytest.raises(StoreError, match="there is no release v9"):
         make_bundle(project.store, "v1", "v9")
     assert release(["v4", "--to", "v1"]) == 2
+
+
+def test_outputs_whose_names_are_alike_as_folders_keep_their_patches_apart(tmp_path: Path) -> None:
+    """Linked from the same objects they have one build-id.  A bug: the second patch is written over the first, whose
+    identity no file has any more."""
+    outputs = ("a/b", "a_b", "a b", "c/d")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "c").mkdir()
+    project = Project(tmp_path)
+    objects = project.compile({"main.c": MAIN, "a.c": SOURCE.format(3)})
+    for output in outputs:
+        project.link(list(objects.values()), output=output)
+    name_release(project.store, "v1", deployed=True)
+    project.compile({"main.c": MAIN, "a.c": SOURCE.format(5)})
+    for output in outputs:
+        list(emit_patches(project.store, project.link(list(objects.values()), output=output).snapshot))
+    rows = {row.output: row for row in project.store.patches()}
+    assert set(rows) == set(outputs)
+    for output, row in rows.items():
+        data, po = read_patch(row.path)
+        assert (po.identity.output, codec.patch_id(data)) == (output, row.id)
+    # Scripts know the paths of the others.
+    folders = {output: Path(row.path).parent.name for output, row in rows.items()}
+    assert (folders["a_b"], folders["c/d"]) == ("a_b", "c_d")
+    assert folders["a/b"].startswith("a_b-")

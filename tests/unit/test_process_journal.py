@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from katana_cc.errors import TargetError
+from katana_cc.errors import LaterKatanaError
 from katana_cc.process.journal import (
     BODY_AT,
     HEADER_SIZE,
@@ -89,11 +89,17 @@ def test_what_is_no_journal_is_none() -> None:
 
 
 def test_journal_of_a_later_katana_is_refused() -> None:
-    """A bug: it is read as what it is not."""
+    """A bug: it is read as what it is not.  Or one that is idle, which forked children keep, is in the way for ever."""
     memory = _memory(b"")
     memory.data[8] = 99
-    with pytest.raises(TargetError, match="later katana"):
-        read_header(memory, AT)
+    for progress in (Progress.HOLDING, Progress.WRITING, Progress.LETTING_GO, 77):
+        memory.data[PHASE_AT] = progress
+        with pytest.raises(LaterKatanaError, match="later katana"):
+            read_header(memory, AT)
+    memory.data[PHASE_AT] = Progress.IDLE
+    header = read_header(memory, AT)
+    assert header is not None
+    assert header.progress is Progress.IDLE
 
 
 def test_numbers_stay() -> None:
