@@ -14,11 +14,16 @@ from collections.abc import Hashable
 from typing import Final
 
 import pytest
+from hypothesis import settings
 
 from tests.support.project import Variant
 
 _MANY: Final = 3  # toolchains of a test, or more, of which
 _OF_EACH: Final = 6  # one in so many is in the sample, and one at least
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("katana", deadline=None)
+settings.load_profile("katana")
 
 
 def pytest_configure(config: pytest.Config) -> None:

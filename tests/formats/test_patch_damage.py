@@ -62,7 +62,7 @@ def test_every_forged_truncation_is_decoded_or_refused() -> None:
         _decode_forged(DATA[:size])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, len(DATA) - 8), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
 def test_forged_words_are_decoded_or_refused(edits: list[tuple[int, bytes]]) -> None:
     forged = bytearray(DATA)

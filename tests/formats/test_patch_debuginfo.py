@@ -157,7 +157,7 @@ ROWS = st.lists(
 ).map(lambda rows: sorted(rows, key=lambda row: row.offset))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ROWS)
 def test_our_own_reader_gets_back_every_row(rows: list[Row]) -> None:
     carried = CarriedFunction("parse", 0, 0, 21, "a.c", 5, rows)

@@ -148,7 +148,7 @@ def as_float(bits: int, size: int) -> bytes:
         return struct.pack("<f", float("inf") if value > 0 else float("-inf"))
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.lists(transformations(), min_size=1, max_size=4), st.data())
 def test_the_tables_mean_what_is_carried_out(
     tmp_path_factory: pytest.TempPathFactory, given_: list[Transformation], data: st.DataObject

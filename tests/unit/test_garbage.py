@@ -52,7 +52,7 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(step, min_size=4, max_size=40))
 def test_no_history_and_no_rule_loses_what_a_release_or_the_newest_needs(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, object, object]]

@@ -97,7 +97,7 @@ def patch_objects(draw: st.DrawFn) -> PatchObject:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(patch_objects())
 def test_whatever_is_encoded_decodes_to_the_same(po: PatchObject) -> None:
     assert codec.decode(codec.encode(po), "x") == po

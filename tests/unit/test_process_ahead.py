@@ -193,7 +193,7 @@ def looked(world: World, ahead: Ahead) -> object:
     return world.outcome(sight)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([NODE, TURNED]),

@@ -138,7 +138,7 @@ class Follower:
         )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=8))
 def test_it_is_what_a_walk_finds(seed: int, rounds: list[tuple[int, bool]]) -> None:
     heap = ToldHeap(seed)

@@ -68,7 +68,7 @@ def check(table: Table, row: FakeRow) -> None:
         assert list(mine.overlapping(page)) == over
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.integers(0, 2**32), st.booleans(), st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_it_is_what_a_look_at_the_whole_finds(seed: int, is_large: bool, rounds: list[int]) -> None:
     row = FakeRow(60 * PAGE, seed)

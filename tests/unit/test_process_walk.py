@@ -362,7 +362,7 @@ def graphs(draw: st.DrawFn) -> tuple[list[tuple[str, int]], list[list[int]], lis
     return kinds, edges, [target("n"), target("t"), target("a")]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(graphs())
 def test_whatever_pointers_lead_to_is_found(graph: tuple[list[tuple[str, int]], list[list[int]], list[int]]) -> None:
     kinds, edges, heads = graph

@@ -122,7 +122,7 @@ def apart(vectors: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(WRITES, VECTORS, st.integers(1, 3)), min_size=1, max_size=5),
     st.sampled_from([0, BLOCK, 1 << 30]),

@@ -29,7 +29,7 @@ def naive(data: bytes, address: int, ranges: Sequence[tuple[int, int]], step: in
     ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.integers(1, 1 << 20), st.sampled_from([PIE, 0x404000, 0x400000, 0x7F00_0000_0000]))
 def test_it_finds_what_a_naive_search_finds(seed: int, size: int, base: int) -> None:
     random.seed(seed)

@@ -32,7 +32,7 @@ from katana_cc.transform.rules import broken, new_range
 from tests.support.transforms import transformations
 
 S, U, B = Encoding.SIGNED, Encoding.UNSIGNED, Encoding.BOOL
-settings.register_profile("transform", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("transform", suppress_health_check=[HealthCheck.too_slow])
 relaxed = settings(settings.get_profile("transform"), max_examples=150)
 
 

@@ -89,7 +89,7 @@ def converted(value: int, f: Field) -> int:
     return low - (1 << f.size * 8) if f.encoding is Encoding.SIGNED and low >> f.size * 8 - 1 else low
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(changes(), st.data())
 def test_every_field_keeps_its_value_wherever_it_goes(
     change: tuple[dict[str, Field], dict[str, Field], list[str], list[str]], data: st.DataObject

@@ -43,7 +43,7 @@ def test_the_sample_keeps_the_rules() -> None:
     assert broken(SAMPLE) == []
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(transformations(), max_size=4))
 def test_what_is_written_is_read_again(given_: list[Transformation]) -> None:
     assert read(encode(given_), given_) == given_
@@ -84,7 +84,7 @@ def test_every_truncation_is_refused_with_section_and_offset() -> None:
             assert size < whole or "0x" in caught.value.what
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 150), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
 def test_forged_words_are_read_or_refused(edits: list[tuple[int, bytes]]) -> None:
     data = bytearray(encode([SAMPLE]))
