@@ -1,6 +1,8 @@
 """Katana is killed, or asked to end, or its target dies, at each system call that it makes from the first ptrace on.
 
-`make test` takes a few of these moments, `make torture` (KATANA_TORTURE) all of them.
+`make test` takes a few of these moments, `make torture` (KATANA_TORTURE) all of them; of kills only those behind a call
+that something outside of katana can tell from none, since between two others nothing but time has passed for the
+target.  KATANA_TORTURE=literally takes those, too: twice as many, of which each comes to what another one does.
 """
 
 from __future__ import annotations
@@ -35,6 +37,15 @@ _SYS_PROCESS_VM_WRITEV: Final = 311
 # Those that may fail for want of memory or room: read, mmap, mprotect, brk, pread64, pwrite64, mremap, getdents64,
 # openat, perf_event_open, process_vm_readv, process_vm_writev.
 _MAY_FAIL: Final = frozenset((0, 9, 10, 12, 17, _SYS_PWRITE64, 25, 217, 257, 298, 310, _SYS_PROCESS_VM_WRITEV))
+
+# Of these none can fail for want of room but those that write, or make a file.
+_MAY_FIND_NO_ROOM: Final = frozenset((1, _SYS_PWRITE64, 257, 285))
+# What nobody but the caller notices: read, stat, fstat, lseek, mmap, mprotect, munmap, brk, rt_sigaction,
+# rt_sigprocmask, pread64, access, sched_yield, madvise, getpid, readlink, gettid, getdents64, clock_nanosleep, openat,
+# newfstatat, process_vm_readv, getrandom.
+_UNNOTICED: Final = frozenset(
+    (0, 4, 5, 8, 9, 10, 11, 12, 13, 14, 17, 21, 24, 28, 39, 89, 186, 217, 230, 257, 262, 310, 318)
+)
 
 # Threads that are in malloc and in the replaced functions all the time, and one that answers; `twice` and `thrice` are
 # replaced together, by two writes since they lie apart, and must never be of two builds at once but for a moment.
@@ -227,13 +238,35 @@ def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made.server.close()
 
 
-def moments(calls: Sequence[int]) -> list[int]:
-    """The calls to strike at: all, or one before the stop, two between its writes, and the last."""
-    if os.environ.get("KATANA_TORTURE"):
-        return list(range(1, len(calls) + 1))
+class Moment:
+    """When a command is struck: as it enters its system call `number`, from 1 on.  With `noticed`, as it enters the
+    first call behind so many that are noticed, whatever else lies between: that differs from run to run."""
+
+    def __init__(self, number: int, noticed: int | None = None) -> None:
+        self.number = number
+        self._noticed = noticed
+        self._seen = self._count = 0
+
+    def __call__(self, calls: Sequence[int]) -> bool:
+        """Whether it is come, by the numbers of the calls so far, the one that is entered among them."""
+        if self._noticed is None:
+            return len(calls) == self.number
+        self._count += sum(call not in _UNNOTICED for call in calls[self._seen : -1])
+        self._seen = len(calls) - 1
+        return self._count == self._noticed
+
+
+def moments(calls: Sequence[int], *, is_kill: bool = False) -> list[Moment]:
+    """The calls to strike at: all that differ, or one before the stop, two between its writes, and the last."""
+    torture = os.environ.get("KATANA_TORTURE")
+    if torture and is_kill and torture != "literally":
+        behind = [0, *(n for n, call in enumerate(calls, 1) if call not in _UNNOTICED)]
+        return [Moment(n + 1, noticed) for noticed, n in enumerate(behind) if n < len(calls)]
+    if torture:
+        return [Moment(n) for n in range(1, len(calls) + 1)]
     writes = [number for number, call in enumerate(calls, 1) if call in (_SYS_PWRITE64, _SYS_PROCESS_VM_WRITEV)]
     chosen = {len(calls) // 3, *writes[-2:], len(calls)}
-    return sorted(n for n in chosen if n)
+    return [Moment(n) for n in sorted(chosen) if n]
 
 
 def settle(server: Server) -> None:
@@ -281,9 +314,10 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
     total = len(calls)
     assert total > 50
     victim.put(command)
-    for number in moments(calls):
+    for moment in moments(calls, is_kill=blow == signal.SIGKILL):
+        number = moment.number
         where = f"{command}, {blow.name} at call {number} of {total}"
-        outcome = victim.struck(command, number, lambda pid: os.kill(pid, blow))
+        outcome = victim.struck_when(command, moment, lambda pid: os.kill(pid, blow))
         assert "Traceback" not in outcome.said, (where, outcome.said)
         settle(victim.server)
         state = state_of(victim, where)
@@ -330,7 +364,7 @@ def test_target_killed_at_any_system_call(victim: Victim, command: str) -> None:
     victim.again()
     victim.put(command)
     calls = victim.struck(command, 0, lambda _: None).calls
-    for number in moments(calls):
+    for number in (moment.number for moment in moments(calls)):
         victim.again()
         if command == "revert":
             victim.put(command)
@@ -354,8 +388,8 @@ def test_system_call_of_katana_fails(victim: Victim, command: str, error: int) -
     calls = victim.struck(command, 0, lambda _: None).calls
     victim.put(command)
     wanted = NEW if command == "apply" else OLD
-    for number in moments(calls):
-        if calls[number - 1] not in _MAY_FAIL:
+    for number in (moment.number for moment in moments(calls)):
+        if calls[number - 1] not in (_MAY_FAIL if error == errno.ENOMEM else _MAY_FIND_NO_ROOM):
             continue
         outcome = victim.struck(command, number, lambda _: None, error)
         where = f"{command}, call {number} ({outcome.calls[number - 1 :][:1]}) fails: {outcome}"

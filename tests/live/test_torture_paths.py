@@ -1,7 +1,7 @@
 """Katana killed on its longer ways: in a tree of processes, while it waits for a return or for an entry, beside a
 program that it starts.
 
-As in `test_torture`: a few moments in `make test`, every system call in `make torture`.
+As in `test_torture`: a few moments in `make test`, all that differ in `make torture`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,31 @@ from tests.live.programs import PREFORK
 from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
 from tests.live.situations import situation
 from tests.live.test_launch import pair as launched_pair
-from tests.live.test_torture import moments
+from tests.live.test_torture import Moment, moments
 from tests.live.test_waiting import LOOP
 from tests.support.strike import Outcome, strike, strike_traced
 
 pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 300)
 
 NEW = "return 10 * x;"
+NEVER = Moment(0)
 
 
-def struck(words: Sequence[str], number: int) -> Outcome:
-    """Run a command that is killed as it enters its system call `number` (0: never)."""
-    return strike(words, lambda calls: len(calls) == number, lambda pid: os.kill(pid, signal.SIGKILL))
+def struck(words: Sequence[str], when: Moment) -> Outcome:
+    """Run a command that is killed at a moment."""
+    return strike(words, when, lambda pid: os.kill(pid, signal.SIGKILL))
 
 
 def states(pid: int) -> list[str]:
     """What `katana status` says of the patches of one process."""
     return [p["state"] for p in katana_json("status", "--pid", pid)["processes"][0]["patches"]]
+
+
+def states_of(pids: Sequence[int]) -> list[list[str]]:
+    """The same of several."""
+    told = katana_json("status", *(word for pid in pids for word in ("--pid", pid)))["processes"]
+    by_pid = {row["pid"]: [p["state"] for p in row["patches"]] for row in told}
+    return [by_pid[pid] for pid in pids]
 
 
 def are_running(pid: int) -> bool:
@@ -67,16 +75,17 @@ def test_killed_in_a_tree(tmp_path: Path, command: str) -> None:
 
         if command == "revert":
             assert katana(*ways["apply"]).returncode == 0
-        calls = struck(ways[command], 0).calls
+        calls = struck(ways[command], NEVER).calls
         mixed = 0
-        for number in moments(calls):
+        for moment in moments(calls, is_kill=True):
+            number = moment.number
             assert katana(*ways["revert" if command == "apply" else "apply"]).returncode == 0
-            struck(ways[command], number)
+            struck(ways[command], moment)
             found = answers()
-            for pid, answer in zip(pids, found, strict=True):
-                where = number, pid, answer, states(pid)
+            for pid, answer, told in zip(pids, found, states_of(pids), strict=True):
+                where = number, pid, answer, told
                 assert are_running(pid), where
-                assert answer == ("50" if "applied" in states(pid) else "6"), where
+                assert answer == ("50" if "applied" in told else "6"), where
             mixed += len(set(found)) > 1
             last = ("apply", "revert")[number % 2]
             assert katana(*ways[last]).returncode == 0, number
@@ -100,13 +109,14 @@ def test_killed_while_it_waits(loop: tuple[Server, str, bytes], options: tuple[s
     """A bug: a breakpoint or a stopped thread stays, or the next katana does not get through."""
     server, patch, code = loop
     words = ["apply", patch, "--pid", str(server.pid), "--wait", "60", *options]
-    calls = struck(words, 0).calls
-    every = range(1, len(calls) + 1)
+    calls = struck(words, NEVER).calls
+    few = [Moment(n) for n in range(1, len(calls) + 1, max(len(calls) // 3, 1))]
     # Those between its writes are for make torture: how many calls lie before them differs from run to run.
-    for number in every if os.environ.get("KATANA_TORTURE") else every[:: max(len(calls) // 3, 1)]:
+    for moment in moments(calls, is_kill=True) if os.environ.get("KATANA_TORTURE") else few:
+        number = moment.number
         assert katana("revert", "--pid", server.pid, "--wait", 60).returncode == 0
         assert code_of(server.pid) == code, number
-        struck(words, number)
+        struck(words, moment)
         assert server.ended is None, number
         answer = server.ask("a 5")
         assert are_running(server.pid), number
@@ -131,9 +141,8 @@ sys.exit(main())
 """
 
 
-def run_struck(words: Sequence[str], number: int) -> tuple[tuple[int, ...], subprocess.CompletedProcess[str]]:
-    """`katana run`, of which the patcher is killed as it enters its system call `number` (0: never): the patcher's
-    calls, and how the program ended."""
+def run_struck(words: Sequence[str], when: Moment) -> tuple[tuple[int, ...], subprocess.CompletedProcess[str]]:
+    """`katana run`, of which the patcher is killed at a moment: the patcher's calls, and how the program ended."""
     said, say = os.pipe()
     heard, hear = os.pipe()
     command = [sys.executable, "-c", HELD.format(say=say, heard=heard), "run", *words]
@@ -143,7 +152,7 @@ def run_struck(words: Sequence[str], number: int) -> tuple[tuple[int, ...], subp
         os.close(heard)
         with open(said) as line:  # noqa: PTH123
             patcher = int(line.readline())
-        calls = strike_traced(patcher, lambda: os.close(hear), lambda calls: len(calls) == number)
+        calls = strike_traced(patcher, lambda: os.close(hear), when)
         try:
             output, errors = run.communicate(timeout=60)
         finally:
@@ -156,12 +165,12 @@ def test_killed_beside_a_program_that_starts(tmp_path: Path) -> None:
     """A bug: the program waits at its entry point for ever, dies, or is of two builds; or nobody is told."""
     program, patch = launched_pair(tmp_path)
     words = ["--patch", str(patch), str(program.output)]
-    calls, done = run_struck(words, 0)
+    calls, done = run_struck(words, NEVER)
     assert done.stdout.startswith("answers 102 102\n"), done
     news = 0
-    for number in moments(calls):
-        made, done = run_struck(words, number)
-        where = number, made[-2:], done
+    for moment in moments(calls, is_kill=True):
+        made, done = run_struck(words, moment)
+        where = moment.number, made[-2:], done
         if not done.stdout:
             # It was not traced yet: then nothing is started.
             assert done.returncode == 5, where
