@@ -34,6 +34,7 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.pending import Pending
 from katana_cc.process.priority import stand_aside
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
@@ -387,7 +388,4 @@ class RemoteThread:
 
     def _repair(self, words: list[int]) -> dict[int, int] | None:
         changes = cpu.repaired(words)
-        if changes is None:
-            return None
-        waiting = pt.pending_signals(self._tid, True) + pt.pending_signals(self._tid, False)
-        return None if any(not self._mask >> (n - 1) & 1 for n in waiting) else changes
+        return None if changes is None or Pending().ends_call(self._tid, self._mask) else changes

@@ -17,6 +17,7 @@ from typing import Final
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process.pending import Pending
 
 _threads: Final[set[int]] = set()
 _before: Final[list[signal._HANDLER]] = []  # who heard SIGCHLD before us; empty as long as we do not hear it
@@ -72,13 +73,11 @@ def let_go(tid: int) -> None:
         words = pt.read_registers(tid)
         mask = pt.read_signal_mask(tid)
         changes = cpu.repaired(words)
-        if changes is not None:
-            waiting = pt.pending_signals(tid, True) + pt.pending_signals(tid, False)
-            if not any(not mask >> (number - 1) & 1 for number in waiting):
-                for index, value in changes.items():
-                    words[index] = value
-                pt.write_signal_mask(tid, mask)  # that of the thread, no more that of its call
-                pt.write_registers(tid, words)
+        if changes is not None and not Pending().ends_call(tid, mask):
+            for index, value in changes.items():
+                words[index] = value
+            pt.write_signal_mask(tid, mask)  # that of the thread, no more that of its call
+            pt.write_registers(tid, words)
     with contextlib.suppress(OSError):
         pt.detach(tid)
 
