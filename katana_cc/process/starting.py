@@ -6,7 +6,8 @@
     clone           a thread that a constructor makes is followed too: it may fork
     entry point     all threads are let go, the first one in that jump
 
-The first thread is looked at now and then: a breakpoint would kill the program if the patcher were killed meanwhile.
+The first thread is looked at now and then, as long as it does not wait: a breakpoint would kill the program if the
+patcher were killed meanwhile.
 An event of any thread ends the pause between two looks, since the thread stands until it is answered.
 
 Sources: ptrace(2) (PTRACE_O_TRACEFORK, PTRACE_O_TRACECLONE, "execve(2) under ptrace"), signal(7).
@@ -27,10 +28,11 @@ from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
 from katana_cc.errors import FormatError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import stuck
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.sharing import same_memory
 from katana_cc.process.target import AT_ENTRY, Target
-from katana_cc.process.threads import status_fields
+from katana_cc.process.threads import status_fields, waiting_at
 
 TRACED_WITH: Final = pt.O_TRACEEXEC | pt.O_TRACEFORK | pt.O_TRACEVFORK | pt.O_TRACECLONE
 _BIRTHS: Final = (pt.EVENT_FORK, pt.EVENT_VFORK, pt.EVENT_CLONE)
@@ -93,7 +95,8 @@ class Start:
             if found is None:
                 if signal.sigtimedwait({signal.SIGCHLD}, pause) is None:
                     pause = min(2 * pause, _LAST_LOOK)
-                    if not self._let_go_until:
+                    # One that waits is not in the jump; and were it stopped all the time, its time-outs never ended.
+                    if not self._let_go_until and waiting_at(self._pid, self._pid) is None:
                         pt.interrupt(self._pid)
                 continue
             tid, stop = found
@@ -124,9 +127,10 @@ class Start:
             if pt.read_registers(tid)[cpu.PC] == self._entry.address:
                 self._arrive()
                 return
+            stuck.repair(tid)
         elif stop.event == pt.EVENT_STOP and self._let_go_until:
             self._threads.discard(tid)
-            pt.detach(tid)
+            stuck.let_go(tid)
             return
         pt.resume(tid, stop.signal if stop.is_signal_delivery else 0)
 

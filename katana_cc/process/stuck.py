@@ -69,6 +69,13 @@ def reap() -> None:
 
 def let_go(tid: int) -> None:
     """Let a stopped thread go on as if it had not been stopped, and trace it no more."""
+    repair(tid)
+    with contextlib.suppress(OSError):
+        pt.detach(tid)
+
+
+def repair(tid: int) -> None:
+    """Have a thread that was stopped by itself enter the system call again that this interrupted."""
     with contextlib.suppress(OSError):
         words = pt.read_registers(tid)
         mask = pt.read_signal_mask(tid)
@@ -78,8 +85,6 @@ def let_go(tid: int) -> None:
                 words[index] = value
             pt.write_signal_mask(tid, mask)  # that of the thread, no more that of its call
             pt.write_registers(tid, words)
-    with contextlib.suppress(OSError):
-        pt.detach(tid)
 
 
 def _told(number: int, frame: FrameType | None) -> None:

@@ -167,10 +167,11 @@ __attribute__((constructor)) static void begin(int argc, char **argv) { /*DO*/ }
 )
 
 
-def with_library(folder: Path, does: str) -> tuple[Built, Path]:
+def with_library(folder: Path, does: str, more: str = "") -> tuple[Built, Path]:
     """The program linked with a library whose constructor does that, and the patch."""
     library = folder / "library.so"
-    (folder / "library.c").write_text(LIBRARY.replace("/*DO*/", does))
+    source = LIBRARY.replace("/*DO*/", does).replace("void *const used", f"{more}void *const used")
+    (folder / "library.c").write_text(source)
     run("gcc", "-O2", "-w", "-shared", "-fPIC", "-pthread", folder / "library.c", "-o", library)
     return pair(folder, ("-Wl,--no-as-needed", str(library)))
 
@@ -185,6 +186,42 @@ def test_constructor_of_a_library(tmp_path: Path, does: str) -> None:
     assert answers == ["answers 102 102", *["answers 2 2"] * has_child]
     assert done.returncode == 9
     assert "killed" not in done.stderr
+
+
+# Constructors that wait for events, and say so when they are interrupted.
+WAITING = {
+    "the first thread": "listen_for(100);",
+    "another thread": """
+  pthread_t t; int tid = 0, number = 0; char name[64];
+  pthread_create(&t, 0, listens, &tid);
+  while (number != 232 && number != 22) { // (x86-64, AArch64)
+    snprintf(name, sizeof name, "/proc/self/task/%d/syscall", *(volatile int *)&tid);
+    FILE *f = fopen(name, "r"); if (!f) continue;
+    if (fscanf(f, "%d", &number) != 1) number = 0;
+    fclose(f);
+  }
+""",
+}
+LISTENING = r"""
+static void listen_for(int ms) {
+  int e = epoll_create1(0); struct epoll_event v; struct timespec before, now;
+  clock_gettime(CLOCK_MONOTONIC, &before);
+  if (epoll_wait(e, &v, 1, ms)) say(errno == EINTR ? "EINTR" : "failed");
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if ((now.tv_sec - before.tv_sec) * 1000 + (now.tv_nsec - before.tv_nsec) / 1000000 > 10 * ms) say("late");
+}
+static void *listens(void *tid) { *(volatile int *)tid = gettid(); listen_for(-1); return tid; }
+void *const waiting[] = {listen_for, listens};
+"""
+
+
+@pytest.mark.parametrize("who", WAITING)
+def test_constructor_that_waits_is_not_interrupted(tmp_path: Path, who: str) -> None:
+    """A bug: looking where the program is, or letting it go, gives EINTR to what its libraries wait for."""
+    old, patch = with_library(tmp_path, WAITING[who], LISTENING)
+    done = katana_run("--patch", patch, old.output, timeout=20)
+    assert done.stdout.splitlines()[0] == "answers 102 102"
+    assert done.returncode == 9
 
 
 @pytest.mark.parametrize("does", ["fork", "vfork"])
