@@ -235,6 +235,29 @@ def test_child_where_kcmp_is_forbidden(tmp_path: Path, does: str) -> None:
     assert done.returncode == 9
 
 
+# A child is killed, or cannot be looked into, when the jump is to be taken out of its memory.
+CHILD = """
+import os, signal
+from katana_cc.errors import TargetError
+from katana_cc.process import starting
+def killed(child, _):
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | 0x40000000)
+    return False
+def hidden(child, _):
+    raise TargetError("its memory may not be read", where=f"pid {child}")
+starting.same_memory = """
+
+
+@pytest.mark.parametrize(("what", "answers"), [("killed", "102 102"), ("hidden", "2 2")])
+def test_child_that_the_jump_cannot_be_taken_out_of(tmp_path: Path, what: str, answers: str) -> None:
+    """A bug: the program itself stays in the jump at its entry point for ever."""
+    old, patch = with_library(tmp_path, "if (!fork()) _exit(0);")
+    done = katana_run("--or-unpatched", "--patch", patch, old.output, before=CHILD + what, timeout=20)
+    assert done.returncode == 9, done.stderr
+    assert done.stdout.startswith(f"answers {answers}\n")
+
+
 # Somebody traces the program when it is to go on, until that was tried in vain.
 TRACER = """
 import os
