@@ -38,6 +38,7 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, ExitStatus, KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.everywhere import Hunt, Needles
+from katana_cc.process.finishing import finish_all
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.kernel import hiding
 from katana_cc.process.ledger import HEADER_SIZE
@@ -125,6 +126,7 @@ def not_in_force(target: Target, patch_id: str = "") -> list[PatchMapping]:
 
 
 def _give_back(target: Target, patch_id: str, wait: float, tell: TellWait) -> GivingReport:
+    finish_all((target.pid,))  # its journal would go, too
     if not not_in_force(target, patch_id):
         return GivingReport(target.pid, target.name, ())
     target.claim(wait)

@@ -145,6 +145,18 @@ def test_katana_and_its_guardian_killed(victim: Victim, command: str, last: str,
     assert at == _SYS_TGKILL or victim.server.ask("l") == leaked
 
 
+def test_memory_is_given_back_of_a_process_that_stands_still(victim: Victim) -> None:
+    """A bug: it is not finished first, as by every `katana revert`, and stands still for ever."""
+    victim.put("apply")
+    victim.struck_when("apply", lambda calls: calls.count(_SYS_TGKILL) == _THREADS, _kill_both)
+    assert state_of(victim) == "interrupted"
+    assert _stands_still(victim)
+    done = katana("revert", "--only-give-back", "--pid", victim.pid)
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert is_whole(victim) == OLD
+    assert state_of(victim) != "interrupted"
+
+
 def _stands_still(victim: Victim) -> bool:
     """Whether all its threads come to be stopped by a signal."""
     tasks = list(Path(f"/proc/{victim.pid}/task").iterdir())
