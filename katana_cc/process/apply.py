@@ -199,6 +199,7 @@ def _plan_all(
         if wait is not None:
             target.claim(wait)
         target.refuse_if_traced()
+        target.refuse_if_frozen()
         plan = prepare(target, po, patch_id, granted)
         return Work(target=target, plan=plan, before=ProcessOutcome.ALREADY if plan.is_applied else None)
 

@@ -131,6 +131,7 @@ def _give_back(target: Target, patch_id: str, wait: float, tell: TellWait) -> Gi
         return GivingReport(target.pid, target.name, ())
     target.claim(wait)
     target.refuse_if_traced()
+    target.refuse_if_frozen()
     mappings = not_in_force(target, patch_id)  # another katana may have changed it meanwhile
     wanted = [Wanted(m, m.ledger is not None and may_be_registered(target, m.ledger)) for m in mappings]
     attempt = _Attempt(target, wanted, wait, tell)

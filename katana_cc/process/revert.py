@@ -197,6 +197,7 @@ def _open_all(
         if in_force or is_named:
             target.claim(wait)
             target.refuse_if_traced()
+            target.refuse_if_frozen()
             in_force = tuple(ledgers_in_force(target, patch_id))  # another katana may have changed it meanwhile
         before = None if in_force else ProcessOutcome.NOTHING
         others = () if in_force else tuple(sorted(x.patch_id for x in ledgers_in_force(target, "")))
