@@ -395,7 +395,8 @@ class Threads:
                     pt.resume(tid, report.signal if report.is_signal_delivery else 0)
                     return False
                 self._repair((tid,))
-            pt.detach(tid)
+            if not report.gone:
+                stuck.detach(tid)
         self._gone.add(tid)  # for us
         return True
 
@@ -404,8 +405,7 @@ class Threads:
         left to `stuck`."""
         self._release_held()
         for tid in self._stopped:
-            with contextlib.suppress(OSError):
-                pt.detach(tid)
+            stuck.detach(tid)
         self._release_running()
         self.order = []
         for each in (self._known, self._gone, self._stopped, self._strangers, self._in_event, self._held):
