@@ -127,7 +127,7 @@ def apply_patch(
     works: list[Work] = []
     skipped: list[OfProcess] = []
     looks = Looks(pids, None if dry_run else select, wait, "processes without the patch")
-    finish = refuse_unfinished if dry_run else finish_all
+    finish = refuse_unfinished if dry_run else functools.partial(finish_all, wait=wait)
     try:
         try:
             for todo in looks:

@@ -126,7 +126,7 @@ def not_in_force(target: Target, patch_id: str = "") -> list[PatchMapping]:
 
 
 def _give_back(target: Target, patch_id: str, wait: float, tell: TellWait) -> GivingReport:
-    finish_all((target.pid,))  # its journal would go, too
+    finish_all((target.pid,), wait)  # its journal would go, too
     if not not_in_force(target, patch_id):
         return GivingReport(target.pid, target.name, ())
     target.claim(wait)

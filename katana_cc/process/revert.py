@@ -118,7 +118,7 @@ def revert_patch(
     try:
         try:
             for todo in looks:
-                finish_all(todo)
+                finish_all(todo, wait)
                 is_named = must_match and looks.is_first
                 fresh = _open_all(todo, meant, skipped, wait, is_named=is_named)
                 works += fresh

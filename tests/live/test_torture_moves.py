@@ -145,6 +145,25 @@ def test_katana_and_its_guardian_killed(victim: Victim, command: str, last: str,
     assert at == _SYS_TGKILL or victim.server.ask("l") == leaked
 
 
+def test_katana_that_lives_is_not_said_to_be_killed(victim: Victim) -> None:
+    """Another one looks while live data moves.  A bug: it says that the first was killed, or finishes for it."""
+    victim.put("apply")
+    said = []
+
+    def look(_: int) -> None:
+        for words in ([*victim.words("apply"), "--dry-run"], ["revert", "--wait", "0.2", "--pid", victim.pid]):
+            done = katana(*words)
+            said.append((done.returncode, done.stderr))
+        said.append((0, katana("status", "--pid", victim.pid).stdout))
+
+    outcome = victim.struck_when("apply", lambda c: c[-1] == _SYS_PROCESS_VM_WRITEV and _SYS_TGKILL in c, look)
+    assert outcome.status == 0, outcome.said
+    assert [status for status, _ in said] == [4, 4, 0]
+    assert all("another katana (pid" in text for _, text in said[:2]), said
+    assert not any("killed" in text or "interrupted" in text for _, text in said), said
+    assert is_whole(victim) == NEW
+
+
 def test_memory_is_given_back_of_a_process_that_stands_still(victim: Victim) -> None:
     """A bug: it is not finished first, as by every `katana revert`, and stands still for ever."""
     victim.put("apply")
