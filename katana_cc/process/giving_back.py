@@ -218,6 +218,13 @@ class _Attempt:
 
     def run(self) -> None:
         """Until all are gone, or stay for good, or the time is up."""
+        try:
+            self._run()
+        finally:
+            with contextlib.suppress(KatanaError):
+                self._restore(is_last=True)
+
+    def _run(self) -> None:
         while True:
             self._look_ahead()
             hopeful = [w for w in self._left if all(u.is_passing for u in w.uses)]
@@ -379,10 +386,10 @@ class _Attempt:
         self._heads = self._heads_of([m for m in self._target.patches if m.base in self._heads])
         return True
 
-    def _restore(self) -> None:
-        """Make frames known again of what something leads to after all."""
+    def _restore(self, *, is_last: bool = False) -> None:
+        """Make frames known again of what something leads to after all, or that stays."""
         for w in self._wanted:
-            if w.was_withdrawn and not w.is_gone and w.uses and w.ledger is not None:
+            if w.was_withdrawn and not w.is_gone and (w.uses or is_last) and w.ledger is not None:
                 with contextlib.suppress(BusyError, RefusedError):
                     register(self._target, w.ledger, self._wait)
                     w.has_frames, w.was_withdrawn = True, False
