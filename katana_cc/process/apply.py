@@ -127,7 +127,7 @@ def apply_patch(
     works: list[Work] = []
     skipped: list[OfProcess] = []
     looks = Looks(pids, None if dry_run else select, wait, "processes without the patch")
-    finish = refuse_unfinished if dry_run else finish_all
+    finish = refuse_unfinished if dry_run else functools.partial(finish_all, wait=wait)
     try:
         try:
             for todo in looks:
@@ -199,6 +199,7 @@ def _plan_all(
         if wait is not None:
             target.claim(wait)
         target.refuse_if_traced()
+        target.refuse_if_frozen()
         refuse_later(target)
         plan = prepare(target, po, patch_id, granted)
         return Work(target=target, plan=plan, before=ProcessOutcome.ALREADY if plan.is_applied else None)

@@ -69,7 +69,7 @@ class BorrowedThread(RemoteThread):
             if self._tid:
                 with contextlib.suppress(ProcessLookupError):
                     self._put_back()
-                    pt.detach(self._tid)
+                stuck.detach(self._tid)
         finally:
             self.pause_us = (time.perf_counter_ns() - self._started) / 1000
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked_here)
@@ -94,6 +94,7 @@ class BorrowedThread(RemoteThread):
                     pt.set_options(tid, pt.O_TRACESYSGOOD)
                 self._registers = pt.read_registers(tid)
             except (EndedError, pt.GoneError):
+                stuck.leave(tid)
                 continue  # the others may go on
             if not self._is_same_image():
                 self._let_go()

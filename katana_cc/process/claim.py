@@ -44,15 +44,35 @@ def claim(pid: int, where: str, wait: float) -> int:
             else:
                 return handle
             if time.monotonic() >= deadline:
-                raise BusyError(
-                    f"{_holder(handle)} is at work on it",
-                    where=where,
-                    remedy="nothing was touched; try again when it has ended, or wait longer (--wait)",
-                )
+                raise taken(_holder(handle), where)
             time.sleep(_PAUSE)
     except BaseException:
         os.close(handle)
         raise
+
+
+def holder(pid: int) -> str:
+    """Who is at work on a process, in words; "" for nobody, or where that cannot be told."""
+    try:
+        handle = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _holder(handle)
+    finally:
+        os.close(handle)
+    return ""
+
+
+def taken(by: str, where: str) -> BusyError:
+    """What is said of a process that another katana is at work on."""
+    return BusyError(
+        f"{by} is at work on it",
+        where=where,
+        remedy="nothing was touched; try again when it has ended, or wait longer (--wait)",
+    )
 
 
 def _holder(handle: int) -> str:

@@ -7,6 +7,7 @@ so each byte is as it was or as it is to be.  Then it goes on.  Killed meanwhile
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, KatanaError, LaterKatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process.claim import claim, holder, taken
 from katana_cc.process.holding import ALL_SIGNALS
 from katana_cc.process.journal import (
     PHASE_AT,
@@ -83,6 +85,15 @@ def waits(memory: ProcessMemory) -> Interrupted | None:
     return found
 
 
+def left(memory: ProcessMemory) -> Interrupted | None:
+    """The same where nobody is about to finish it: who had begun was killed.
+
+    Raises:
+        TargetError: as of `waits`.
+    """
+    return waits(memory) if waits(memory) is not None and not holder(memory.pid) else None
+
+
 def finish(pid: int, patience: float = _PATIENCE) -> bool:
     """Finish what was begun in a process; whether there was something.
 
@@ -114,25 +125,39 @@ def finish(pid: int, patience: float = _PATIENCE) -> bool:
         memory.close()
 
 
-def finish_all(pids: Iterable[int], patch_id: str = "") -> None:
+def finish_all(pids: Iterable[int], wait: float, patch_id: str = "") -> None:
     """Finish what was begun in some processes; those that cannot be looked into are left to whoever patches them.
 
     Args:
+        wait: seconds for a katana that is at work there: one that lives finishes by itself.
         patch_id: only where a patch whose identity begins so is in force, or was about to come or to go.
 
     Raises:
-        BusyError, RefusedError, TargetError: as of `finish`.
+        BusyError, RefusedError, TargetError: as of `claim` and `finish`.
     """
     for pid in pids:
         begun = _begun(pid)
         if begun is not None and (not patch_id or _concerns(pid, begun.header.base, patch_id.lower())):
-            finish(pid)
+            claimed = claim(pid, f"pid {pid}", wait)
+            try:
+                finish(pid)
+            finally:
+                os.close(claimed)
 
 
 def refuse_unfinished(pids: Iterable[int]) -> None:
-    """Raises RefusedError where something was begun and has to be finished first."""
+    """Where something was begun and has to be finished first, nothing can be foretold.
+
+    Raises:
+        BusyError: a katana is about to.
+        RefusedError: it was killed.
+    """
     for pid in pids:
-        if _begun(pid) is not None:
+        if _begun(pid) is None:
+            continue
+        if by := holder(pid):
+            raise taken(by, f"pid {pid}")
+        if _begun(pid) is not None:  # still, and there is nobody
             raise RefusedError(
                 "a katana was killed while it moved live data, and the process stands still since",
                 where=f"pid {pid}",

@@ -38,6 +38,7 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, ExitStatus, KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.everywhere import Hunt, Needles
+from katana_cc.process.finishing import finish_all
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.kernel import hiding
 from katana_cc.process.ledger import HEADER_SIZE
@@ -125,10 +126,12 @@ def not_in_force(target: Target, patch_id: str = "") -> list[PatchMapping]:
 
 
 def _give_back(target: Target, patch_id: str, wait: float, tell: TellWait) -> GivingReport:
+    finish_all((target.pid,), wait)  # its journal would go, too
     if not not_in_force(target, patch_id):
         return GivingReport(target.pid, target.name, ())
     target.claim(wait)
     target.refuse_if_traced()
+    target.refuse_if_frozen()
     mappings = not_in_force(target, patch_id)  # another katana may have changed it meanwhile
     wanted = [Wanted(m, m.ledger is not None and may_be_registered(target, m.ledger)) for m in mappings]
     attempt = _Attempt(target, wanted, wait, tell)
@@ -215,6 +218,13 @@ class _Attempt:
 
     def run(self) -> None:
         """Until all are gone, or stay for good, or the time is up."""
+        try:
+            self._run()
+        finally:
+            with contextlib.suppress(KatanaError):
+                self._restore(is_last=True)
+
+    def _run(self) -> None:
         while True:
             self._look_ahead()
             hopeful = [w for w in self._left if all(u.is_passing for u in w.uses)]
@@ -376,10 +386,10 @@ class _Attempt:
         self._heads = self._heads_of([m for m in self._target.patches if m.base in self._heads])
         return True
 
-    def _restore(self) -> None:
-        """Make frames known again of what something leads to after all."""
+    def _restore(self, *, is_last: bool = False) -> None:
+        """Make frames known again of what something leads to after all, or that stays."""
         for w in self._wanted:
-            if w.was_withdrawn and not w.is_gone and w.uses and w.ledger is not None:
+            if w.was_withdrawn and not w.is_gone and (w.uses or is_last) and w.ledger is not None:
                 with contextlib.suppress(BusyError, RefusedError):
                     register(self._target, w.ledger, self._wait)
                     w.has_frames, w.was_withdrawn = True, False

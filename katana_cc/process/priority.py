@@ -34,8 +34,11 @@ class _Turn:
     until: float  # of time.monotonic()
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, self.policy, self.parameters)
+        # Without CAP_SYS_NICE (where RLIMIT_RTPRIO permits real time) that flag can be set, and not taken back.
+        for flag in (0, os.SCHED_RESET_ON_FORK):
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(0, self.policy | flag, self.parameters)
+                return
 
 
 _turns: Final[list[_Turn]] = []

@@ -32,8 +32,10 @@ from katana_cc.cpu.native import way_back
 from katana_cc.errors import RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
+from katana_cc.process.frozen import is_frozen
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.pending import Pending
 from katana_cc.process.priority import stand_aside
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
@@ -98,6 +100,7 @@ class RemoteThread:
         self._registers = list(registers)
         self._mask = 0
         self._restart_is_lost = False
+        self._is_running = False  # what it was to do has not ended, or not begun (a frozen control group)
 
     @property
     def tid(self) -> int:
@@ -195,11 +198,13 @@ class RemoteThread:
             elif report.is_signal_delivery:
                 pt.resume(self._tid, report.signal)
             else:
+                self._is_running = False
                 return True
 
     def _next_syscall_stop(self, deadline: float) -> pt.Stop:
         """Run to the next system call entry or exit, or to a signal that is a fault of what runs."""
         pt.resume_to_syscall(self._tid)
+        self._is_running = True
         pause = 10e-6  # at real-time priority a mere yield would keep the thread from running
         while True:
             report = pt.wait(self._tid)
@@ -212,13 +217,20 @@ class RemoteThread:
             elif report.gone:
                 raise TargetError("the process died", where=f"pid {self._pid}")
             elif report.signal == pt.SYSCALL_STOP or (report.is_signal_delivery and report.signal != signal.SIGSTOP):
+                self._is_running = False
                 return report
             else:
                 # SIGSTOP cannot be blocked: it takes effect after the detach.
                 pt.resume_to_syscall(self._tid, report.signal if report.event == 0 else 0)
 
     def syscall(self, number: int, *arguments: int) -> int:
-        """Make a system call in the target; the result, negative errno on failure."""
+        """Make a system call in the target; the result, negative errno on failure.
+
+        Raises:
+            TargetError: it did not end in time, or one before it did not.
+        """
+        if self._is_running:
+            raise self._unended(number)
         words = list(self._registers)
         if self._frame and way_back is not None:
             way_back.set_system_call(words, self._gadgets.returning, self._frame, number, arguments)
@@ -228,14 +240,18 @@ class RemoteThread:
         for _ in range(2):
             report = self._next_syscall_stop(time.monotonic() + _CALL_TIMEOUT)
             if report.signal != pt.SYSCALL_STOP:
-                raise TargetError(
-                    f"system call {number} in the target did not end",
-                    where=f"pid {self._pid}",
-                    remedy="try again on a quieter machine; `katana status` tells what holds now",
-                )
+                raise self._unended(number)
         value = pt.read_registers(self._tid)[cpu.RESULT]
         self._park()
         return value - (1 << 64) if value >= 1 << 63 else value
+
+    def _unended(self, number: int) -> TargetError:
+        why = ": its control group is frozen" if is_frozen(self._pid) else ""
+        return TargetError(
+            f"system call {number} in the target did not end{why}",
+            where=f"pid {self._pid}",
+            remedy="try again on a quieter machine; `katana status` tells what holds now",
+        )
 
     @contextmanager
     def scratch(self, data: bytes) -> Iterator[int]:
@@ -363,9 +379,17 @@ class RemoteThread:
 
     def _put_back(self) -> dict[int, int]:
         """Give the thread its registers and signal mask again; the registers that differ from what it had."""
-        pt.interrupt(self._tid)
-        pt.resume(self._tid)
-        self._wait_for_stop(STOP_TIMEOUT)
+        is_stopped = True
+        if self._is_running:
+            pt.interrupt(self._tid)
+            is_stopped = self._wait_for_stop(_CALL_TIMEOUT)
+        if is_stopped:
+            pt.interrupt(self._tid)
+            pt.resume(self._tid)
+            is_stopped = self._wait_for_stop(STOP_TIMEOUT)
+        if not is_stopped:
+            stuck.leave(self._tid)  # and it goes back by its frame, if it has one
+            return {}
         words = list(self._registers)
         again = cpu.entered_again(words, self._code_before(words)) if self._restart_is_lost else None
         changes = again or self._repair(words) or {}
@@ -387,7 +411,4 @@ class RemoteThread:
 
     def _repair(self, words: list[int]) -> dict[int, int] | None:
         changes = cpu.repaired(words)
-        if changes is None:
-            return None
-        waiting = pt.pending_signals(self._tid, True) + pt.pending_signals(self._tid, False)
-        return None if any(not self._mask >> (n - 1) & 1 for n in waiting) else changes
+        return None if changes is None or Pending().ends_call(self._tid, self._mask) else changes

@@ -123,7 +123,7 @@ def revert_patch(
         try:
             for todo in looks:
                 is_named = must_match and looks.is_first
-                finish_all(todo, "" if is_named else meant)
+                finish_all(todo, wait, "" if is_named else meant)
                 known = len(skipped)
                 fresh = _open_all(todo, meant, skipped, wait, is_named=is_named)
                 works += fresh
@@ -210,6 +210,7 @@ def _open_all(
         if in_force or is_named:
             target.claim(wait)
             target.refuse_if_traced()
+            target.refuse_if_frozen()
             in_force = tuple(ledgers_in_force(target, patch_id))  # another katana may have changed it meanwhile
         before = None if in_force else ProcessOutcome.NOTHING
         others = () if in_force else tuple(sorted(x.patch_id for x in known_in_force(target)))

@@ -6,7 +6,8 @@
     clone           a thread that a constructor makes is followed too: it may fork
     entry point     all threads are let go, the first one in that jump
 
-The first thread is looked at now and then: a breakpoint would kill the program if the patcher were killed meanwhile.
+The first thread is looked at now and then, as long as it does not wait: a breakpoint would kill the program if the
+patcher were killed meanwhile.
 An event of any thread ends the pause between two looks, since the thread stands until it is answered.
 
 Sources: ptrace(2) (PTRACE_O_TRACEFORK, PTRACE_O_TRACECLONE, "execve(2) under ptrace"), signal(7).
@@ -25,12 +26,13 @@ from katana_cc.cpu.native import cpu as native
 from katana_cc.cpu.native import system as cpu
 from katana_cc.elf import constants as c
 from katana_cc.elf.reader import ElfFile
-from katana_cc.errors import FormatError, RefusedError, TargetError
+from katana_cc.errors import FormatError, KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
+from katana_cc.process import stuck
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.sharing import same_memory
 from katana_cc.process.target import AT_ENTRY, Target
-from katana_cc.process.threads import status_fields
+from katana_cc.process.threads import has_ended, status_fields, waiting_at
 
 TRACED_WITH: Final = pt.O_TRACEEXEC | pt.O_TRACEFORK | pt.O_TRACEVFORK | pt.O_TRACECLONE
 _BIRTHS: Final = (pt.EVENT_FORK, pt.EVENT_VFORK, pt.EVENT_CLONE)
@@ -77,6 +79,9 @@ class Start:
             return self._entry if self._comes() else None
         except ProcessLookupError:
             return None
+        except KatanaError:
+            self._give_up()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if self._memory is not None:
@@ -93,7 +98,8 @@ class Start:
             if found is None:
                 if signal.sigtimedwait({signal.SIGCHLD}, pause) is None:
                     pause = min(2 * pause, _LAST_LOOK)
-                    if not self._let_go_until:
+                    # One that waits is not in the jump; and were it stopped all the time, its time-outs never ended.
+                    if not self._let_go_until and waiting_at(self._pid, self._pid) is None:
                         pt.interrupt(self._pid)
                 continue
             tid, stop = found
@@ -124,9 +130,10 @@ class Start:
             if pt.read_registers(tid)[cpu.PC] == self._entry.address:
                 self._arrive()
                 return
+            stuck.repair(tid)
         elif stop.event == pt.EVENT_STOP and self._let_go_until:
             self._threads.discard(tid)
-            pt.detach(tid)
+            stuck.let_go(tid)
             return
         pt.resume(tid, stop.signal if stop.is_signal_delivery else 0)
 
@@ -143,15 +150,20 @@ class Start:
         self._memory.write(address, cpu.SPIN, self._pid)
 
     def _meet(self, tid: int) -> None:
-        """What was born, and stands before its first step."""
-        if int(status_fields(tid).get("Tgid", "0")) != self._pid:
-            self._give_back(tid)
-            pt.detach(tid)
-        elif self._let_go_until:
-            pt.detach(tid)
-        else:
-            self._threads.add(tid)
-            pt.resume(tid)
+        """What was born, and stands before its first step; or has been killed there."""
+        with contextlib.suppress(ProcessLookupError):
+            if int(status_fields(tid).get("Tgid", "0")) != self._pid:
+                try:
+                    self._give_back(tid)
+                except TargetError:
+                    if not has_ended(tid):
+                        raise
+                pt.detach(tid)
+            elif self._let_go_until:
+                pt.detach(tid)
+            else:
+                self._threads.add(tid)
+                pt.resume(tid)
 
     def _give_back(self, child: int) -> None:
         """Take the jump out of the memory of a child."""
@@ -178,14 +190,18 @@ class Start:
         try:
             ProcessMemory(self._pid).close()
         except TargetError as error:
-            assert self._entry is not None
-            assert self._memory is not None
-            self._memory.write(*self._entry, self._pid)
             raise RefusedError(
                 "it may not be traced any more: a constructor of a library forbids it (PR_SET_DUMPABLE, setuid)",
                 where=f"pid {self._pid}",
                 remedy=error.remedy,
             ) from None
+
+    def _give_up(self) -> None:
+        """Take the jump out again: nobody will come to take the program out of it."""
+        if self._memory is not None and self._entry is not None:
+            with contextlib.suppress(TargetError):
+                if self._memory.read(self._entry.address, len(cpu.SPIN)) == cpu.SPIN:
+                    self._memory.write(*self._entry, self._pid)
 
 
 def _entry_of(pid: int) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 from katana_cc.errors import KatanaError, TargetError
 from katana_cc.outcomes import OfProcess, ProcessOutcome, outcome_of
-from katana_cc.process.finishing import waits
+from katana_cc.process.finishing import left
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
 from katana_cc.process.sharing import owner_of_memory
@@ -248,7 +248,7 @@ def _statuses(target: Target) -> tuple[PatchStatus, ...]:
     """How each patch of a process stands."""
     mappings = target.patches
     found = standings(target.memory, (m.ledger for m in mappings if m.ledger is not None))
-    begun = waits(target.memory)
+    begun = left(target.memory)
     interrupted = begun.header.base if begun is not None else -1
     in_force = [m.ledger for m in mappings if m.ledger is not None and found[m.base] in (Bytes.NEW, Bytes.TORN)]
     return tuple(

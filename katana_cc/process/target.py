@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from katana_cc.errors import LaterKatanaError, RefusedError, TargetError
+from katana_cc.errors import BusyError, LaterKatanaError, RefusedError, TargetError
 from katana_cc.process.claim import claim
+from katana_cc.process.frozen import is_frozen
 from katana_cc.process.image import ledger_address
 from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
@@ -135,6 +136,15 @@ class Target:
                 f"already traced by {name} (pid {tracer})",
                 where=self.where,
                 remedy="end that debugger or tracer, then try again",
+            )
+
+    def refuse_if_frozen(self) -> None:
+        """Raises BusyError if its control group is frozen."""
+        if is_frozen(self.pid):
+            raise BusyError(
+                "its control group is frozen, and it can do nothing",
+                where=self.where,
+                remedy="nothing was touched; thaw it (docker unpause, systemctl thaw), then try again",
             )
 
     def has_gone(self) -> bool:

@@ -31,6 +31,7 @@ from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
+from katana_cc.process.pending import Pending
 from katana_cc.process.priority import stand_aside
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
@@ -295,7 +296,7 @@ class Threads:
         `timers` know since when they wait; with `is_last` no stop is to follow.
         """
         count = 0
-        shared: list[int] | None = None
+        pending = Pending()
         eintr = (1 << 64) - cpu.EINTR
         base = ctypes.addressof(self._buffer)
         for i, tid in enumerate(self.order):
@@ -306,14 +307,8 @@ class Threads:
             if changes is None:
                 continue
             with contextlib.suppress(ProcessLookupError):
-                if shared is None:
-                    shared = pt.pending_signals(tid, True)
-                # A SIGSTOP ends no system call but as our own stop does.
-                waiting = [n for n in (*shared, *pt.pending_signals(tid, False)) if n != signal.SIGSTOP]
-                if waiting:
-                    blocked = pt.read_signal_mask(tid)
-                    if any(not blocked >> (number - 1) & 1 for number in waiting):
-                        continue
+                if pending.ends_call(tid):
+                    continue
                 if cpu.has_own_mask(self.registers[at : at + pt.REGISTER_WORDS]):
                     # A signal that only the call lets in must find it waiting, or it would wait on in vain.
                     pt.write_signal_mask(tid, pt.read_signal_mask(tid))
@@ -400,7 +395,8 @@ class Threads:
                     pt.resume(tid, report.signal if report.is_signal_delivery else 0)
                     return False
                 self._repair((tid,))
-            pt.detach(tid)
+            if not report.gone:
+                stuck.detach(tid)
         self._gone.add(tid)  # for us
         return True
 
@@ -409,8 +405,7 @@ class Threads:
         left to `stuck`."""
         self._release_held()
         for tid in self._stopped:
-            with contextlib.suppress(OSError):
-                pt.detach(tid)
+            stuck.detach(tid)
         self._release_running()
         self.order = []
         for each in (self._known, self._gone, self._stopped, self._strangers, self._in_event, self._held):

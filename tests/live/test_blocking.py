@@ -6,10 +6,12 @@ never with EINTR.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from katana_cc.process.threads import Threads
 from tests.live.handmade import build, patch_from
 from tests.live.programs import HEAD
 from tests.live.server import katana_json, serving, write_patch
@@ -257,3 +259,45 @@ def test_no_blocking_system_call_ends_with_eintr(tmp_path: Path) -> None:
         assert server.ask("w") == "failed:"
         server.tell("q")
         server.finish()
+
+
+# Huge pages where there are some, for which all kernels can be interrupted; else of tmpfs, for which older ones can.
+ALLOCATING = (
+    HEAD
+    + r"""
+#include <fcntl.h>
+static volatile int interrupted, rounds;
+static void *work(void *p) {
+  int f = memfd_create("huge", MFD_HUGETLB);
+  if (f < 0 || fallocate(f, 0, 0, 64 << 20)) f = memfd_create("small", 0);
+  for (;; rounds++) {
+    if (ftruncate(f, 0)) abort();
+    if (fallocate(f, 0, 0, 64 << 20)) { if (errno != EINTR) abort(); interrupted++; }
+  }
+  return p;
+}
+int main(void) {
+  pthread_t t; pthread_create(&t, 0, work, 0);
+  while (!rounds) usleep(1000);
+  say("ready");
+  while (getchar() != EOF) { printf("%d\n", interrupted); fflush(stdout); getchar(); }
+  return 0;
+}
+"""
+)
+
+
+def test_room_for_a_file_is_not_interrupted(tmp_path: Path) -> None:
+    """A bug: posix_fallocate(3) of shared memory fails with EINTR in a program that handles no signal."""
+    with serving(build(tmp_path, "server", ALLOCATING).output) as server:
+        for _ in range(100):
+            threads = Threads(server.pid)
+            try:
+                threads.seize()
+                threads.stop(30.0)  # its zeroing of pages cannot be interrupted
+                threads.read_registers()
+                threads.repair_system_calls()
+            finally:
+                threads.release()
+            os.sched_yield()
+        assert server.ask("?") == "0"

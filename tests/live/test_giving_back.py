@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from katana_cc.errors import RefusedError
 from katana_cc.process import everywhere, giving_back, uses
 from katana_cc.process.giving_back import give_memory_back
 from katana_cc.process.target import Target
@@ -518,8 +519,9 @@ def test_another_katana_at_work(two: tuple[Built, Path], server: Server, monkeyp
     assert server.ask("a 1") == "101"
 
 
+@pytest.mark.parametrize("when", ["in the second stop", "before it", "a refusal"])
 def test_frames_are_known_again_where_the_memory_stays_after_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Something comes up between both stops.  A bug: an exception that passes there ends the process."""
     victim = _of_frames(tmp_path)
@@ -538,10 +540,30 @@ def test_frames_are_known_again_where_the_memory_stays_after_all(
                     w.uses = [uses.Use("somewhere", "something")]
             return [w for w in clear if not w.uses]
 
-        monkeypatch.setattr(uses.Look, "judge", found_later)
+        ahead, stop = giving_back._Attempt._look_ahead, giving_back._Attempt._in_stop
+
+        def found_ahead(attempt: giving_back._Attempt) -> None:
+            ahead(attempt)
+            for w in attempt._wanted:
+                if w.was_withdrawn:
+                    withdrawn.append(True)
+                    w.uses = [uses.Use("somewhere", "something")]
+
+        def refused(attempt: giving_back._Attempt) -> list[uses.Wanted]:
+            if any(w.was_withdrawn for w in attempt._wanted):
+                withdrawn.append(True)
+                raise RefusedError("a filter came meanwhile")
+            return stop(attempt)
+
+        place: tuple[Any, str, Any] = {
+            "in the second stop": (uses.Look, "judge", found_later),
+            "before it": (giving_back._Attempt, "_look_ahead", found_ahead),
+            "a refusal": (giving_back._Attempt, "_in_stop", refused),
+        }[when]
+        monkeypatch.setattr(*place)
         (report,) = give_memory_back([victim.server.pid], wait=20)
         assert withdrawn
-        assert report.mappings[0].fate is Fate.IN_USE
+        assert report.mappings[0].fate in ((Fate.BUSY, Fate.UNKNOWN) if when == "a refusal" else (Fate.IN_USE,))
         with Target(victim.server.pid) as target:
             (mapping,) = target.patches
             assert mapping.ledger is not None

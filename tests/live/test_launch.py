@@ -167,10 +167,11 @@ __attribute__((constructor)) static void begin(int argc, char **argv) { /*DO*/ }
 )
 
 
-def with_library(folder: Path, does: str) -> tuple[Built, Path]:
+def with_library(folder: Path, does: str, more: str = "") -> tuple[Built, Path]:
     """The program linked with a library whose constructor does that, and the patch."""
     library = folder / "library.so"
-    (folder / "library.c").write_text(LIBRARY.replace("/*DO*/", does))
+    source = LIBRARY.replace("/*DO*/", does).replace("void *const used", f"{more}void *const used")
+    (folder / "library.c").write_text(source)
     run("gcc", "-O2", "-w", "-shared", "-fPIC", "-pthread", folder / "library.c", "-o", library)
     return pair(folder, ("-Wl,--no-as-needed", str(library)))
 
@@ -187,6 +188,42 @@ def test_constructor_of_a_library(tmp_path: Path, does: str) -> None:
     assert "killed" not in done.stderr
 
 
+# Constructors that wait for events, and say so when they are interrupted.
+WAITING = {
+    "the first thread": "listen_for(100);",
+    "another thread": """
+  pthread_t t; int tid = 0, number = 0; char name[64];
+  pthread_create(&t, 0, listens, &tid);
+  while (number != 232 && number != 22) { // (x86-64, AArch64)
+    snprintf(name, sizeof name, "/proc/self/task/%d/syscall", *(volatile int *)&tid);
+    FILE *f = fopen(name, "r"); if (!f) continue;
+    if (fscanf(f, "%d", &number) != 1) number = 0;
+    fclose(f);
+  }
+""",
+}
+LISTENING = r"""
+static void listen_for(int ms) {
+  int e = epoll_create1(0); struct epoll_event v; struct timespec before, now;
+  clock_gettime(CLOCK_MONOTONIC, &before);
+  if (epoll_wait(e, &v, 1, ms)) say(errno == EINTR ? "EINTR" : "failed");
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if ((now.tv_sec - before.tv_sec) * 1000 + (now.tv_nsec - before.tv_nsec) / 1000000 > 10 * ms) say("late");
+}
+static void *listens(void *tid) { *(volatile int *)tid = gettid(); listen_for(-1); return tid; }
+void *const waiting[] = {listen_for, listens};
+"""
+
+
+@pytest.mark.parametrize("who", WAITING)
+def test_constructor_that_waits_is_not_interrupted(tmp_path: Path, who: str) -> None:
+    """A bug: looking where the program is, or letting it go, gives EINTR to what its libraries wait for."""
+    old, patch = with_library(tmp_path, WAITING[who], LISTENING)
+    done = katana_run("--patch", patch, old.output, timeout=20)
+    assert done.stdout.splitlines()[0] == "answers 102 102"
+    assert done.returncode == 9
+
+
 @pytest.mark.parametrize("does", ["fork", "vfork"])
 def test_child_where_kcmp_is_forbidden(tmp_path: Path, does: str) -> None:
     """A bug: the jump is taken out of the memory that child and parent have together, or stays in the child's own."""
@@ -196,6 +233,29 @@ def test_child_where_kcmp_is_forbidden(tmp_path: Path, does: str) -> None:
     answers = sorted(line for line in done.stdout.splitlines() if line.startswith("answers"))
     assert answers == ["answers 102 102", *["answers 2 2"] * (does == "fork")]
     assert done.returncode == 9
+
+
+# A child is killed, or cannot be looked into, when the jump is to be taken out of its memory.
+CHILD = """
+import os, signal
+from katana_cc.errors import TargetError
+from katana_cc.process import starting
+def killed(child, _):
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | 0x40000000)
+    return False
+def hidden(child, _):
+    raise TargetError("its memory may not be read", where=f"pid {child}")
+starting.same_memory = """
+
+
+@pytest.mark.parametrize(("what", "answers"), [("killed", "102 102"), ("hidden", "2 2")])
+def test_child_that_the_jump_cannot_be_taken_out_of(tmp_path: Path, what: str, answers: str) -> None:
+    """A bug: the program itself stays in the jump at its entry point for ever."""
+    old, patch = with_library(tmp_path, "if (!fork()) _exit(0);")
+    done = katana_run("--or-unpatched", "--patch", patch, old.output, before=CHILD + what, timeout=20)
+    assert done.returncode == 9, done.stderr
+    assert done.stdout.startswith(f"answers {answers}\n")
 
 
 # Somebody traces the program when it is to go on, until that was tried in vain.

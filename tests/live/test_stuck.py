@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from katana_cc.errors import BusyError
+from katana_cc.errors import BusyError, KatanaError
 from katana_cc.process import borrowing, ptrace_binding, stuck, threads
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.target import Target
@@ -128,6 +128,77 @@ def test_stop_of_all_that_failed_lets_all_go_on(vforking: Path) -> None:
             every.release()
         assert stuck.holds(server.pid)
         _goes_on(server)
+
+
+def _killed_while_all_stand(server: Server) -> None:
+    every = Threads(server.pid)
+    try:
+        every.seize()
+        every.stop()
+        server.kill()
+        every.read_registers()
+    finally:
+        every.release()
+
+
+def _killed_before_they_stand(server: Server) -> None:
+    every = Threads(server.pid)
+    try:
+        every.seize()
+        server.kill()
+    finally:
+        every.release()
+
+
+def _killed_while_held(server: Server) -> None:
+    every = Threads(server.pid)
+    try:
+        every.seize()
+        every.stop()
+        every.read_registers()
+        assert every.hold()
+        server.kill()
+    finally:
+        every.release()
+
+
+def _killed_while_one_stands(server: Server) -> None:
+    with Target(server.pid) as target, _thread(target):
+        server.kill()
+
+
+def _killed_when_found_not_fit(server: Server) -> None:
+    def unfit(_: Sequence[int]) -> str:
+        server.kill()
+        return "is not"
+
+    with Target(server.pid) as target:
+        gadgets = find_gadgets(target.memory, target.regions, target.where)
+        with pytest.raises(KatanaError), borrowing.BorrowedThread(target.memory, gadgets, unfit):
+            pass
+
+
+@situation(49, "target killed while it stands: its parent is told at once")
+@pytest.mark.parametrize(
+    "killed",
+    [
+        _killed_while_all_stand,
+        _killed_before_they_stand,
+        _killed_while_held,
+        _killed_while_one_stands,
+        _killed_when_found_not_fit,
+    ],
+    ids=lambda f: f.__name__[1:],
+)
+def test_end_of_a_process_is_told(tmp_path: Path, killed: Callable[[Server], None]) -> None:
+    """A bug: threads that katana traced are never reaped, so that the parent (a supervisor) hears of the end of its
+    child when katana ends, which may go on with others for minutes."""
+    with serving(build(tmp_path, "server", COUNTER).output, "8") as server:
+        killed(server)
+        deadline = time.monotonic() + 10
+        while server.ended is None:
+            assert time.monotonic() < deadline
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 
 
 def test_threads_that_are_made_while_all_are_let_go_run(tmp_path: Path) -> None:

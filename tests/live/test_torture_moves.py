@@ -214,6 +214,37 @@ def _is_holding(calls: Sequence[int]) -> bool:
     return calls[-1] == _SYS_TGKILL and calls.count(_SYS_TGKILL) == 3
 
 
+def test_katana_that_lives_is_not_said_to_be_killed(victim: Victim) -> None:
+    """Another one looks while live data moves.  A bug: it says that the first was killed, or finishes for it."""
+    victim.put("apply")
+    said = []
+
+    def look(_: int) -> None:
+        for words in ([*victim.words("apply"), "--dry-run"], ["revert", "--wait", "0.2", "--pid", victim.pid]):
+            done = katana(*words)
+            said.append((done.returncode, done.stderr))
+        said.append((0, katana("status", "--pid", victim.pid).stdout))
+
+    outcome = victim.struck_when("apply", lambda c: c[-1] == _SYS_PROCESS_VM_WRITEV and _SYS_TGKILL in c, look)
+    assert outcome.status == 0, outcome.said
+    assert [status for status, _ in said] == [4, 4, 0]
+    assert all("another katana (pid" in text for _, text in said[:2]), said
+    assert not any("killed" in text or "interrupted" in text for _, text in said), said
+    assert is_whole(victim) == NEW
+
+
+def test_memory_is_given_back_of_a_process_that_stands_still(victim: Victim) -> None:
+    """A bug: it is not finished first, as by every `katana revert`, and stands still for ever."""
+    victim.put("apply")
+    victim.struck_when("apply", lambda calls: calls.count(_SYS_TGKILL) == _THREADS, _kill_both)
+    assert state_of(victim) == "interrupted"
+    assert _stands_still(victim)
+    done = katana("revert", "--only-give-back", "--pid", victim.pid)
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert is_whole(victim) == OLD
+    assert state_of(victim) != "interrupted"
+
+
 def _stands_still(victim: Victim) -> bool:
     """Whether all its threads come to be stopped by a signal."""
     tasks = list(Path(f"/proc/{victim.pid}/task").iterdir())

@@ -69,6 +69,24 @@ def test_who_waits_for_long_is_not_first_any_more(policies: list[int], monkeypat
         assert policies[-1] == _FIRST
 
 
+def test_turn_ends_where_real_time_is_permitted_by_a_limit_only(
+    policies: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug: without CAP_SYS_NICE what children do not inherit cannot be taken back, and katana stays in front of all
+    others until it ends, whatever it computes (sched(7))."""
+    granted = os.sched_setscheduler
+
+    def unprivileged(pid: int, policy: int, parameters: os.sched_param) -> None:
+        if policies[-1] & os.SCHED_RESET_ON_FORK and not policy & os.SCHED_RESET_ON_FORK:
+            raise PermissionError
+        granted(pid, policy, parameters)
+
+    monkeypatch.setattr(os, "sched_setscheduler", unprivileged)
+    with priority.first_in_line():
+        assert policies[-1] == _FIRST
+    assert policies[-1] == os.SCHED_BATCH | os.SCHED_RESET_ON_FORK
+
+
 def test_stop_goes_on_where_nobody_may_be_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug: katana without CAP_SYS_NICE patches nothing."""
 

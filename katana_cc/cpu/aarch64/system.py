@@ -115,6 +115,7 @@ UNRESTARTED_SYSCALLS: Final = {
     287: "pwritev2",
     76: "splice",
     71: "sendfile",
+    47: "fallocate",
 }
 # Of these the kernel may keep the arguments for itself (restart_syscall(2)).
 KEPT_SYSCALLS: Final = {73: "ppoll", 98: "futex", 101: "nanosleep", 115: "clock_nanosleep", 128: "restart_syscall"}

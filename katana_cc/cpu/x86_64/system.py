@@ -111,6 +111,7 @@ UNRESTARTED_SYSCALLS: Final = frozenset(
         328,  # pwritev2
         275,  # splice
         40,  # sendfile
+        285,  # fallocate, of huge pages (and of tmpfs, on older kernels): what it had done is undone, or found done
     }
 )
 _SLEEPS: Final = frozenset({35, 230})  # nanosleep, clock_nanosleep
