@@ -40,13 +40,6 @@ def states(pid: int) -> list[str]:
     return [p["state"] for p in katana_json("status", "--pid", pid)["processes"][0]["patches"]]
 
 
-def states_of(pids: Sequence[int]) -> list[list[str]]:
-    """The same of several."""
-    told = katana_json("status", *(word for pid in pids for word in ("--pid", pid)))["processes"]
-    by_pid = {row["pid"]: [p["state"] for p in row["patches"]] for row in told}
-    return [by_pid[pid] for pid in pids]
-
-
 def are_running(pid: int) -> bool:
     """Whether no thread is stopped or traced."""
     stats = [t.joinpath("stat").read_text().rpartition(")")[2].split()[0] for t in Path(f"/proc/{pid}/task").iterdir()]
@@ -82,7 +75,8 @@ def test_killed_in_a_tree(tmp_path: Path, command: str) -> None:
             assert katana(*ways["revert" if command == "apply" else "apply"]).returncode == 0
             struck(ways[command], moment)
             found = answers()
-            for pid, answer, told in zip(pids, found, states_of(pids), strict=True):
+            for pid, answer in zip(pids, found, strict=True):
+                told = states(pid)
                 where = number, pid, answer, told
                 assert are_running(pid), where
                 assert answer == ("50" if "applied" in told else "6"), where
