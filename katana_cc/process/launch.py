@@ -16,10 +16,10 @@ At the entry point ld.so has mapped and relocated all modules and run the constr
 program itself has run.  A patch needs threads that it can stop and start again as it likes, hence the jump to itself in
 place of a stopped process: no parent sees it stopped, and no signal is used up.
 
-The patcher is no child of the program, which would be told of its end.  Should it be killed, the guard puts the bytes
-back and the program goes on as it is; only if both are killed at once does it wait there for ever.  So before the jump
-is written the guard is told where, and that it is out only once it is.  Whoever else traces the program then is waited
-for.
+The patcher is no child of the program, which would be told of its end.  Should it be killed, the guard finishes what it
+was about to write (`finishing`) and puts the bytes back, and the program goes on as it is; only if both are killed at
+once does it wait there for ever.  So before the jump is written the guard is told where, and that it is out only once
+it is.  Whoever else traces the program then is waited for.
 
 Sources: ptrace(2), getauxval(3), prctl(2) (PR_SET_PTRACER, for Yama), sigaction(2) (SIGCHLD that is ignored).
 """
@@ -37,6 +37,7 @@ from typing import Final, NoReturn
 
 from katana_cc.cpu.native import system as cpu
 from katana_cc.errors import KatanaError, RefusedError, TargetError
+from katana_cc.process import finishing
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.starting import TRACED_WITH, Entry, Start
@@ -146,6 +147,9 @@ def _guard(pid: int, say: int, heard: int, patcher: Patcher, tell: Callable[[Kat
             note = (note + read)[-_NOTE:]
         os.waitpid(child, 0)
         if note != _OVER:
+            # Yama permits nobody else to: who was to finish for the patcher is no descendant of ours any more.
+            with contextlib.suppress(KatanaError):
+                finishing.finish(pid)
             if note != _BEGUN:
                 _release(pid, Entry(int.from_bytes(note[:8], "little"), note[8:]))
             _say("the patcher was killed; the program runs, patched or not: see `katana status`")

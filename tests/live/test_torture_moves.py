@@ -87,7 +87,8 @@ def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _kill_both(pid: int) -> None:
+def kill_both(pid: int) -> None:
+    """Kill a katana and who is to finish for it."""
     guardian = _guardian_of(pid)
     os.kill(guardian, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
@@ -128,7 +129,7 @@ def test_katana_and_its_guardian_killed(victim: Victim, command: str, last: str,
     victim.put(command)
     leaked = victim.server.ask("l")
 
-    victim.struck_when(command, _is_holding if at == _SYS_TGKILL else _is_writing, _kill_both)
+    victim.struck_when(command, _is_holding if at == _SYS_TGKILL else is_writing, kill_both)
     assert state_of(victim) == "interrupted"
     assert "katana apply or katana revert finishes" in katana("status", "--pid", victim.pid).stdout
     assert _stands_still(victim)
@@ -152,7 +153,7 @@ def test_revert_of_several_finishes_what_carries_the_patch_only(victim: Victim, 
         other.put("apply")
         other_id = identity(read_patch(str(other.patch))[1])
         for each in (victim, other):
-            each.struck_when("apply", _is_writing, _kill_both)
+            each.struck_when("apply", is_writing, kill_both)
             assert state_of(each) == "interrupted"
         done = katana("revert", identity(read_patch(str(victim.patch))[1]), *victim.options[-4:], "--tree", os.getpid())
         assert done.returncode == 0, done.stderr
@@ -164,9 +165,9 @@ def test_revert_of_several_finishes_what_carries_the_patch_only(victim: Victim, 
         # One that is named is finished, whatever it carries.
         assert katana("revert", "0" * 32, "--pid", other.pid).returncode == 0
         assert (state_of(other), is_whole(other)) == ("applied", NEW)
-        for command, when in (("revert", _is_writing), ("apply", _is_writing), ("apply", _is_holding)):
+        for command, when in (("revert", is_writing), ("apply", is_writing), ("apply", _is_holding)):
             other.put(command)
-            other.struck_when(command, when, _kill_both)
+            other.struck_when(command, when, kill_both)
             assert state_of(other) == "interrupted"
             done = katana("revert", other_id[:8], *other.options[-4:], "--tree", os.getpid())
             assert done.returncode == 0, done.stderr
@@ -178,7 +179,7 @@ def test_revert_of_several_finishes_what_carries_the_patch_only(victim: Victim, 
 def test_what_a_later_katana_began_is_left_to_it(victim: Victim) -> None:
     """A bug: its journal is taken away, or the process goes on with half of its data moved."""
     victim.put("apply")
-    victim.struck_when("apply", _is_writing, _kill_both)
+    victim.struck_when("apply", is_writing, kill_both)
     memory = ProcessMemory(victim.server.pid)
     begun = finishing.find(memory)
     assert begun is not None
@@ -206,7 +207,8 @@ def test_what_a_later_katana_began_is_left_to_it(victim: Victim) -> None:
     assert is_whole(victim) == NEW
 
 
-def _is_writing(calls: Sequence[int]) -> bool:
+def is_writing(calls: Sequence[int]) -> bool:
+    """Whether a katana is about to write what moves, by its calls so far."""
     return calls[-1] == _SYS_PROCESS_VM_WRITEV and _SYS_TGKILL in calls
 
 
@@ -236,7 +238,7 @@ def test_katana_that_lives_is_not_said_to_be_killed(victim: Victim) -> None:
 def test_memory_is_given_back_of_a_process_that_stands_still(victim: Victim) -> None:
     """A bug: it is not finished first, as by every `katana revert`, and stands still for ever."""
     victim.put("apply")
-    victim.struck_when("apply", lambda calls: calls.count(_SYS_TGKILL) == _THREADS, _kill_both)
+    victim.struck_when("apply", lambda calls: calls.count(_SYS_TGKILL) == _THREADS, kill_both)
     assert state_of(victim) == "interrupted"
     assert _stands_still(victim)
     done = katana("revert", "--only-give-back", "--pid", victim.pid)

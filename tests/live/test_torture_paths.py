@@ -10,17 +10,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.live.handmade import Built, build, patch_from
-from tests.live.programs import PREFORK
+from tests.live.programs import HEAD, PREFORK
 from tests.live.server import Server, code_of, katana, katana_json, serving, write_patch
 from tests.live.situations import situation
 from tests.live.test_launch import pair as launched_pair
 from tests.live.test_torture import Moment, moments
+from tests.live.test_torture_moves import is_writing, kill_both
 from tests.live.test_waiting import LOOP
 from tests.support.strike import Outcome, strike, strike_traced
 
@@ -30,9 +31,14 @@ NEW = "return 10 * x;"
 NEVER = Moment(0)
 
 
+def kill(pid: int) -> None:
+    """Kill it."""
+    os.kill(pid, signal.SIGKILL)
+
+
 def struck(words: Sequence[str], when: Moment) -> Outcome:
     """Run a command that is killed at a moment."""
-    return strike(words, when, lambda pid: os.kill(pid, signal.SIGKILL))
+    return strike(words, when, kill)
 
 
 def states(pid: int) -> list[str]:
@@ -135,7 +141,9 @@ sys.exit(main())
 """
 
 
-def run_struck(words: Sequence[str], when: Moment) -> tuple[tuple[int, ...], subprocess.CompletedProcess[str]]:
+def run_struck(
+    words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None] = kill
+) -> tuple[tuple[int, ...], subprocess.CompletedProcess[str]]:
     """`katana run`, of which the patcher is killed at a moment: the patcher's calls, and how the program ended."""
     said, say = os.pipe()
     heard, hear = os.pipe()
@@ -146,7 +154,7 @@ def run_struck(words: Sequence[str], when: Moment) -> tuple[tuple[int, ...], sub
         os.close(heard)
         with open(said) as line:  # noqa: PTH123
             patcher = int(line.readline())
-        calls = strike_traced(patcher, lambda: os.close(hear), when)
+        calls = strike_traced(patcher, lambda: os.close(hear), when, blow)
         try:
             output, errors = run.communicate(timeout=60)
         finally:
@@ -176,3 +184,25 @@ def test_killed_beside_a_program_that_starts(tmp_path: Path) -> None:
         news += answers == "answers 102 102"
         assert answers == "answers 102 102" or "the patcher was killed" in done.stderr, where
     assert news or not os.environ.get("KATANA_TORTURE")
+
+
+MOVING = (
+    HEAD
+    + r"""
+int n[3] = {7, 8, 9}; int *to = &n[1];
+NOINLINE int answer(int x) { seen++; return to[x]; }
+int main(void) { printf("answers %d %d\n", answer(-1), answer(1)); return 9; }
+"""
+)
+
+
+@situation(49, "katana run: the patcher and its guardian killed while live data moves")
+def test_killed_with_its_guardian_beside_a_program_that_starts(tmp_path: Path) -> None:
+    """Yama lets nobody else finish it.  A bug: the program stands still before its first step."""
+    sources = {"old": MOVING, "new": MOVING.replace("n[3]", "n[5]")}
+    old, new = (build(tmp_path / name, "server", source) for name, source in sources.items())
+    patch = write_patch(tmp_path, patch_from(old, new, (), moved=("n",), staying=("to",)))
+    calls, done = run_struck(["--patch", str(patch), str(old.output)], is_writing, kill_both)
+    assert is_writing(calls)
+    assert "the patcher was killed" in done.stderr
+    assert (done.stdout, done.returncode) == ("answers 7 9\n", 9)

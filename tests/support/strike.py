@@ -44,12 +44,15 @@ def strike(
         return Outcome(status, calls, command.end().stderr)
 
 
-def strike_traced(pid: int, go: Callable[[], None], when: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
-    """Kill a process, which waits until `go`, as it enters a system call: its calls.  It need be no child of ours."""
+def strike_traced(
+    pid: int, go: Callable[[], None], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]
+) -> tuple[int, ...]:
+    """Call `blow` with the id of a process, which waits until `go`, as it enters a system call: its calls.  It need be
+    no child of ours."""
     pt.seize(pid, pt.O_TRACESYSGOOD | _O_EXITKILL)
     pt.interrupt(pid)
     go()
-    return _trace(pid, when, lambda pid: os.kill(pid, signal.SIGKILL), 0)[1]
+    return _trace(pid, when, blow, 0)[1]
 
 
 def strike_program(words: Sequence[str], when: Callable[[Sequence[int]], bool], blow: Callable[[int], None]) -> Outcome:
