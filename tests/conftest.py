@@ -32,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "rest: not in the sample that `make test` takes")
+    # Of the group "all processes" are tests that leave what a later katana made in some process for a while, and those
+    # that want nothing to be amiss in any.
     config.addinivalue_line("markers", "situation(kind, text, outcome): see tests/live/situations.py")
 
 

@@ -138,6 +138,7 @@ def test_several_processes_are_patched_together(tmp_path: Path, counter: tuple[B
         assert [s.ask("a 1") for s in (one, two, three)] == ["11"] * 3
 
 
+@pytest.mark.xdist_group("all processes")
 def test_all_finds_the_processes_of_the_build(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: processes of another build are touched, or one of this build is missed."""
     po = patch_from(*counter, ("answer",))
@@ -147,7 +148,9 @@ def test_all_finds_the_processes_of_the_build(tmp_path: Path, counter: tuple[Bui
         assert [p["pid"] for p in done["processes"]] == [old.pid]
         assert old.ask("a 1") == "11"
         assert not mappings(foreign.pid)
-        assert [p["pid"] for p in katana_json("revert", identity(po), "--all")["processes"]] == [old.pid]
+        # Of a patched process of another test it may be said that it has ended meanwhile.
+        told = katana_json("revert", identity(po), "--all")["processes"]
+        assert [p["pid"] for p in told if p["outcome"] != "skipped"] == [old.pid]
         assert old.ask("a 1") == "2"
 
 

@@ -158,6 +158,7 @@ def test_constant_table_is_edited_in_place(tmp_path: Path, kind: str) -> None:
         assert [server.ask(f"n {i}") for i in range(3)] == ["one", "two", "three"]
 
 
+@pytest.mark.xdist_group("all processes")
 def test_shared_library_is_patched_in_every_process(tmp_path: Path) -> None:
     """A bug: only the program itself is looked at."""
     source = "static int n; int extra(int x) { n++; return x + n; }"

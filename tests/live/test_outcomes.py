@@ -113,6 +113,7 @@ def test_processes_that_carry_the_patch_are_counted_apart(several: Several) -> N
     assert katana("apply", several.patch, "--all").stdout.splitlines()[-1] == "2 already applied"
 
 
+@pytest.mark.xdist_group("all processes")
 def test_each_of_several_is_told_of_when_reverting(several: Several) -> None:
     quiet, busy, foreign, dead = several.quiet.pid, several.busy.pid, several.foreign.pid, several.dead
     assert katana("apply", several.patch, "--pid", quiet, busy).returncode == 0
@@ -242,6 +243,7 @@ def _make_later(pid: int, ledger: Ledger) -> None:
     _write(pid, ledger.base + VERSION_OFFSET, (99).to_bytes(4, "little"))
 
 
+@pytest.mark.xdist_group("all processes")
 def test_process_of_a_later_katana_is_no_reason_to_leave_a_patch_in_the_others(beside: Beside) -> None:
     """A bug: one process that a newer katana patched keeps every patch of this one in all others; or it is left out,
     and a script takes it for done."""
@@ -271,6 +273,7 @@ def test_process_of_a_later_katana_is_no_reason_to_leave_a_patch_in_the_others(b
     )
 
 
+@pytest.mark.xdist_group("all processes")
 def test_patch_beside_one_of_a_later_katana_stays(tmp_path: Path, beside: Beside) -> None:
     """A bug: what a later katana made of the process is not known, and the patch is taken out all the same; or only of
     the others."""

@@ -96,6 +96,7 @@ def test_mapping_without_a_ledger_is_removed_by_the_next_apply(tmp_path: Path) -
         assert len(mappings(server.pid)) == 3
 
 
+@pytest.mark.xdist_group("all processes")
 def test_ledger_of_a_later_katana_is_told_with_its_process(tmp_path: Path) -> None:
     """A bug: of a hundred processes nobody knows which one a later katana has patched."""
     old, patch = _two(tmp_path)

@@ -184,6 +184,7 @@ def test_traced_process_names_the_tracer(tmp_path: Path, counter: tuple[Built, B
         _unharmed(server, code)
 
 
+@pytest.mark.xdist_group("all processes")
 def test_traced_process_that_carries_another_patch_is_no_business_of_a_revert_of_all(
     tmp_path: Path, counter: tuple[Built, Built], patch: PatchObject
 ) -> None:

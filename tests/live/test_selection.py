@@ -112,6 +112,7 @@ def _may_trace_own() -> bool:
     return not scope.exists() or scope.read_text().strip() == "0"
 
 
+@pytest.mark.xdist_group("all processes")
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 def test_all_does_not_claim_what_nobody_could_see(tmp_path: Path, counter: tuple[Built, Built]) -> None:
     """A bug: status 0, and a process of another user runs the hole on."""

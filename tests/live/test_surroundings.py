@@ -315,6 +315,7 @@ def test_prelinked_library_is_patched(tmp_path: Path) -> None:
         patched_and_back(server, patch)
 
 
+@pytest.mark.xdist_group("all processes")
 @situation(44, "users of a library in other mount namespaces, under a path that only they have (--all)")
 def test_library_in_another_mount_namespace_is_patched_in_all_its_users(tmp_path: Path) -> None:
     """A bug: a path of the target's is opened here, or one that is not here is passed over."""

@@ -20,6 +20,7 @@ from katana_cc.patch.files import read_patch
 from katana_cc.process import finishing, holding, threads
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.threads import is_dead
 from tests.live.server import identity, katana, katana_json, serving
 from tests.live.situations import situation
 from tests.live.test_moves_registers import SPINNING, moved_item
@@ -91,6 +92,8 @@ def kill_both(pid: int) -> None:
     """Kill a katana and who is to finish for it."""
     guardian = _guardian_of(pid)
     os.kill(guardian, signal.SIGKILL)
+    while not is_dead(guardian):  # until then it may hold what tells that a katana is at work
+        os.sched_yield()
     os.kill(pid, signal.SIGKILL)
 
 
@@ -176,6 +179,7 @@ def test_revert_of_several_finishes_what_carries_the_patch_only(victim: Victim, 
         other.server.close()
 
 
+@pytest.mark.xdist_group("all processes")
 def test_what_a_later_katana_began_is_left_to_it(victim: Victim) -> None:
     """A bug: its journal is taken away, or the process goes on with half of its data moved."""
     victim.put("apply")
