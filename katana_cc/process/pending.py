@@ -48,7 +48,7 @@ class Pending:
         waiting = self._shared | _bits(pt.pending_signals(tid, False))
         if not waiting:
             return False
-        waiting &= ~(pt.read_signal_mask(tid) if mask is None else mask)
+        waiting &= ~((pt.read_signal_mask(tid) if mask is None else mask) | _STOP)
         if waiting and self._ignored is None:
             self._ignored = _ignored(tid)
         return bool(waiting & ~(self._ignored or 0))
@@ -62,6 +62,6 @@ def _ignored(tid: int) -> int:
             name, _, value = line.partition(b":")
             if name in masks:
                 masks[name] = int(value, 16)
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return masks[b"SigIgn"] | (_IGNORED_BY_DEFAULT & ~masks[b"SigCgt"]) | _STOP
+    except OSError:
+        return 0  # it is gone, or we are short of something: asked in a stop, where nothing may fail for that
+    return masks[b"SigIgn"] | (_IGNORED_BY_DEFAULT & ~masks[b"SigCgt"])
