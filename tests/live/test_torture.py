@@ -36,8 +36,8 @@ pytestmark = pytest.mark.timeout(7200 if os.environ.get("KATANA_TORTURE") else 3
 _SYS_PWRITE64: Final = 18
 _SYS_WAIT4: Final = 61
 _SYS_PROCESS_VM_WRITEV: Final = 311
-# Those that may fail for want of memory or room (brk says so otherwise): read, mmap, mprotect, pread64, pwrite64, mremap, getdents64,
-# openat, perf_event_open, process_vm_readv, process_vm_writev.
+# Those that may fail for want of memory or room (brk says so otherwise): read, mmap, mprotect, pread64, pwrite64,
+# mremap, getdents64, openat, perf_event_open, process_vm_readv, process_vm_writev.
 _MAY_FAIL: Final = frozenset((0, 9, 10, 17, _SYS_PWRITE64, 25, 217, 257, 298, 310, _SYS_PROCESS_VM_WRITEV))
 
 # Of these none can fail for want of room but those that write, or make a file.
