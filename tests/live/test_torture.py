@@ -374,8 +374,8 @@ def test_target_killed_at_any_system_call(victim: Victim, command: str) -> None:
             victim.put(command)
         outcome = victim.struck(command, number, _kill(victim.server.pid))
         assert "Traceback" not in outcome.said, (number, outcome.said)
-        # What dies can be written to until it is gone: once all have stopped, nothing tells.  And towards its end katana
-        # has nothing left that it would have to ask.
+        # What dies can be written to until it is gone: once all have stopped, nothing tells.  And towards its end
+        # katana has nothing left that it would have to ask.
         writes = [n for n, call in enumerate(outcome.calls) if call in (_SYS_PWRITE64, _SYS_PROCESS_VM_WRITEV)]
         is_told = _SYS_WAIT4 in outcome.calls[number - 1 : writes[-1] if writes else None]
         is_late = number > len(outcome.calls) // 2
