@@ -91,7 +91,9 @@ def left(memory: ProcessMemory) -> Interrupted | None:
     Raises:
         TargetError: as of `waits`.
     """
-    return waits(memory) if waits(memory) is not None and not holder(memory.pid) else None
+    if waits(memory) is None or holder(memory.pid):
+        return None
+    return waits(memory)  # once more: whoever was at work may have finished, and gone, in between
 
 
 def finish(pid: int, patience: float = _PATIENCE) -> bool:
