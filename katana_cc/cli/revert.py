@@ -32,7 +32,8 @@ from katana_cc.outcomes import REVERTING, ProcessOutcome, count_line, counts_jso
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import is_file, read_patch
 from katana_cc.process import survey
-from katana_cc.process.revert import RevertReport, Wishes, revert_patch
+from katana_cc.process.revert import revert_patch
+from katana_cc.process.reverting import RevertReport, Wishes
 from katana_cc.process.switching import Coroutines
 from katana_cc.report.hooks import failures, hook_lines, hooks_json
 from katana_cc.report.moves import moved_back_line, moves_json

@@ -27,7 +27,7 @@ from katana_cc.process.objects import Objects
 from katana_cc.process.phases import Phase
 from katana_cc.process.plan import Plan
 from katana_cc.process.registration import may_be_registered, withdraw
-from katana_cc.process.revert import Wishes, revert_one
+from katana_cc.process.reverting import Wishes, revert_one
 from katana_cc.process.supply import NOTHING_LEFT, Leftover, clear_up, give_back
 from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target

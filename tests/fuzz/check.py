@@ -19,7 +19,8 @@ from katana_cc.patch.model import PatchObject
 from katana_cc.patch.needs import Grant, Option, needs_of
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.objections import StrayWordsError
-from katana_cc.process.revert import Wishes, revert_patch
+from katana_cc.process.revert import revert_patch
+from katana_cc.process.reverting import Wishes
 from tests.fuzz import edits
 from tests.fuzz.cases import Case, Exchange
 from tests.live.server import Server, code_of, serving

@@ -17,7 +17,8 @@ from katana_cc.process.apply import apply_patch
 from katana_cc.process.carry import Cargo, look
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.repair import UnrepairableError
-from katana_cc.process.revert import Wishes, revert_patch
+from katana_cc.process.revert import revert_patch
+from katana_cc.process.reverting import Wishes
 from tests.live.programs import HEAD
 from tests.live.server import Server, serving
 from tests.support.outcomes import contents

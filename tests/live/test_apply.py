@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from katana_cc.process import revert
+from katana_cc.process import revert, reverting
 from katana_cc.process.threads import is_dead
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
@@ -162,7 +162,7 @@ def test_a_process_that_ends_meanwhile_is_left_out_of_all(
     patch = write_patch(tmp_path, po)
     with serving(counter[0].output) as one, serving(counter[0].output) as two:
         assert katana("apply", patch, "--pid", one.pid, two.pid).returncode == 0
-        prepared = revert._prepared
+        prepared = reverting.prepared
 
         def killing(*arguments: Any, **more: Any) -> Any:
             two.kill()
@@ -170,7 +170,7 @@ def test_a_process_that_ends_meanwhile_is_left_out_of_all(
                 pass
             return prepared(*arguments, **more)
 
-        monkeypatch.setattr(revert, "_prepared", killing)
+        monkeypatch.setattr(revert, "prepared", killing)
         reports = revert.revert_patch([one.pid, two.pid], identity(po), must_match=False)
         assert [(r.pid, str(r.outcome)) for r in reports] == [(one.pid, "reverted"), (two.pid, "skipped")]
         assert one.ask("a 1") == "2"

@@ -20,7 +20,7 @@ from katana_cc.errors import RefusedError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.needs import Grant, Option, unmet
 from katana_cc.process.apply import apply_patch
-from katana_cc.process.revert import revert_one
+from katana_cc.process.reverting import revert_one
 from katana_cc.process.target import Target
 from katana_cc.snapshot.answers import write_answers
 from tests.live.debugger import below, differing, gdb_at, of_files, plain, script_of
