@@ -28,8 +28,8 @@ from katana_cc.patch.needs import Grant
 from katana_cc.process import survey
 from katana_cc.process.apply import ApplyReport, apply_patch
 from katana_cc.process.permission import refuse_unless_ready
+from katana_cc.process.proc import process_name
 from katana_cc.process.switching import Coroutines
-from katana_cc.process.threads import process_name
 from katana_cc.release.places import place
 from katana_cc.release.update import Found, Mirrors
 from katana_cc.report.hooks import failures

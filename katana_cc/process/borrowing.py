@@ -18,15 +18,9 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
 from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.proc import is_traced_by_us, list_threads, status_fields, thread_name
 from katana_cc.process.remote import STOP_TIMEOUT, EndedError, RemoteThread
-from katana_cc.process.threads import (
-    TRACED_WITH,
-    is_traced_by_us,
-    list_threads,
-    refusal_to_trace,
-    status_fields,
-    thread_name,
-)
+from katana_cc.process.threads import TRACED_WITH, refusal_to_trace
 
 _WORKER_NAMES: Final = ("iou-wrk", "iou-sqp")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.errors import BusyError, TargetError
-from katana_cc.process.threads import thread_name
+from katana_cc.process.proc import thread_name
 
 _PAUSE: Final = 0.005  # seconds
 

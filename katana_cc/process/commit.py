@@ -37,6 +37,7 @@ from katana_cc.process.memory import BulkReader
 from katana_cc.process.objections import HeapError, StrayWordsError, judge
 from katana_cc.process.phases import Phase, Step, step
 from katana_cc.process.priority import first_in_line, spared, undisturbed
+from katana_cc.process.proc import all_waiting, thread_name
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.registers import RegisterWord, leading
 from katana_cc.process.registers import write as write_registers
@@ -46,7 +47,7 @@ from katana_cc.process.stacks import expected_size
 from katana_cc.process.suspended import Suspects, SwitchingSeenError
 from katana_cc.process.switching import Coroutines
 from katana_cc.process.target import Target, read_map
-from katana_cc.process.threads import Threads, all_waiting, thread_name
+from katana_cc.process.threads import Threads
 from katana_cc.process.uncollected import uncollected
 from katana_cc.process.waiting import Waiting
 from katana_cc.process.words import Seeker

@@ -31,11 +31,12 @@ from katana_cc.process.maps import is_journal
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.phases import Bytes
 from katana_cc.process.priority import first_in_line, spared, undisturbed
+from katana_cc.process.proc import status_fields
 from katana_cc.process.registers import RegisterWord
 from katana_cc.process.registers import write as write_registers
 from katana_cc.process.standing import standings
 from katana_cc.process.target import Target, read_map
-from katana_cc.process.threads import Threads, status_fields
+from katana_cc.process.threads import Threads
 
 _PATIENCE: Final = 10.0  # seconds until whoever traces the process lets go of it
 _PAUSE: Final = 0.001

@@ -30,10 +30,10 @@ from katana_cc.process.cfi import FrameTables
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
 from katana_cc.process.perf import Sample, Sampler
+from katana_cc.process.proc import list_threads, thread_name, waiting_at
 from katana_cc.process.suspended import Suspended, suspended
 from katana_cc.process.switching import find_switching, is_used
 from katana_cc.process.target import Target
-from katana_cc.process.threads import list_threads, thread_name, waiting_at
 
 SECONDS: Final = 0.5
 _PERIOD: Final = 0.02

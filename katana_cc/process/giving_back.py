@@ -45,11 +45,12 @@ from katana_cc.process.ledger import HEADER_SIZE
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.phases import Bytes
 from katana_cc.process.priority import first_in_line, spared, undisturbed
+from katana_cc.process.proc import is_dead, list_threads, status_fields, waiting_at
 from katana_cc.process.registration import deregister, may_be_registered, register
 from katana_cc.process.sharers import Sharing
 from katana_cc.process.standing import standings
 from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target, read_map
-from katana_cc.process.threads import Threads, is_dead, list_threads, status_fields, waiting_at
+from katana_cc.process.threads import Threads
 from katana_cc.process.uncollected import uncollected
 from katana_cc.process.uses import Fate, Look, References, RemoteKernel, Returned, Use, Wanted
 from katana_cc.process.waiting import Waiting

@@ -34,10 +34,11 @@ from katana_cc.process.ledger import Ledger
 from katana_cc.process.link import PAGE, PROT_READ, PROT_WRITE
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Made
+from katana_cc.process.proc import thread_name
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
-from katana_cc.process.threads import Threads, thread_name
+from katana_cc.process.threads import Threads
 from katana_cc.process.words import WORD
 
 _DONE_AT: Final = 0  # offset of the counter in the scratch memory, the addresses follow

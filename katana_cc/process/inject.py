@@ -25,9 +25,9 @@ from katana_cc.process.maps import STACK, is_scratch
 from katana_cc.process.place import base_for
 from katana_cc.process.plan import Plan, relink
 from katana_cc.process.priority import first_in_line
+from katana_cc.process.proc import list_threads, waiting_at
 from katana_cc.process.remote import RemoteThread
 from katana_cc.process.target import Target, extent
-from katana_cc.process.threads import list_threads, waiting_at
 
 _MAP_PRIVATE: Final = 0x02
 _MAP_FIXED_NOREPLACE: Final = 0x100000

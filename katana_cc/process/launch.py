@@ -40,8 +40,9 @@ from katana_cc.errors import KatanaError, RefusedError, TargetError
 from katana_cc.process import finishing
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.proc import is_dead, status_fields
 from katana_cc.process.starting import TRACED_WITH, Entry, Start
-from katana_cc.process.threads import is_dead, refusal_to_trace, status_fields
+from katana_cc.process.threads import refusal_to_trace
 
 _FIRST_TRY: Final = 0.0005  # seconds
 _LAST_TRY: Final = 0.1

@@ -13,8 +13,8 @@ from typing import TypeVar
 from katana_cc.errors import KatanaError, PartlyError, TargetError
 from katana_cc.outcomes import OfProcess, ProcessOutcome, outcome_of
 from katana_cc.process.identify import NotThisBuildError
+from katana_cc.process.proc import has_ended, process_name
 from katana_cc.process.target import Target
-from katana_cc.process.threads import has_ended, process_name
 
 _ENDED = "it ended meanwhile, or became another program"
 

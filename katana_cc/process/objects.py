@@ -29,10 +29,10 @@ from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.moves import Kind
 from katana_cc.process.places import Imagined, Placement, place
+from katana_cc.process.proc import thread_name
 from katana_cc.process.reachable import Reached, Root, WalkedType
 from katana_cc.process.safepoint import SafePoint
 from katana_cc.process.target import Target
-from katana_cc.process.threads import thread_name
 from katana_cc.process.unreached import Unreached, sizes_of, unreached_among
 from katana_cc.process.walk import walk
 from katana_cc.transform.places import leading

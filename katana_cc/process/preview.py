@@ -21,9 +21,9 @@ from katana_cc.process.kernel import kept
 from katana_cc.process.memory import BulkReader
 from katana_cc.process.objections import judge
 from katana_cc.process.objects import UnsteadyError
+from katana_cc.process.proc import list_threads
 from katana_cc.process.registers import RegisterWord
 from katana_cc.process.target import Target
-from katana_cc.process.threads import list_threads
 from katana_cc.process.uncollected import uncollected
 from katana_cc.process.words import BATCH, Pages, Seeker
 

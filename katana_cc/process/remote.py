@@ -37,10 +37,10 @@ from katana_cc.process.gadgets import Gadgets
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.pending import Pending
 from katana_cc.process.priority import stand_aside
+from katana_cc.process.proc import is_dead, status_fields, thread_name
 from katana_cc.process.restartable import resumption
 from katana_cc.process.rights import seccomp_remedy
 from katana_cc.process.stacks import lower_end
-from katana_cc.process.threads import is_dead, status_fields, thread_name
 
 WORD: Final = 8
 STOP_TIMEOUT: Final = 0.5

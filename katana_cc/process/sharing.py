@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from katana_cc.cpu.native import system as cpu
-from katana_cc.process.threads import list_threads, status_fields
+from katana_cc.process.proc import list_threads, status_fields
 
 _KCMP_VM: Final = 1  # linux/kcmp.h
 

@@ -20,8 +20,8 @@ from typing import Final
 from katana_cc.cpu.native import system as cpu
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader, Reader
+from katana_cc.process.proc import list_threads, waiting_at
 from katana_cc.process.ptrace_binding import REGISTER_WORDS
-from katana_cc.process.threads import list_threads, waiting_at
 
 _ODD_STACK_LIMIT: Final = 1 << 20
 _STACK_LIMIT: Final = 8 << 20

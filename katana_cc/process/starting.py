@@ -30,9 +30,9 @@ from katana_cc.errors import FormatError, KatanaError, RefusedError, TargetError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
 from katana_cc.process.memory import ProcessMemory
+from katana_cc.process.proc import has_ended, status_fields, waiting_at
 from katana_cc.process.sharing import same_memory
 from katana_cc.process.target import AT_ENTRY, Target
-from katana_cc.process.threads import has_ended, status_fields, waiting_at
 
 TRACED_WITH: Final = pt.O_TRACEEXEC | pt.O_TRACEFORK | pt.O_TRACEVFORK | pt.O_TRACECLONE
 _BIRTHS: Final = (pt.EVENT_FORK, pt.EVENT_VFORK, pt.EVENT_CLONE)

@@ -13,11 +13,11 @@ from katana_cc.outcomes import OfProcess, ProcessOutcome, outcome_of
 from katana_cc.process.finishing import left
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.phases import Bytes, Phase
+from katana_cc.process.proc import status_fields
 from katana_cc.process.sharing import owner_of_memory
 from katana_cc.process.standing import standings
 from katana_cc.process.symfs import write_symfs
 from katana_cc.process.target import MEMFD_PREFIX, Target
-from katana_cc.process.threads import status_fields
 
 _CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 

@@ -34,10 +34,10 @@ from katana_cc.process.contexts import Contexts, Held, can_be_found
 from katana_cc.process.copies import room
 from katana_cc.process.maps import MemoryMap
 from katana_cc.process.memory import BulkReader
+from katana_cc.process.proc import list_threads, waiting_at
 from katana_cc.process.standing import WithoutPatches
 from katana_cc.process.switching import Coroutines, Switching, find_switching, is_used
 from katana_cc.process.target import Target, read_map
-from katana_cc.process.threads import list_threads, waiting_at
 from katana_cc.process.waiting import Waiting
 from katana_cc.process.watch import Watch, merged
 from katana_cc.process.words import BATCH, WORD, Pages, Seeker, Word, to_search

@@ -21,8 +21,8 @@ from katana_cc.process.ledger import Ledger, read_ledger
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.modules import Module, find_modules
+from katana_cc.process.proc import has_ended, is_traced_by_us, status_fields
 from katana_cc.process.sharing import owner_of_memory
-from katana_cc.process.threads import has_ended, is_traced_by_us, status_fields
 
 AT_ENTRY: Final = 9  # where the program itself begins; elf.h
 _AT_RANDOM: Final = 25  # where 16 random bytes are; getauxval(3)

@@ -23,7 +23,6 @@ import ctypes
 import errno
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable, Mapping
 
@@ -33,86 +32,15 @@ from katana_cc.process import ptrace_binding as pt
 from katana_cc.process import stuck
 from katana_cc.process.pending import Pending
 from katana_cc.process.priority import stand_aside
+from katana_cc.process.proc import is_dead, is_traced_by_us, list_threads, status_fields, thread_name
 from katana_cc.process.rights import tracing_remedy
 from katana_cc.process.timers import Timers
 
-_ENDING = 0.2  # seconds
 _RELEASE_TIMEOUT = 0.25  # seconds
 TRACED_WITH = pt.O_TRACECLONE | pt.O_TRACESYSGOOD
 _LONGEST_RELEASE = 30.0  # seconds
 _LONGEST_POLL = 500e-6  # seconds
 STOP_TIMEOUT = 1.0  # seconds; threads stop within a millisecond unless they are in a vfork or a dead disk
-
-
-def list_threads(pid: int) -> list[int]:
-    """Ids of the live threads; empty when the process is gone."""
-    try:
-        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208  (quicker in the stop)
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def status_fields(pid: int, tid: int | None = None) -> dict[str, str]:
-    """/proc/PID/status (of a thread) as a dictionary; empty when it is gone.  Source: proc_pid_status(5)."""
-    path = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  (quicker in the stop)
-            return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-
-
-def thread_name(pid: int, tid: int) -> str:
-    """The thread's comm."""
-    return status_fields(pid, tid).get("Name", "?")
-
-
-def process_name(pid: int) -> str:
-    """A process's comm; "?" when it is gone."""
-    return status_fields(pid).get("Name", "?")
-
-
-def is_traced_by_us(fields: Mapping[str, str]) -> bool:
-    """Whether this process is the tracer, by the `status_fields` of a process or thread."""
-    return int(fields.get("TracerPid", "0")) in (os.getpid(), threading.get_native_id())
-
-
-def is_dead(pid: int) -> bool:
-    """Whether nothing is left of a process but zombies: the end of its first thread is not told to a tracer before that
-    of the others, which takes its time on a busy machine (ptrace(2))."""
-    return all(status_fields(pid, tid).get("State", "X")[:1] in "ZX" for tid in list_threads(pid))
-
-
-def has_ended(pid: int) -> bool:
-    """The same of one that could not be reached.
-
-    The end comes in steps, of which ptrace tells the first and /proc the last: who asks has met one of them, so that
-    the last is given a moment.
-    """
-    deadline = time.monotonic() + _ENDING
-    while not is_dead(pid):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
-
-
-def waiting_at(pid: int, tid: int) -> tuple[int, int] | None:
-    """Stack pointer and pc of a thread that waits in a system call; None when it runs, or is gone.  Source:
-    proc_pid_syscall(5)."""
-    try:
-        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="utf-8") as file:  # noqa: PTH123  (quicker)
-            fields = file.read().split()
-    except OSError:
-        return None
-    if len(fields) < 3:
-        return None  # "running"
-    return int(fields[-2], 16), int(fields[-1], 16)
-
-
-def all_waiting(pid: int) -> list[tuple[int, int, int]]:
-    """(thread id, stack pointer, pc) of the threads that wait in system calls."""
-    return [(tid, *place) for tid in list_threads(pid) if (place := waiting_at(pid, tid)) is not None]
 
 
 class Threads:

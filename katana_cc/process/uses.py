@@ -22,8 +22,8 @@ from katana_cc.process.kernel import kept
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.link import PROT_EXEC, RECORD_SIZE
 from katana_cc.process.maps import MemoryMap
+from katana_cc.process.proc import status_fields
 from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target
-from katana_cc.process.threads import status_fields
 from katana_cc.process.words import WORD
 
 HIDDEN: Final = " (hidden by glibc)"

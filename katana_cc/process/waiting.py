@@ -30,7 +30,7 @@ from typing import Final
 from katana_cc.errors import BusyError, RefusedError
 from katana_cc.process.activity import Activity, Finder
 from katana_cc.process.perf import Breakpoints
-from katana_cc.process.threads import list_threads
+from katana_cc.process.proc import list_threads
 from katana_cc.process.timers import Timers
 from katana_cc.telling import TellWait, silent
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from katana_cc.process import revert, reverting
-from katana_cc.process.threads import is_dead
+from katana_cc.process.proc import is_dead
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER

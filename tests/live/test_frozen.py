@@ -14,8 +14,8 @@ from katana_cc.errors import TargetError
 from katana_cc.process import remote
 from katana_cc.process.borrowing import BorrowedThread
 from katana_cc.process.gadgets import find_gadgets
+from katana_cc.process.proc import status_fields
 from katana_cc.process.target import Target
-from katana_cc.process.threads import status_fields
 from tests.live.handmade import build, patch_from
 from tests.live.programs import COUNTER
 from tests.live.server import Server, katana, serving, write_patch

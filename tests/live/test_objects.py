@@ -21,8 +21,8 @@ from katana_cc.process.imports import Linker
 from katana_cc.process.ledger import STATE_OFFSET, encode_state
 from katana_cc.process.memory import BulkReader, ProcessMemory
 from katana_cc.process.phases import Phase
+from katana_cc.process.proc import list_threads
 from katana_cc.process.target import Target
-from katana_cc.process.threads import list_threads
 from katana_cc.telling import TellWait
 from tests.live.programs import HEAD
 from tests.live.server import Server, katana, katana_json, mappings, serving

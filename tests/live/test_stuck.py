@@ -13,8 +13,9 @@ import pytest
 from katana_cc.errors import BusyError, KatanaError
 from katana_cc.process import borrowing, ptrace_binding, stuck, threads
 from katana_cc.process.gadgets import find_gadgets
+from katana_cc.process.proc import list_threads, status_fields
 from katana_cc.process.target import Target
-from katana_cc.process.threads import Threads, list_threads, status_fields
+from katana_cc.process.threads import Threads
 from tests.live.handmade import build
 from tests.live.programs import CHURN, COUNTER, HEAD
 from tests.live.server import Server, serving

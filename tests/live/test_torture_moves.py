@@ -17,10 +17,10 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.patch.files import read_patch
-from katana_cc.process import finishing, holding, threads
+from katana_cc.process import finishing, holding, proc, threads
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.memory import ProcessMemory
-from katana_cc.process.threads import is_dead
+from katana_cc.process.proc import is_dead
 from tests.live.server import identity, katana, katana_json, serving
 from tests.live.situations import situation
 from tests.live.test_moves_registers import SPINNING, moved_item
@@ -367,7 +367,7 @@ def test_held_threads_are_let_go_after_a_sigcont(victim: Victim) -> None:
     finally:
         held.release()
     assert is_whole(victim) in (OLD, NEW)
-    assert threads.status_fields(victim.server.pid)["TracerPid"] == "0"
+    assert proc.status_fields(victim.server.pid)["TracerPid"] == "0"
 
 
 @pytest.mark.parametrize("lacking", ["room", "permission"])

@@ -17,8 +17,8 @@ import pytest
 from katana_cc.cli.main import main
 from katana_cc.errors import BusyError, TargetError
 from katana_cc.process import apply, revert, sharing, survey
+from katana_cc.process.proc import is_dead
 from katana_cc.process.target import Target
-from katana_cc.process.threads import is_dead
 from tests.live.conftest import TIMES_TEN
 from tests.live.handmade import Built, build, patch_from
 from tests.live.programs import COUNTER, FORKING, PREFORK
