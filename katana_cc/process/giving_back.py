@@ -45,7 +45,7 @@ from katana_cc.process.ledger import HEADER_SIZE
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.phases import Bytes
 from katana_cc.process.priority import first_in_line, spared, undisturbed
-from katana_cc.process.proc import is_dead, list_threads, status_fields, waiting_at
+from katana_cc.process.proc import all_waiting, is_dead, status_fields
 from katana_cc.process.registration import deregister, may_be_registered, register
 from katana_cc.process.sharers import Sharing
 from katana_cc.process.standing import standings
@@ -268,7 +268,7 @@ class _Attempt:
             if self._hunt.searched <= _LITTLE or 0 < before <= 2 * self._hunt.searched:
                 break
             before = self._hunt.searched
-        look = self._look(regions, _waiting(self._target.pid))
+        look = self._look(regions, [(tid, pointer) for tid, pointer, _ in all_waiting(self._target.pid)])
         for trace in traces:
             look.in_memory(trace, is_stopped=False)
         look.by_kernel()
@@ -440,12 +440,6 @@ def _own_stacks(pid: int, threads: Threads, regions: MemoryMap) -> list[tuple[in
         if region.path == "[stack]" if tid == pid else is_made and pointer < thread < region.end:
             result.append((tid, pointer))
     return result
-
-
-def _waiting(pid: int) -> list[tuple[int, int]]:
-    """(thread id, stack pointer) of the threads that wait."""
-    places = ((tid, waiting_at(pid, tid)) for tid in list_threads(pid))
-    return [(tid, place[0]) for tid, place in places if place is not None]
 
 
 def _not_whole(regions: MemoryMap, mapping: PatchMapping) -> str:
