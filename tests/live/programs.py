@@ -21,6 +21,12 @@ HEAD = r"""
 #define NOINLINE __attribute__((noinline, noclone))
 static volatile int seen; // makes `answer` long enough for a jump
 static void say(const char *text) { puts(text); fflush(stdout); }
+// A child that does not outlive the test.
+static inline pid_t fork_child(void) {
+  pid_t pid = fork();
+  if (!pid) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  return pid;
+}
 """
 
 COUNTER = (
@@ -180,7 +186,7 @@ int main(void) {
     if (line[0] == 'a') printf("%d\n", answer(n));
     if (line[0] == 'f') {
       pid_t self = getpid();
-      child = fork();
+      child = fork_child();
       if (!child) {
         for (int i = 1; i <= n; i++) {
           union sigval v = {.sival_int = i};
@@ -240,7 +246,7 @@ int main(void) {
   for (int n = 0; n < 3; n++) if (pipe(to[n]) || pipe(from[n])) return 1;
   if (pipe(gate)) return 1;
   pid_t pid[2];
-  for (int n = 0; n < 2; n++) if (!(pid[n] = fork())) { prctl(PR_SET_PDEATHSIG, SIGKILL); child(n); }
+  for (int n = 0; n < 2; n++) if (!(pid[n] = fork_child())) child(n);
   printf("ready\n%d %d\n", pid[0], pid[1]); fflush(stdout);
   char line[200];
   while (fgets(line, sizeof line, stdin)) {
@@ -267,13 +273,12 @@ FORKING = (
 static volatile unsigned long *forked;
 NOINLINE int answer(int x) { /*ANSWER*/ seen += x; return x + 1; }
 static void worker(int n) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (n % 3 == 2 && !fork()) { prctl(PR_SET_PDEATHSIG, SIGKILL); usleep(50000); _exit(answer(0) == 0); }
+  if (n % 3 == 2 && !fork_child()) { usleep(50000); _exit(answer(0) == 0); }
   usleep(n % 5 * 30000); _exit(answer(0) == 0);
 }
 static void *fork_workers(void *unused) {
   for (int n = 0;; n++) {
-    pid_t pid = fork();
+    pid_t pid = fork_child();
     if (!pid) worker(n);
     __atomic_add_fetch(forked, 1, __ATOMIC_RELAXED);
     usleep(5000);
@@ -283,15 +288,15 @@ static void *fork_workers(void *unused) {
 }
 int main(void) {
   forked = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  for (int n = 0; n < 2; n++) if (!fork()) { prctl(PR_SET_PDEATHSIG, SIGKILL); fork_workers(0); }
+  for (int n = 0; n < 2; n++) if (!fork_child()) fork_workers(0);
   pthread_t t; pthread_create(&t, 0, fork_workers, 0);
   say("ready");
   char line[200];
   while (fgets(line, sizeof line, stdin)) {
     if (line[0] == 'a') printf("%d\n", answer(atoi(line + 2)));
     else if (line[0] == 'k') {
-      pid_t pid = fork();
-      if (!pid) { prctl(PR_SET_PDEATHSIG, SIGKILL); for (;;) pause(); }
+      pid_t pid = fork_child();
+      if (!pid) for (;;) pause();
       printf("%d\n", pid);
     } else printf("%lu\n", *forked);
     fflush(stdout);

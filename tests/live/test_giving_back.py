@@ -116,7 +116,7 @@ int main(int argc, char **argv) {
     case 'x': kill(other, SIGKILL); printf("%d\n", waitpid(other, 0, 0) > 0); break;
     case 'z': close(other); printf("done\n"); break;
     case 'm': { unsigned long context = 0; printf("%ld\n", syscall(SYS_io_setup, 4, &context)); break; }
-    case 'f': printf("%d\n", fork() ? 1 : (pause(), 0)); break;
+    case 'f': printf("%d\n", fork_child() ? 1 : (pause(), 0)); break;
     case 'w': if (pipe(ends)) return 1; begin(inside, 0); printf("done\n"); break;
     case 'l': write(ends[1], "x", 1); printf("done\n"); break;
     }

@@ -46,7 +46,7 @@ int main(int argc, char **argv) {
     case 'a': printf("%d\n", answer(atoi(line + 2))); break;
     case 't': printf("%s.\n", trail); break;
     case 'x': note("X"); puts("noted"); break;
-    case 'f': { int child = fork(); if (!child) for (;;) pause(); printf("%d\n", child); break; }
+    case 'f': { int child = fork_child(); if (!child) for (;;) pause(); printf("%d\n", child); break; }
     case 's': {
       struct timespec t = {atoi(line + 2), 0}, a, b;
       clock_gettime(CLOCK_MONOTONIC, &a);

@@ -65,7 +65,7 @@ int main(int argc, char **argv) {
     case 'c': printf("%d\n", calls > 0); break;
     case 'i': printf("%d\n", stored ? stored(x) : -1); break;
     case 'd': printf("%d\n", pointed ? pointed[x] : -1); break;
-    case 'k': printf("%d\n", fork() ? 1 : stay(1)); break;
+    case 'k': printf("%d\n", fork_child() ? 1 : stay(1)); break;
     case 'x': _exit(0);
     }
     fflush(stdout);
