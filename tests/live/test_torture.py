@@ -2,13 +2,15 @@
 
 `make test` takes a few of these moments, `make torture` (KATANA_TORTURE) all of them; of kills only those behind a call
 that something outside of katana can tell from none, since between two others nothing but time has passed for the
-target.  KATANA_TORTURE=literally takes those, too: twice as many, of which each comes to what another one does.  With
-KATANA_TORTURE_PART=2/5 every fifth is taken, from the second on: for several runs at once.
+target, and of the many in one wait one in ten.  KATANA_TORTURE=literally takes those, too: twice as many and more, of
+which each comes to what another one does.  With KATANA_TORTURE_PART=2/5 every fifth is taken, from the second on: for
+several runs at once.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -264,13 +266,25 @@ def moments(calls: Sequence[int], *, is_kill: bool = False) -> list[Moment]:
     first, _, step = os.environ.get("KATANA_TORTURE_PART", "1/1").partition("/")
     part = slice(int(first) - 1, None, int(step))
     if torture and is_kill and torture != "literally":
-        behind = [0, *(n for n, call in enumerate(calls, 1) if call not in _UNNOTICED)]
-        return [Moment(n + 1, noticed) for noticed, n in enumerate(behind) if n < len(calls)][part]
+        noticed = [n for n, call in enumerate(calls, 1) if call not in _UNNOTICED]
+        chosen = _telling([calls[n - 1] for n in noticed])
+        behind = [(0, 0), *(each for each in enumerate(noticed, 1) if each[0] in chosen)]
+        return [Moment(n + 1, count) for count, n in behind if n < len(calls)][part]
     if torture:
         return [Moment(n) for n in range(1, len(calls) + 1)][part]
     writes = [number for number, call in enumerate(calls, 1) if call in (_SYS_PWRITE64, _SYS_PROCESS_VM_WRITEV)]
     chosen = {len(calls) // 3, *writes[-2:], len(calls)}
     return [Moment(n) for n in sorted(chosen) if n]
+
+
+def _telling(calls: Sequence[int]) -> set[int]:
+    """Which of the calls that are noticed to strike behind, from 1 on: all but those in the midst of a wait, of which
+    each tenth will do: they differ only by the time that has passed."""
+    chosen: set[int] = set()
+    for call, those in itertools.groupby(enumerate(calls, 1), lambda each: each[1]):
+        run = [count for count, _ in those]
+        chosen.update(run[:2] + run[-2:] + run[::10] if call == _SYS_WAIT4 else run)
+    return chosen
 
 
 def settle(server: Server) -> None:
