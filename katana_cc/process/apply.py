@@ -36,6 +36,7 @@ from katana_cc.process.handover import Handover
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inject import inject
 from katana_cc.process.ledger import Ledger
+from katana_cc.process.leftopen import close_left_open
 from katana_cc.process.looks import Looks, Select
 from katana_cc.process.members import failed, in_each, open_all
 from katana_cc.process.objections import StrayWordsError, judge
@@ -286,6 +287,7 @@ def _inject_and_commit(
 
 
 def _inject(work: Work) -> None:
+    close_left_open(work.target)
     if work.plan.existing is None:
         work.plan, work.map_pause_us = inject(work.target, work.plan)
         work.is_injected = True

@@ -42,6 +42,7 @@ from katana_cc.process.finishing import finish_all
 from katana_cc.process.gadgets import find_gadgets
 from katana_cc.process.kernel import hiding
 from katana_cc.process.ledger import HEADER_SIZE
+from katana_cc.process.leftopen import close_left_open
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.phases import Bytes
 from katana_cc.process.priority import first_in_line, spared, undisturbed
@@ -142,6 +143,7 @@ def _give_back(target: Target, patch_id: str, wait: float, tell: TellWait) -> Gi
             for w in wanted:
                 w.why = why
         else:
+            close_left_open(target)
             attempt.run()
     finally:
         attempt.close()

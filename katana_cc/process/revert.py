@@ -18,6 +18,7 @@ from katana_cc.process.finishing import finish_all, refuse_later
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inforce import known_in_force, ledgers_in_force
 from katana_cc.process.ledger import Ledger
+from katana_cc.process.leftopen import close_left_open
 from katana_cc.process.looks import Looks, Select
 from katana_cc.process.members import Member, NotKnownError, failed, in_each, open_all
 from katana_cc.process.phases import Bytes
@@ -205,6 +206,8 @@ def _make_ready(work: _Work, patch_id: str, wishes: Wishes, how: Callable[..., R
     work.ready = how(work.target, patch_id, wishes=wishes)
     if work.ready is None:  # somebody else was quicker
         work.before = ProcessOutcome.NOTHING
+    else:
+        close_left_open(work.target)
 
 
 def _try(work: _Work, wait: float, tell: TellWait) -> None:

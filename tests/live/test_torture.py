@@ -24,6 +24,7 @@ import pytest
 from katana_cc.cli.main import main
 from katana_cc.patch.needs import needs_of
 from katana_cc.process import commit, finishing, priority
+from katana_cc.process.leftopen import left_open
 from katana_cc.process.memory import ProcessMemory
 from katana_cc.process.threads import Threads
 from tests.live.handmade import build, patch_from
@@ -351,6 +352,9 @@ def test_katana_struck_at_any_system_call(victim: Victim, command: str, blow: si
         if last == "revert":
             assert code_of(victim.server.pid) == victim.code, where
         victim.put(command)
+    # Whoever does something closes what those that were killed had left open.
+    assert [victim.run(each) for each in ("revert", "apply")] == ["", ""]
+    assert not left_open(victim.server.pid)
 
 
 @situation(49, "katana interrupted in the midst of its writes (Ctrl-C)")
