@@ -45,14 +45,13 @@ from katana_cc.process.ledger import HEADER_SIZE
 from katana_cc.process.leftopen import close_left_open
 from katana_cc.process.maps import MemoryMap, is_scratch
 from katana_cc.process.phases import Bytes
-from katana_cc.process.priority import first_in_line, spared, undisturbed
 from katana_cc.process.proc import all_waiting, is_dead, status_fields
 from katana_cc.process.registration import deregister, may_be_registered, register
 from katana_cc.process.sharers import Sharing
 from katana_cc.process.standing import standings
+from katana_cc.process.standstill import standstill
 from katana_cc.process.target import MEMFD_PREFIX, PatchMapping, Target, read_map
 from katana_cc.process.threads import Threads
-from katana_cc.process.uncollected import uncollected
 from katana_cc.process.uses import Fate, Look, References, RemoteKernel, Returned, Use, Wanted
 from katana_cc.process.waiting import Waiting
 from katana_cc.telling import TellWait, silent
@@ -284,26 +283,12 @@ class _Attempt:
         Raises:
             BusyError: the process does not stop.
         """
-        target = self._target
-        with uncollected(), undisturbed(), first_in_line(), spared():
-            threads = Threads(target.pid)
-            try:
-                threads.seize()
-                threads.stop()
-                threads.read_registers()
-                if not threads.order:
-                    raise TargetError("the process died", where=target.where)
-                try:
-                    return self._judged(threads)
-                finally:
-                    threads.repair_system_calls()
-            except OSError as error:
-                if isinstance(error, KatanaError):
-                    raise
-                raise TargetError(f"the process cannot be read: {error.strerror}", where=target.where) from None
-            finally:
-                threads.release()
-                self.pause_us = (time.perf_counter_ns() - threads.stopped_at) / 1000
+        threads = Threads(self._target.pid)
+        try:
+            with standstill(threads, self._target.where):
+                return self._judged(threads)
+        finally:
+            self.pause_us = (time.perf_counter_ns() - threads.stopped_at) / 1000
 
     def _judged(self, threads: Threads) -> list[Wanted]:
         if self._needles.learn(_guards(self._target, threads)):

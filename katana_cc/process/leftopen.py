@@ -12,14 +12,13 @@ import os
 from pathlib import Path
 
 from katana_cc.cpu.native import system as cpu
-from katana_cc.errors import BusyError, RefusedError, TargetError
+from katana_cc.errors import BusyError, RefusedError
 from katana_cc.process import ptrace_binding as pt
 from katana_cc.process.borrowing import StoppedThread
 from katana_cc.process.gadgets import Gadgets, find_gadgets
-from katana_cc.process.priority import first_in_line, spared, undisturbed
+from katana_cc.process.standstill import standstill
 from katana_cc.process.target import MEMFD_PREFIX, Target
 from katana_cc.process.threads import Threads
-from katana_cc.process.uncollected import uncollected
 
 
 def left_open(pid: int) -> list[int]:
@@ -46,20 +45,9 @@ def close_left_open(target: Target) -> None:
         return
     with contextlib.suppress(BusyError, RefusedError):
         gadgets = find_gadgets(target.memory, target.read_map(), target.where)
-        with uncollected(), undisturbed(), first_in_line(), spared():
-            threads = Threads(target.pid)
-            try:
-                threads.seize()
-                threads.stop()
-                threads.read_registers()
-                try:
-                    _close(target, threads, gadgets)
-                finally:
-                    threads.repair_system_calls()
-            except OSError as error:
-                raise TargetError(f"the process cannot be read: {error.strerror}", where=target.where) from None
-            finally:
-                threads.release()
+        threads = Threads(target.pid)
+        with standstill(threads, target.where):
+            _close(target, threads, gadgets)
 
 
 def _close(target: Target, threads: Threads, gadgets: Gadgets) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from katana_cc.errors import KatanaError, LaterKatanaError
 from katana_cc.outcomes import OfProcess, ProcessOutcome
 from katana_cc.patch.model import HookKind
-from katana_cc.process.commit import Outcome, run
+from katana_cc.process.commit import Outcome
 from katana_cc.process.finishing import finish_all, refuse_later
 from katana_cc.process.hooks import DEFAULT_TIMEOUT, HookRun, refuse_failed, run_hooks, run_hooks_after
 from katana_cc.process.inforce import known_in_force, ledgers_in_force
@@ -83,7 +83,7 @@ def revert_patch(
                 each(lambda work: _run_before(work, wait, hook_timeout))
                 each(functools.partial(_make_ready, patch_id=meant, wishes=wishes, how=how))
                 if len([w for w in fresh if w.before is None]) > 1:
-                    each(lambda work: _try(work, wait, tell))
+                    each(_try)
                 # From here on only bytes are exchanged: while one process is done, others run the new code.
                 each(_revert)
                 looks.done(fresh, sum(p.outcome is ProcessOutcome.SKIPPED for p in skipped[known:]))
@@ -210,11 +210,9 @@ def _make_ready(work: _Work, patch_id: str, wishes: Wishes, how: Callable[..., R
         close_left_open(work.target)
 
 
-def _try(work: _Work, wait: float, tell: TellWait) -> None:
-    """Find out whether there is a moment when it may be reverted, before the first process is."""
+def _try(work: _Work) -> None:
     assert work.ready is not None
-    trial = replace(work.ready.commit, carry=None, handover=None, is_trial=True)
-    run(work.target, trial, work.ready.tables.unwinder, wait, Outcome(), tell)
+    work.ready.try_out()
 
 
 def _revert(work: _Work) -> None:

@@ -226,6 +226,11 @@ class Ready:
     memfd: int
     is_torn: bool
 
+    def try_out(self) -> None:
+        """Find out whether there is a moment when it may be done, before any process is reverted."""
+        trial = replace(self.commit, carry=None, handover=None, is_trial=True)
+        run(self.target, trial, self.tables.unwinder, self.wait, Outcome(), self.tell)
+
     def run(self, outcome: Outcome) -> RevertReport:
         """Do it; `outcome` knows whether it was done, whatever fails."""
         target, wait = self.target, self.wait

@@ -14,7 +14,7 @@ from katana_cc.errors import BusyError, PartlyError, TargetError
 from katana_cc.patch.codec import patch_id
 from katana_cc.patch.files import read_patch
 from katana_cc.process import apply as apply_module
-from katana_cc.process import ptrace_binding, revert, takeback
+from katana_cc.process import ptrace_binding, revert, reverting, takeback
 from katana_cc.process.apply import apply_patch
 from katana_cc.process.heap import find_allocator, look
 from katana_cc.process.imports import Linker
@@ -399,7 +399,7 @@ def test_objects_that_went_back_are_told_of(two: Two, monkeypatch: pytest.Monkey
         ask(first, "a 40")
         before = ask(first, "s")
         apply_patch(po, patch_id(data), [first.pid, second.pid])
-        Failing(revert, monkeypatch, second.pid, after=1)
+        Failing(reverting, monkeypatch, second.pid, after=1)
         with pytest.raises(PartlyError, match="live data has its old layout again") as raised:
             revert.revert_patch([first.pid, second.pid])
         assert [str(p.outcome) for p in raised.value.processes] == ["stuck", "busy"]

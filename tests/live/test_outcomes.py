@@ -14,7 +14,7 @@ import pytest
 from katana_cc.errors import BusyError, PartlyError, TargetError
 from katana_cc.outcomes import APPLYING, REVERTING
 from katana_cc.patch.model import PatchObject
-from katana_cc.process import apply, putback, revert
+from katana_cc.process import apply, putback, revert, reverting
 from katana_cc.process.ledger import Ledger
 from katana_cc.process.survey import Found
 from katana_cc.process.target import Target
@@ -140,7 +140,7 @@ def test_patch_that_cannot_be_taken_back_has_a_status_of_its_own(
     """A bug: "nothing touched", and one process runs the new code."""
     quiet, busy = several.quiet, several.busy
     Failing(apply, monkeypatch, busy.pid)
-    Failing(revert, monkeypatch, quiet.pid)
+    Failing(reverting, monkeypatch, quiet.pid)
     with pytest.raises(PartlyError) as raised:
         apply.apply_patch(several.po, identity(several.po), [quiet.pid, busy.pid])
     error = raised.value
@@ -157,7 +157,7 @@ def test_patch_that_cannot_be_put_back_has_a_status_of_its_own(
 ) -> None:
     quiet, busy = several.quiet, several.busy
     apply.apply_patch(several.po, identity(several.po), [quiet.pid, busy.pid])
-    Failing(revert, monkeypatch, busy.pid, after=1)
+    Failing(reverting, monkeypatch, busy.pid, after=1)
     Failing(putback, monkeypatch, quiet.pid)
     with pytest.raises(PartlyError) as raised:
         revert.revert_patch([quiet.pid, busy.pid])
@@ -191,7 +191,7 @@ def test_interrupted_with_one_half_done_says_so(several: Several, monkeypatch: p
 
     failing = Failing(apply, monkeypatch, busy.pid)
     failing.before_it_fails = interrupted
-    Failing(revert, monkeypatch, quiet.pid)
+    Failing(reverting, monkeypatch, quiet.pid)
     with pytest.raises(PartlyError, match="interrupted"):
         apply.apply_patch(several.po, identity(several.po), [quiet.pid, busy.pid])
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import pytest
 
 from katana_cc.cli.main import main
 from katana_cc.errors import BusyError, TargetError
-from katana_cc.process import apply, revert, sharing, survey
+from katana_cc.process import apply, revert, reverting, sharing, survey
 from katana_cc.process.proc import is_dead
 from katana_cc.process.target import Target
 from tests.live.conftest import TIMES_TEN
@@ -220,7 +220,7 @@ def test_what_was_reverted_gets_its_patch_back(
         pids = [server.pid, *(int(x) for x in server.line().split())]
         assert katana("apply", write_patch(tmp_path, po), "--tree", server.pid).returncode == 0
         before = [code_of(pid) for pid in pids]
-        failing = Failing(revert, monkeypatch, pids[2], after=1)
+        failing = Failing(reverting, monkeypatch, pids[2], after=1)
         asked: list[str] = []
         failing.before_it_fails = lambda: asked.append(server.ask("a 2 5"))
         with pytest.raises(BusyError) as raised:
