@@ -177,7 +177,7 @@ def test_parents_are_patched_before_their_children(
     with serving(prefork[0].output) as server:
         children = [int(x) for x in server.line().split()]
         selection = [words, str(server.pid)] if words == "--tree" else [words]
-        both = ((apply, ["apply", str(patch)]), (revert, ["revert", identity(po)]))
+        both = ((apply, ["apply", str(patch)]), (reverting, ["revert", identity(po)]))
         for module, command in both[: 2 if words == "--tree" else 1]:  # other tests' processes are patched, too
             order: list[int] = []
             real = module.run
@@ -270,7 +270,7 @@ def test_children_that_lack_a_patch_get_it_back_with_their_parent(
     patch = write_patch(tmp_path, patch_from(*forking, ("answer",)))
     with serving(forking[0].output) as server:
         assert katana("apply", patch, "--tree", server.pid).returncode == 0
-        forked = failing_late(server, revert, monkeypatch, 1)
+        forked = failing_late(server, reverting, monkeypatch, 1)
         assert main(["revert", "--tree", str(server.pid)]) == 4
         assert [p.state for p in survey.process_status(forked[0]).patches] == ["applied"]
         assert states(server.pid) == {("applied",)}
