@@ -4,7 +4,7 @@
 # make matrix  every kind of change in every kind of build, live: writes docs/support-matrix.md (twenty minutes);
 #              ONLY=pie-data runs and writes a part, ONLY=situation that of processes and their surroundings
 # make fuzz    generated programs with generated edits, patched while they run: MINUTES=5, SEED=N to begin with
-# make torture katana killed, or its target, at every system call it makes, and a million signals (an hour)
+# make torture katana killed, or its target, at every system call it makes, and a million signals (an hour and a half)
 # make soak    a process under load is patched and unpatched ten times a second, for ten minutes: KATANA_SOAK=seconds
 # make builds  real programs, built with Katana and without: writes docs/builds.md (an hour)
 # make bench   the figures of docs/, measured here
