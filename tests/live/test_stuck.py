@@ -217,12 +217,16 @@ def test_threads_that_are_made_while_all_are_let_go_run(tmp_path: Path) -> None:
 def test_thread_that_ends_before_it_stops_is_not_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug: "the process died"."""
     wait = ptrace_binding.wait
+    gone: list[int] = []
 
     def ended(tid: int) -> ptrace_binding.Stop | None:
+        if tid in gone:
+            return ptrace_binding.Stop(True, 0, 0)  # and so it stays; it is no thread of ours, whose end we would hear
         stop = wait(tid)
         if stop is None or tid != server.pid:
             return stop
         ptrace_binding.detach(tid)
+        gone.append(tid)
         return ptrace_binding.Stop(True, 0, 0)
 
     with serving(build(tmp_path, "server", COUNTER).output, "2") as server, Target(server.pid) as target:
@@ -230,4 +234,6 @@ def test_thread_that_ends_before_it_stops_is_not_the_process(tmp_path: Path, mon
         with _thread(target) as thread:
             assert thread.tid != server.pid
             assert thread.syscall(GETPID) == server.pid
+        assert gone == [server.pid]
+        assert not stuck.holds(server.pid)
         assert server.ask("a 5") == "6"
