@@ -62,7 +62,8 @@ class Held:
 
 @contextlib.contextmanager
 def held(words: Sequence[str]) -> Iterator[Held]:
-    """One of `COMMANDS`, with its arguments, in a process that waits until it is told to go."""
+    """One of `COMMANDS`, with its arguments, in a process that waits until it is told to go.  A test that fails
+    meanwhile ends it: traced by the test and stopped, it would keep for ever what it traces itself."""
     request = json.dumps({"words": list(words), "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
     assert len(request) < _LONGEST
     output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
@@ -70,7 +71,13 @@ def held(words: Sequence[str]) -> Iterator[Held]:
         line.connect(_server().address)
         socket.send_fds(line, [len(request).to_bytes(8, "little")], [output.fileno(), errors.fileno()])
         line.sendall(request)
-        yield Held(words, line, (output, errors))
+        command = Held(words, line, (output, errors))
+        try:
+            yield command
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(command.pid, signal.SIGKILL)
+            raise
 
 
 class _Server(NamedTuple):
